@@ -1,0 +1,46 @@
+# Needs only Python >= 3.11 and make. Every target makes the virtual environment that it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: up test check bench clean lock
+.DELETE_ON_ERROR:
+
+up: $(VENV)/.runtime        ## sets everything up and runs the service; Ctrl-C stops it
+	@exec $(BIN)/token-ledger up
+
+test: $(VENV)/.dev          ## runs every test
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev         ## ruff, mypy, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev         ## prints the benchmark table; needs wrk
+	$(BIN)/python -m tests.bench $(ARGS)
+
+lock:                       ## renews the lock files; needs uv
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet \
+		--no-emit-index-url --no-emit-find-links --upgrade pyproject.toml -o requirements.lock
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet \
+		--no-emit-index-url --no-emit-find-links --constraint requirements.lock --upgrade \
+		pyproject.toml --group dev --group build -o requirements-dev.lock
+
+clean:
+	rm -rf $(VENV)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "token-ledger needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: requirements.lock pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@touch $@

@@ -1,0 +1,54 @@
+"""Events to bytes and back. The only file that knows old shapes."""
+
+from __future__ import annotations
+
+import msgspec
+
+from events.errors import UndecodableEvent
+from events.types import LedgerEvent, UseBlock
+
+_json_encoder = msgspec.json.Encoder()
+_json_decoder = msgspec.json.Decoder(LedgerEvent)
+_block_encoder = msgspec.msgpack.Encoder()
+_block_decoder = msgspec.msgpack.Decoder(UseBlock)
+
+
+def encode(event: LedgerEvent) -> bytes:
+    """JSON of one event.
+
+    The output is decoded and compared before it is returned, since msgspec's constructors validate nothing and
+    what is published cannot be taken back.
+
+    Raises: ValueError if the event does not survive the round trip.
+    """
+    data = _json_encoder.encode(event)
+    if decode(data) != event:
+        raise ValueError(f"{type(event).__name__} does not survive encoding: {data!r}")
+    return data
+
+
+def decode(data: bytes) -> LedgerEvent:
+    """The event in `data`, in its current shape.
+
+    Raises: UndecodableEvent
+    """
+    try:
+        return _json_decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UndecodableEvent(f"cannot read event {data[:200]!r}: {error}") from error
+
+
+def encode_block(block: UseBlock) -> bytes:
+    """MessagePack of one block of uses."""
+    return _block_encoder.encode(block)
+
+
+def decode_block(data: bytes) -> UseBlock:
+    """The block in `data`.
+
+    Raises: UndecodableEvent
+    """
+    try:
+        return _block_decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UndecodableEvent(f"cannot read usage block {data[:64]!r}: {error}") from error

@@ -1,0 +1,394 @@
+"""Everything that can happen. Facts only: past tense, absolute times, no methods, no secrets.
+
+Rules for changing an event stand in the README under "Changing an event". In short: a field may be added with
+a default that means "not recorded"; anything else is a new tag, with an upcaster in `codec.py`.
+
+Identifiers are a prefix and the 32 hex digits of a UUIDv7: `tok_` token, `grt_` grant, `cli_` client, `usr_` user.
+`sealed_*` fields are AES-256-GCM under the key of the person or client they are about (`service/keys.py`).
+`by` is who did it: the caller's token id, a client id, or `system`.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Literal
+
+from msgspec import Struct
+
+TENANT = "main"
+
+
+class Kind(StrEnum):
+    """Kinds of token. RFC 6749 §1.4 and §1.5 for the first two."""
+
+    ACCESS = "access"
+    REFRESH = "refresh"
+    PAT = "pat"
+    SAT = "sat"
+
+
+class Reason(StrEnum):
+    """Why something was revoked. The first six may be given by callers, the rest only the service writes."""
+
+    COMPROMISED = "compromised"
+    LOGOUT = "logout"
+    ROTATED = "rotated"
+    ADMIN = "admin"
+    ABUSE = "abuse"
+    UNUSED = "unused"
+    REUSE_DETECTED = "reuse_detected"
+    DISABLED = "disabled"
+    PASSWORD_CHANGED = "password_changed"  # noqa: S105 - a reason, not a password
+    CLIENT_REQUEST = "client_request"
+
+
+class Event(Struct, frozen=True, kw_only=True, tag_field="type", forbid_unknown_fields=False):
+    """What all events carry. `id` is also the `Nats-Msg-Id`; `occurred_at` is UTC, by the writing host's clock."""
+
+    id: str
+    occurred_at: datetime
+    by: str
+    request_id: str | None = None
+
+
+class MintedToken(Struct, frozen=True, kw_only=True):
+    """One token of a grant. `sha256` is of the token string, hex. `kid` is set for JWTs. Expiry in whole seconds."""
+
+    token_id: str
+    sha256: str
+    kind: Kind
+    scope: str
+    audience: tuple[str, ...]
+    expires_at: datetime
+    kid: str | None = None
+
+
+# Grants and their tokens: ledger.<tenant>.grant.<grant_id>, or ledger.<tenant>.access.<client_id> for the issue of
+# access-only tokens by client credentials.
+
+
+class TokenIssued(Event, frozen=True, kw_only=True, tag="token.issued/1"):
+    """The first event of a grant, with the tokens that it began with.
+
+    `subject` is a user id, or the client id for client credentials (RFC 6749 §4.4). `scope` is what was granted,
+    implications expanded. `refresh_idle_ttl_seconds` and `refresh_ends_at` are set exactly if a refresh token is
+    among `tokens`. `rotated_from` names the PAT or SAT that this one replaces.
+    """
+
+    grant_id: str
+    subject: str
+    client_id: str | None
+    scope: str
+    audience: tuple[str, ...]
+    tokens: tuple[MintedToken, ...]
+    refresh_idle_ttl_seconds: int | None = None
+    refresh_ends_at: datetime | None = None
+    allowed_ips: tuple[str, ...] = ()
+    sealed_name: bytes | None = None
+    rotated_from: str | None = None
+
+
+class TokenRefreshed(Event, frozen=True, kw_only=True, tag="token.refreshed/1"):
+    """A refresh token was spent (RFC 6749 §6). `answer_id` names the sealed answer that won the race."""
+
+    grant_id: str
+    spent_token_id: str
+    answer_id: str
+    tokens: tuple[MintedToken, ...]
+
+
+class RefreshReplayed(Event, frozen=True, kw_only=True, tag="refresh.replayed/1"):
+    """A spent refresh token was presented again. `answered`: within the retry window, with the same successor."""
+
+    grant_id: str
+    token_id: str
+    answered: bool
+
+
+class TokenRevoked(Event, frozen=True, kw_only=True, tag="token.revoked/1"):
+    """One token ended; the rest of its grant lives on."""
+
+    grant_id: str
+    token_id: str
+    reason: Reason
+    sealed_comment: bytes | None = None
+
+
+class TokenSuperseded(Event, frozen=True, kw_only=True, tag="token.superseded/1"):
+    """A PAT or SAT was rotated: it ends at `ends_at` if it does not expire before."""
+
+    grant_id: str
+    token_id: str
+    successor_id: str
+    ends_at: datetime
+
+
+class GrantRevoked(Event, frozen=True, kw_only=True, tag="grant.revoked/1"):
+    """The grant and every token of it ended."""
+
+    grant_id: str
+    reason: Reason
+    sealed_comment: bytes | None = None
+
+
+# Clients: ledger.<tenant>.client.<client_id>
+
+
+class ClientMetadata(Struct, frozen=True, kw_only=True):
+    """RFC 7591 §2 and the ledger's own settings of a client. `secret_sha256` lives outside of it."""
+
+    client_name: str
+    grant_types: tuple[str, ...]
+    response_types: tuple[str, ...]
+    redirect_uris: tuple[str, ...]
+    scope: str
+    token_endpoint_auth_method: Literal["client_secret_basic", "client_secret_post", "none"]
+    access_token_format: Literal["jwt", "opaque"]
+    access_token_ttl_seconds: int
+    refresh_token_idle_ttl_seconds: int
+    refresh_token_max_ttl_seconds: int
+    audience: tuple[str, ...]
+    may_introspect: bool
+
+
+class ClientRegistered(Event, frozen=True, kw_only=True, tag="client.registered/1"):
+    client_id: str
+    metadata: ClientMetadata
+    secret_sha256: str | None
+
+
+class ClientChanged(Event, frozen=True, kw_only=True, tag="client.changed/1"):
+    """The metadata as a whole, as it stands from now on."""
+
+    client_id: str
+    metadata: ClientMetadata
+
+
+class ClientSecretRotated(Event, frozen=True, kw_only=True, tag="client.secret_rotated/1"):
+    """A new secret; the one before it works until `previous_ends_at`."""
+
+    client_id: str
+    secret_sha256: str
+    previous_ends_at: datetime
+
+
+class ClientRevoked(Event, frozen=True, kw_only=True, tag="client.revoked/1"):
+    """Every token of the client whose grant began before this event ended. The client itself stays."""
+
+    client_id: str
+    reason: Reason
+    sealed_comment: bytes | None = None
+
+
+class ClientDisabled(Event, frozen=True, kw_only=True, tag="client.disabled/1"):
+    """The client and every token of it ended, for good."""
+
+    client_id: str
+    reason: Reason
+
+
+# Users: ledger.<tenant>.user.<user_id>; ledger.<tenant>.username.<keyed hash>
+
+
+class UserRegistered(Event, frozen=True, kw_only=True, tag="user.registered/1"):
+    """`username_hash` is keyed (HMAC under the master key), so that a name can be looked up and not read."""
+
+    user_id: str
+    kind: Literal["person", "service"]
+    username_hash: str
+    sealed_profile: bytes
+    scope: str
+    password_hash: str | None
+
+
+class UserChanged(Event, frozen=True, kw_only=True, tag="user.changed/1"):
+    """Scope and sealed profile as they stand from now on."""
+
+    user_id: str
+    sealed_profile: bytes
+    scope: str
+
+
+class UserPasswordChanged(Event, frozen=True, kw_only=True, tag="user.password_changed/1"):
+    """A new password; every token of the user issued before ended."""
+
+    user_id: str
+    password_hash: str | None
+
+
+class SubjectRevoked(Event, frozen=True, kw_only=True, tag="subject.revoked/1"):
+    """Every token of the subject whose grant began before this event ended. The user stays."""
+
+    user_id: str
+    reason: Reason
+    sealed_comment: bytes | None = None
+
+
+class UserDisabled(Event, frozen=True, kw_only=True, tag="user.disabled/1"):
+    """The user and every token of it ended, for good."""
+
+    user_id: str
+    reason: Reason
+
+
+class SubjectErased(Event, frozen=True, kw_only=True, tag="subject.erased/1"):
+    """The subject's key was destroyed: whatever was sealed under it can be read by nobody any more."""
+
+    user_id: str
+
+
+class UsernameClaimed(Event, frozen=True, kw_only=True, tag="username.claimed/1"):
+    """Appended with expected sequence 0, so that two users cannot take one name."""
+
+    username_hash: str
+    user_id: str
+
+
+# Scopes: ledger.<tenant>.scope.<base32 of the name>
+
+
+class ScopeRegistered(Event, frozen=True, kw_only=True, tag="scope.registered/1"):
+    """RFC 6749 §3.3. `audience`: the resource servers that the scope is for; empty means any."""
+
+    name: str
+    description: str
+    audience: tuple[str, ...]
+    implies: tuple[str, ...]
+
+
+class ScopeChanged(Event, frozen=True, kw_only=True, tag="scope.changed/1"):
+    name: str
+    description: str
+    audience: tuple[str, ...]
+    implies: tuple[str, ...]
+
+
+class ScopeDisabled(Event, frozen=True, kw_only=True, tag="scope.disabled/1"):
+    """Nobody is granted the scope from now on; tokens that have it keep it."""
+
+    name: str
+
+
+# Signing keys: ledger.<tenant>.key.<kid>. The private half lives sealed in a key-value bucket.
+
+
+class KeyIntroduced(Event, frozen=True, kw_only=True, tag="key.introduced/1"):
+    """The key is announced in the JWKS (RFC 7517) and signs nothing yet. `public_jwk` is JSON of public members."""
+
+    kid: str
+    alg: Literal["EdDSA", "ES256", "RS256"]
+    public_jwk: str
+
+
+class KeyActivated(Event, frozen=True, kw_only=True, tag="key.activated/1"):
+    """The key signs from now on."""
+
+    kid: str
+
+
+class KeyRetired(Event, frozen=True, kw_only=True, tag="key.retired/1"):
+    """The key signs no more; it stays in the JWKS until `remove_at`, when the last token it signed has expired."""
+
+    kid: str
+    remove_at: datetime
+
+
+class KeyRemoved(Event, frozen=True, kw_only=True, tag="key.removed/1"):
+    """The key left the JWKS and its private half was destroyed."""
+
+    kid: str
+
+
+LedgerEvent = (
+    TokenIssued
+    | TokenRefreshed
+    | RefreshReplayed
+    | TokenRevoked
+    | TokenSuperseded
+    | GrantRevoked
+    | ClientRegistered
+    | ClientChanged
+    | ClientSecretRotated
+    | ClientRevoked
+    | ClientDisabled
+    | UserRegistered
+    | UserChanged
+    | UserPasswordChanged
+    | SubjectRevoked
+    | UserDisabled
+    | SubjectErased
+    | UsernameClaimed
+    | ScopeRegistered
+    | ScopeChanged
+    | ScopeDisabled
+    | KeyIntroduced
+    | KeyActivated
+    | KeyRetired
+    | KeyRemoved
+)
+
+
+class Recorded(Struct, frozen=True, kw_only=True):
+    """An event as it stands in the log. `seq` is its position in LEDGER, `recorded_at` JetStream's own time."""
+
+    seq: int
+    recorded_at: datetime
+    subject: str
+    event: LedgerEvent
+
+
+# Uses: usage.<tenant>.<writer>, MessagePack blocks. Positional: fields may only be appended, with a default.
+
+
+class Context(Struct, frozen=True, array_like=True):
+    """Where a use came from. The only place in the log with addresses and agents; kept for a limited time."""
+
+    ip: str | None = None
+    user_agent: str | None = None
+    method: str | None = None
+    path: str | None = None
+
+
+class TokenUsed(Struct, frozen=True, array_like=True):
+    """One validation or introspection of a token, allowed or refused.
+
+    `occurred_at_us`: microseconds since 1970, UTC. `token_id` is None when the token is unknown; `token_sha256` is
+    then the hash of what was presented, and None otherwise. `caller`: the token or client id that asked.
+    `scope`, `audience`: what was asked for, empty if nothing. `endpoint`: `validate`, `batch`, `introspect`,
+    `forward-auth` or `api`.
+    """
+
+    occurred_at_us: int
+    token_id: str | None
+    token_sha256: bytes | None
+    outcome: str
+    endpoint: str
+    caller: str
+    scope: str = ""
+    audience: str = ""
+    context: Context | None = None
+
+
+class RefusedCount(Struct, frozen=True, array_like=True):
+    """Requests that named no known token, counted per caller, address, outcome and minute.
+
+    `minute`: minutes since 1970, UTC.
+    """
+
+    minute: int
+    caller: str
+    ip: str | None
+    outcome: str
+    endpoint: str
+    count: int
+
+
+class UseBlock(Struct, frozen=True, kw_only=True, tag_field="type", tag="uses/1"):
+    """Many uses in one message. `lost`: uses that this writer is known to have dropped before this block."""
+
+    block_id: str
+    writer: str
+    uses: tuple[TokenUsed, ...]
+    refused: tuple[RefusedCount, ...] = ()
+    lost: int = 0
