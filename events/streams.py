@@ -1,0 +1,454 @@
+"""Streams and buckets: how they must be configured, how they are reached, made, checked and followed.
+
+This is the only file that knows their configuration. Only the process with the `admin` credentials may make or
+change them; every process checks them at its start, since `deny_delete` and `deny_purge` do not stop a change of
+configuration from erasing (`max_msgs_per_subject: 1` does).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import nats.errors
+import nats.js.errors
+from msgspec import Struct
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js import api
+
+from events.errors import LedgerUnavailable, UnsafeServer
+from events.types import TENANT
+
+LEDGER = "LEDGER"
+USAGE = "USAGE"
+REVOCATIONS = "REVOCATIONS"
+
+SIGNING_KEYS = "signing_keys"  # private halves, sealed under the master key
+SUBJECT_KEYS = "subject_keys"  # one key a person or client, sealed under the master key; deleted by erasure
+ANSWERS = "answers"  # answers of refreshes, sealed under the presented token, for lost responses
+IDEMPOTENCY = "idempotency"  # what a create was about to do and answer, sealed under the caller's token
+
+MIN_SERVER_VERSION = (2, 15, 0)  # the first whose atomic batch syncs the stream's file once
+LEDGER_MESSAGE_BYTES_MAX = 256 * 1024
+IDEMPOTENCY_SECONDS = 24 * 3600
+DEDUPLICATION_SECONDS = 120
+_NS = 1_000_000_000
+
+
+class StreamLimits(Struct, frozen=True, kw_only=True):
+    """What an operator may choose about the streams. Ages in seconds, sizes in bytes, None means unlimited."""
+
+    replicas: int = 1
+    usage_age_seconds_max: int = 400 * 86_400
+    usage_bytes_max: int = 16 * 1024**3
+    ledger_bytes_max: int | None = None
+    answers_ttl_seconds: int = 60
+
+
+class RawMessage(Struct, frozen=True):
+    """A message of a stream as it is stored. `recorded_at_ns`: JetStream's time, nanoseconds since 1970, UTC."""
+
+    seq: int
+    recorded_at_ns: int
+    subject: str
+    data: bytes
+
+    @property
+    def recorded_at(self) -> datetime:
+        """The same time with microseconds."""
+        return _EPOCH + timedelta(microseconds=self.recorded_at_ns // 1000)
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Connection(Client):
+    """A NATS client that tells several listeners when its connection is lost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lost_listeners: list[Callable[[], None]] = []
+        self.back = asyncio.Event()
+
+    async def tell_lost(self) -> None:
+        self.back.clear()
+        for listener in self.lost_listeners:
+            listener()
+
+    async def tell_back(self) -> None:
+        self.back.set()
+
+
+async def connect(
+    url: str,
+    creds: Path | None,
+    *,
+    name: str,
+    on_error: Callable[[Exception], Awaitable[None]] | None = None,
+) -> Connection:
+    """A connection that reconnects for ever. `url` may list several servers, separated by commas.
+
+    `creds` is an nkey seed file or a `.creds` file. The embedded server's seed files are named after their role,
+    and a role may only listen on its own inbox, `_INBOX_<role>`.
+
+    Raises: LedgerUnavailable
+    """
+    connection = Connection()
+    options: dict[str, Any] = {}
+    if creds is not None:
+        text = creds.read_text()
+        if "BEGIN NATS USER JWT" in text:
+            options["user_credentials"] = str(creds)
+        else:
+            options["nkeys_seed_str"] = text.strip()
+        if creds.suffix == ".nk":
+            options["inbox_prefix"] = f"_INBOX_{creds.stem}"
+
+    async def ignore(_: Exception) -> None:
+        """Errors on the wire reach callers through their own requests; the client reconnects by itself."""
+
+    try:
+        await connection.connect(
+            servers=[part.strip() for part in url.split(",")],
+            name=name,
+            allow_reconnect=True,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=0.1,  # type: ignore[arg-type]  # seconds; fractions work
+            connect_timeout=3,
+            ping_interval=5,
+            max_outstanding_pings=2,
+            error_cb=on_error or ignore,
+            disconnected_cb=connection.tell_lost,
+            reconnected_cb=connection.tell_back,
+            **options,
+        )
+    except (nats.errors.Error, OSError, TimeoutError) as error:
+        with contextlib.suppress(Exception):
+            await connection.close()
+        raise LedgerUnavailable(f"cannot reach the nats-server at {url}: {error}") from error
+    connection.back.set()
+    return connection
+
+
+def stream_configs(limits: StreamLimits) -> dict[str, dict[str, Any]]:
+    """Every stream and bucket by name, as the server reports it: whole, so that any change shows."""
+    ledger = _stream(LEDGER, ["ledger.>"], limits) | {
+        "discard": "new",
+        "max_bytes": limits.ledger_bytes_max or -1,
+        "max_msg_size": LEDGER_MESSAGE_BYTES_MAX,
+    }
+    usage = _stream(USAGE, ["usage.>"], limits) | {
+        "discard": "old",
+        "max_bytes": limits.usage_bytes_max,
+        "max_age": limits.usage_age_seconds_max * _NS,
+    }
+    revocations = _stream(REVOCATIONS, ["revocations.>"], limits) | {
+        "discard": "old",
+        "max_bytes": 1024**3,
+        "max_age": 400 * 86_400 * _NS,
+    }
+    buckets = [
+        _bucket(SIGNING_KEYS, limits, bytes_max=64 * 1024**2),
+        _bucket(SUBJECT_KEYS, limits, bytes_max=8 * 1024**3),
+        _bucket(ANSWERS, limits, bytes_max=1024**3, ttl_seconds=limits.answers_ttl_seconds),
+        _bucket(IDEMPOTENCY, limits, bytes_max=1024**3, ttl_seconds=IDEMPOTENCY_SECONDS),
+    ]
+    return {config["name"]: config for config in [ledger, usage, revocations, *buckets]}
+
+
+def _stream(name: str, subjects: list[str], limits: StreamLimits) -> dict[str, Any]:
+    return {
+        "name": name,
+        "subjects": subjects,
+        "retention": "limits",
+        "max_consumers": -1,
+        "max_msgs": -1,
+        "max_bytes": -1,
+        "max_age": 0,
+        "max_msgs_per_subject": -1,
+        "max_msg_size": -1,
+        "storage": "file",
+        "num_replicas": limits.replicas,
+        "duplicate_window": DEDUPLICATION_SECONDS * _NS,
+        "compression": "none",
+        "allow_direct": True,
+        "mirror_direct": False,
+        "sealed": False,
+        "deny_delete": True,
+        "deny_purge": True,
+        "allow_rollup_hdrs": False,
+        "allow_atomic": True,
+        "consumer_limits": {},
+    }
+
+
+def _bucket(name: str, limits: StreamLimits, *, bytes_max: int, ttl_seconds: int = 0) -> dict[str, Any]:
+    # Messages may be deleted here, unlike in buckets that the client makes: erasure overwrites a key.
+    return _stream(f"KV_{name}", [f"$KV.{name}.>"], limits) | {
+        "discard": "new",
+        "max_bytes": bytes_max,
+        "max_age": ttl_seconds * _NS,
+        "max_msgs_per_subject": 1,
+        "max_msg_size": LEDGER_MESSAGE_BYTES_MAX,
+        "duplicate_window": min(DEDUPLICATION_SECONDS, ttl_seconds or DEDUPLICATION_SECONDS) * _NS,
+        "deny_delete": False,
+        "deny_purge": True,
+        "allow_atomic": False,
+    }
+
+
+async def _ask(nc: Client, subject: str, body: dict[str, Any] | None = None, *, seconds: float = 5) -> dict[str, Any]:
+    """One JetStream API request. Raises: LedgerUnavailable."""
+    try:
+        reply = await nc.request(subject, json.dumps(body).encode() if body else b"", timeout=seconds)
+    except (nats.errors.Error, TimeoutError, OSError) as error:
+        raise LedgerUnavailable(f"the nats-server does not answer {subject}: {error}") from error
+    answer: dict[str, Any] = json.loads(reply.data)
+    return answer
+
+
+async def stream_state(nc: Client, stream: str, *, seconds: float = 5) -> dict[str, Any]:
+    """The `state` of a stream by its leader: `first_seq`, `last_seq`, `messages`, `bytes`. Raises: LedgerUnavailable."""
+    answer = await _ask(nc, f"$JS.API.STREAM.INFO.{stream}", seconds=seconds)
+    if "error" in answer:
+        raise LedgerUnavailable(f"stream {stream}: {answer['error'].get('description')}")
+    state: dict[str, Any] = answer["state"]
+    return state
+
+
+async def provision(nc: Client, limits: StreamLimits) -> None:
+    """Makes the streams and buckets that are missing, adapts the limits an operator may change, then checks all.
+
+    Needs the admin credentials. Raises: LedgerUnavailable, UnsafeServer.
+    """
+    await check_server(nc)
+    for name, config in stream_configs(limits).items():
+        answer = await _ask(nc, f"$JS.API.STREAM.INFO.{name}")
+        if "error" in answer and answer["error"].get("err_code") == 10059:  # stream not found
+            verb = "CREATE"
+        elif "error" in answer:
+            raise LedgerUnavailable(f"stream {name}: {answer['error'].get('description')}")
+        elif _differences(answer["config"], config) and _only_limits_differ(answer["config"], config):
+            verb = "UPDATE"
+        else:
+            continue
+        made = await _ask(nc, f"$JS.API.STREAM.{verb}.{name}", config, seconds=10)
+        if "error" in made:
+            raise UnsafeServer(f"stream {name} cannot be made: {made['error'].get('description')}")
+    await check(nc, limits)
+
+
+async def check(nc: Client, limits: StreamLimits) -> None:
+    """Compares the server's and every stream's whole configuration with what it must be.
+
+    Raises: UnsafeServer naming each setting that differs; LedgerUnavailable.
+    """
+    await check_server(nc)
+    problems = []
+    for name, config in stream_configs(limits).items():
+        answer = await _ask(nc, f"$JS.API.STREAM.INFO.{name}")
+        if "error" in answer:
+            problems.append(f"stream {name}: {answer['error'].get('description')}")
+        else:
+            problems += [f"stream {name}: {line}" for line in _differences(answer["config"], config)]
+    if problems:
+        raise UnsafeServer("; ".join(problems))
+
+
+async def check_server(nc: Client) -> None:
+    """Refuses a server that acknowledges before it syncs, or that is too old. Raises: UnsafeServer."""
+    info = nc._server_info  # noqa: SLF001 - the client has no public way to the INFO line
+    version = tuple(int(part) for part in info.get("version", "0").split("-")[0].split("."))
+    if version < MIN_SERVER_VERSION:
+        wanted = ".".join(map(str, MIN_SERVER_VERSION))
+        raise UnsafeServer(f"nats-server {info.get('version')} is too old: {wanted} or newer is needed")
+    for varz in await server_reports(nc):
+        jetstream = varz.get("jetstream", {}).get("config", {})
+        if not jetstream.get("sync_always"):
+            raise UnsafeServer(
+                f"nats-server {varz.get('server_name')}: sync_interval is not `always`, so that it acknowledges "
+                "events before they are on disk; set `jetstream { sync_interval: always }`"
+            )
+
+
+async def server_reports(nc: Client) -> list[dict[str, Any]]:
+    """VARZ of every server of the cluster, through the service that the SYS account exports as `sync.check`.
+
+    Raises: UnsafeServer if nobody answers, since then nobody vouches for `sync_always`.
+    """
+    inbox = nc.new_inbox()
+    answers: list[dict[str, Any]] = []
+    subscription = await nc.subscribe(inbox)
+    try:
+        await nc.publish("sync.check", b"", reply=inbox)
+        wait_seconds = 3.0
+        while True:
+            message = await subscription.next_msg(timeout=wait_seconds)
+            if not message.data:
+                break
+            answers.append(json.loads(message.data)["data"])
+            wait_seconds = 0.25  # the other servers of a cluster answer at about the same time
+    except (nats.errors.Error, TimeoutError):
+        pass
+    finally:
+        with contextlib.suppress(Exception):
+            await subscription.unsubscribe()
+    if not answers:
+        raise UnsafeServer(
+            "the nats-server does not say whether `sync_interval: always` is set: account SYS must export "
+            "$SYS.REQ.SERVER.PING.VARZ and the service's account import it as sync.check"
+        )
+    return answers
+
+
+_CHANGEABLE = {
+    LEDGER: {"max_bytes", "num_replicas"},
+    USAGE: {"max_bytes", "max_age", "num_replicas"},
+    f"KV_{ANSWERS}": {"max_age", "duplicate_window", "num_replicas"},
+}
+
+
+def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    lines = []
+    for key in sorted(found.keys() | wanted.keys()):
+        default: Any = False if isinstance(wanted.get(key, found.get(key)), bool) else None
+        has, should = found.get(key, default), wanted.get(key, default)
+        if key == "metadata":
+            has = {k: v for k, v in (has or {}).items() if not k.startswith("_nats.")} or None
+        if has != should and (has or should):
+            lines.append(f"{key} is {has!r} and must be {should!r}")
+    return lines
+
+
+def _only_limits_differ(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    allowed = _CHANGEABLE.get(wanted["name"], {"num_replicas"})
+    return {line.split(" ", 1)[0] for line in _differences(found, wanted)} <= allowed
+
+
+class _Delivery:
+    """Collects what an ordered consumer delivers until the loop takes it."""
+
+    def __init__(self, position: int, *, gapless: bool) -> None:
+        self.position = position
+        self.gapless = gapless
+        self.broken = False
+        self.arrived = asyncio.Event()
+        self.messages: list[RawMessage] = []
+
+    async def take(self, message: Msg) -> None:
+        # $JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time ns>.<pending>
+        fields = message.reply.split(".")
+        seq = int(fields[5])
+        if seq <= self.position:
+            return
+        if self.gapless and seq != self.position + 1:
+            self.broken = True
+        else:
+            self.position = seq
+            self.messages.append(RawMessage(seq, int(fields[7]), message.subject, message.data))
+        self.arrived.set()
+
+
+async def follow(
+    nc: Connection, stream: str, after: int, *, batch_max: int = 1000, idle_seconds: float = 0.5
+) -> AsyncIterator[list[RawMessage]]:
+    """Every message of `stream` after sequence `after`, in order, for ever, in batches of what has arrived.
+
+    An empty batch comes about every `idle_seconds` when nothing arrives. Survives reconnects, restarts of the server
+    and lost consumers. LEDGER has no gaps, so a gap there is never passed over: the consumer is made anew.
+    """
+    position = after
+    while True:
+        delivery = _Delivery(position, gapless=stream == LEDGER)
+        try:
+            subscription = await _subscribe(nc, stream, position, delivery)
+        except (nats.errors.Error, TimeoutError, OSError):
+            yield []
+            await asyncio.sleep(0.2)
+            continue
+        reconnects = nc.stats["reconnects"]
+        quiet_since = time.monotonic()
+        try:
+            while not delivery.broken and nc.stats["reconnects"] == reconnects:
+                if not delivery.messages:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(delivery.arrived.wait(), idle_seconds)
+                delivery.arrived.clear()
+                if delivery.messages:
+                    taken, delivery.messages = delivery.messages[:batch_max], delivery.messages[batch_max:]
+                    position = taken[-1].seq
+                    quiet_since = time.monotonic()
+                    yield taken
+                    # Applying is synchronous: let the client read what arrived meanwhile.
+                    await asyncio.sleep(0)
+                else:
+                    yield []
+                    if time.monotonic() - quiet_since > 2:
+                        if await _is_behind(nc, stream, position):
+                            break
+                        quiet_since = time.monotonic()
+        finally:
+            with contextlib.suppress(Exception):
+                await subscription.unsubscribe()
+
+
+async def _subscribe(nc: Connection, stream: str, position: int, delivery: _Delivery) -> Any:
+    js = nc.jetstream(timeout=3)
+    # One consumer name a follower and moment: a name that is still there from before a reconnect would be refused.
+    name = f"follow_{nc._nuid.next().decode()}"  # noqa: SLF001 - the client's own generator of unique names
+    subject = {LEDGER: "ledger.>", USAGE: "usage.>", REVOCATIONS: "revocations.>"}[stream]
+    config = api.ConsumerConfig(
+        name=name,
+        deliver_policy=api.DeliverPolicy.BY_START_SEQUENCE,
+        opt_start_seq=position + 1,
+        inactive_threshold=30,
+    )
+    return await js.subscribe(
+        subject,
+        stream=stream,
+        config=config,
+        ordered_consumer=True,
+        idle_heartbeat=1,
+        cb=delivery.take,
+        pending_msgs_limit=-1,
+        pending_bytes_limit=-1,
+    )
+
+
+async def _is_behind(nc: Connection, stream: str, position: int) -> bool:
+    try:
+        state = await stream_state(nc, stream, seconds=1)
+    except LedgerUnavailable:
+        return False
+    return int(state["last_seq"]) > position
+
+
+__all__ = [
+    "ANSWERS",
+    "IDEMPOTENCY",
+    "LEDGER",
+    "MIN_SERVER_VERSION",
+    "REVOCATIONS",
+    "SIGNING_KEYS",
+    "SUBJECT_KEYS",
+    "TENANT",
+    "USAGE",
+    "Connection",
+    "RawMessage",
+    "StreamLimits",
+    "check",
+    "check_server",
+    "connect",
+    "follow",
+    "provision",
+    "server_reports",
+    "stream_configs",
+    "stream_state",
+]
