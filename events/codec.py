@@ -8,7 +8,7 @@ from events.errors import UndecodableEvent
 from events.types import LedgerEvent, UseBlock
 
 _json_encoder = msgspec.json.Encoder()
-_json_decoder = msgspec.json.Decoder(LedgerEvent)
+_json_decoder: msgspec.json.Decoder[LedgerEvent] = msgspec.json.Decoder(LedgerEvent)
 _block_encoder = msgspec.msgpack.Encoder()
 _block_decoder = msgspec.msgpack.Decoder(UseBlock)
 

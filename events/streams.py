@@ -39,6 +39,7 @@ MIN_SERVER_VERSION = (2, 15, 0)  # the first whose atomic batch syncs the stream
 LEDGER_MESSAGE_BYTES_MAX = 256 * 1024
 IDEMPOTENCY_SECONDS = 24 * 3600
 DEDUPLICATION_SECONDS = 120
+_DELIVERED_MAX = 20_000  # messages held by one follower before it stops reading
 _NS = 1_000_000_000
 
 
@@ -103,7 +104,7 @@ async def connect(
     connection = Connection()
     options: dict[str, Any] = {}
     if creds is not None:
-        text = creds.read_text()
+        text = creds.read_text()  # noqa: ASYNC240 - a few bytes, once, before anything is served
         if "BEGIN NATS USER JWT" in text:
             options["user_credentials"] = str(creds)
         else:
@@ -340,6 +341,7 @@ class _Delivery:
         self.gapless = gapless
         self.broken = False
         self.arrived = asyncio.Event()
+        self.room = asyncio.Event()
         self.messages: list[RawMessage] = []
 
     async def take(self, message: Msg) -> None:
@@ -354,6 +356,14 @@ class _Delivery:
             self.position = seq
             self.messages.append(RawMessage(seq, int(fields[7]), message.subject, message.data))
         self.arrived.set()
+        if len(self.messages) >= _DELIVERED_MAX:
+            self.room.clear()
+            await self.room.wait()  # the server's flow control then holds back the rest
+
+    def pop(self, count: int) -> list[RawMessage]:
+        taken, self.messages = self.messages[:count], self.messages[count:]
+        self.room.set()
+        return taken
 
 
 async def follow(
@@ -382,7 +392,7 @@ async def follow(
                         await asyncio.wait_for(delivery.arrived.wait(), idle_seconds)
                 delivery.arrived.clear()
                 if delivery.messages:
-                    taken, delivery.messages = delivery.messages[:batch_max], delivery.messages[batch_max:]
+                    taken = delivery.pop(batch_max)
                     position = taken[-1].seq
                     quiet_since = time.monotonic()
                     yield taken
@@ -395,6 +405,7 @@ async def follow(
                             break
                         quiet_since = time.monotonic()
         finally:
+            delivery.room.set()
             with contextlib.suppress(Exception):
                 await subscription.unsubscribe()
 

@@ -1,0 +1,342 @@
+"""The log of everything that was issued, refreshed and revoked: append, compare-and-set, read, follow.
+
+Concurrent appends are committed as groups: while one group is being written the next gathers. A group of more than a
+dozen events is one atomic batch, which costs the server about six milliseconds whatever its size; smaller groups go
+as single messages, about one millisecond each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Any
+
+import nats.errors
+from msgspec import Struct
+from nats.aio.msg import Msg
+
+from events import codec
+from events.errors import Conflict, LedgerError, LedgerUnavailable, MessageTooLarge, OutcomeUnknown
+from events.publisher import WRONG_LAST_SEQUENCE, NotAcknowledged, Publisher, Refused, outcome
+from events.streams import (
+    LEDGER,
+    LEDGER_MESSAGE_BYTES_MAX,
+    Connection,
+    RawMessage,
+    follow,
+    stream_state,
+)
+from events.types import LedgerEvent, Recorded
+
+APPEND_SECONDS_MAX = 5.0
+WAITING_EVENTS_MAX = 20_000
+_ATTEMPT_SECONDS = 2.0
+_SINGLES_MAX = 12  # up to here single publishes are faster than an atomic batch
+_BATCH_EVENTS_MAX = 1000  # the server's limit, err_code 10199
+_READ_EVENTS_MAX = 100_000
+
+MSG_ID = "Nats-Msg-Id"
+_EXPECTED = "Nats-Expected-Last-Subject-Sequence"
+
+
+class Append(Struct, frozen=True):
+    """One event for one subject. `expected`: the subject's last sequence, 0 for a new subject, None for any."""
+
+    subject: str
+    event: LedgerEvent
+    expected: int | None = None
+
+
+class _Message(Struct, frozen=True):
+    subject: str
+    data: bytes
+    headers: dict[str, str]
+
+
+class _Unit:
+    """What one caller wants appended as a whole."""
+
+    __slots__ = ("deadline", "done", "messages", "sent")
+
+    def __init__(self, messages: list[_Message]) -> None:
+        self.messages = messages
+        self.done: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
+        self.deadline = time.monotonic() + APPEND_SECONDS_MAX
+        self.sent = False
+
+    def fail(self, error: LedgerError) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+
+    def succeed(self, seqs: list[int]) -> None:
+        if not self.done.done():
+            self.done.set_result(seqs)
+
+    def out_of_time(self) -> LedgerError:
+        if self.sent:
+            return OutcomeUnknown("the log did not answer in time: the event may or may not be recorded")
+        return LedgerUnavailable("the log could not be reached in time: nothing was recorded")
+
+
+class Ledger:
+    """The LEDGER stream, for one process."""
+
+    def __init__(self, nc: Connection) -> None:
+        self.nc = nc
+        self._publisher = Publisher(nc)
+        self._waiting: deque[_Unit] = deque()
+        self._waiting_events = 0
+        self._writer: asyncio.Task[None] | None = None
+        self._end_asked: asyncio.Task[int] | None = None
+        self._end_next: asyncio.Task[int] | None = None
+
+    async def append(self, *entries: Append) -> list[int]:
+        """Appends all entries or none and returns their sequences, once they are on disk.
+
+        Of several entries for one subject, the expectation of the first is checked.
+
+        Raises: Conflict, LedgerUnavailable, OutcomeUnknown, StreamFull, MessageTooLarge.
+        """
+        unit = _Unit(_messages(entries))
+        if self._waiting_events + len(entries) > WAITING_EVENTS_MAX:
+            raise LedgerUnavailable(f"{WAITING_EVENTS_MAX} events already wait to be written")
+        self._waiting.append(unit)
+        self._waiting_events += len(entries)
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write())
+        return await unit.done
+
+    async def _write(self) -> None:
+        while self._waiting:
+            units = self._next_group()
+            try:
+                await self._commit(units)
+            except Exception as error:
+                for unit in units:
+                    unit.fail(error if isinstance(error, LedgerError) else LedgerUnavailable(f"cannot write: {error}"))
+                if not isinstance(error, LedgerError):
+                    raise
+
+    def _next_group(self) -> list[_Unit]:
+        """The units that may be committed together: the server takes one expectation a subject and batch."""
+        group: list[_Unit] = []
+        events = 0
+        conditioned: set[str] = set()
+        free: set[str] = set()
+        for _ in range(len(self._waiting)):
+            unit = self._waiting[0]
+            subjects = {message.subject for message in unit.messages}
+            has_expectation = {message.subject for message in unit.messages if _EXPECTED in message.headers}
+            clash = (subjects & conditioned) or (has_expectation & free)
+            if group and (clash or events + len(unit.messages) > _BATCH_EVENTS_MAX):
+                break
+            self._waiting.popleft()
+            group.append(unit)
+            events += len(unit.messages)
+            conditioned |= has_expectation
+            free |= subjects - has_expectation
+        self._waiting_events -= events
+        return group
+
+    async def _commit(self, units: list[_Unit]) -> None:
+        live = []
+        for unit in units:
+            if unit.done.cancelled():
+                continue
+            if time.monotonic() > unit.deadline:
+                unit.fail(unit.out_of_time())
+            else:
+                live.append(unit)
+        if sum(len(unit.messages) for unit in live) <= _SINGLES_MAX:
+            await asyncio.gather(*(self._commit_alone(unit) for unit in live))
+            return
+        try:
+            seqs = await self._batch([message for unit in live for message in unit.messages], live)
+        except (Refused, NotAcknowledged):
+            # A refused batch does not say which event was at fault, and of one without an answer nothing is known.
+            # Each unit then goes alone, with the same ids, and meets its own outcome.
+            await asyncio.gather(*(self._commit_alone(unit) for unit in live))
+            return
+        for unit in live:
+            unit.succeed(seqs[: len(unit.messages)])
+            seqs = seqs[len(unit.messages) :]
+
+    async def _commit_alone(self, unit: _Unit) -> None:
+        """One unit, sent again with the same ids until its outcome is known or its time is up."""
+        while True:
+            try:
+                if len(unit.messages) == 1:
+                    unit.succeed([await self._single(unit)])
+                else:
+                    unit.succeed(await self._batch(unit.messages, [unit]))
+                return
+            except Refused as refused:
+                seqs = await self._own_seqs(unit, refused)
+                if seqs:
+                    unit.succeed(seqs)
+                elif refused.err_code in WRONG_LAST_SEQUENCE:
+                    unit.fail(Conflict(f"another event came first on {unit.messages[0].subject}"))
+                else:
+                    unit.fail(refused.as_ledger_error())
+                return
+            except NotAcknowledged:
+                pass
+            except LedgerUnavailable as error:
+                if not unit.sent:
+                    unit.fail(error)
+                    return
+            except LedgerError as error:
+                unit.fail(error)
+                return
+            remaining = unit.deadline - time.monotonic()
+            if remaining <= 0:
+                unit.fail(unit.out_of_time())
+                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.nc.back.wait(), remaining)
+
+    async def _own_seqs(self, unit: _Unit, refused: Refused) -> list[int]:
+        """Where the unit's events stand if an earlier attempt wrote them, else an empty list.
+
+        JetStream checks the expectation before it looks for duplicates, so a second attempt is refused with "wrong
+        last sequence" although the first succeeded.
+        """
+        if refused.err_code not in WRONG_LAST_SEQUENCE | {10201}:
+            return []
+        found = {}
+        for subject in {message.subject for message in unit.messages}:
+            with contextlib.suppress(LedgerError):
+                async for message in self._stored(subject):
+                    found[(message.headers or {}).get(MSG_ID)] = int((message.headers or {})["Nats-Sequence"])
+        seqs = [found.get(message.headers[MSG_ID]) for message in unit.messages]
+        return [seq for seq in seqs if seq is not None] if None not in seqs else []
+
+    async def _single(self, unit: _Unit) -> int:
+        message = unit.messages[0]
+        future = await self._publisher.publish(message.subject, message.data, message.headers)
+        unit.sent = True
+        ack = await outcome(future, _ATTEMPT_SECONDS)
+        return int(ack["seq"])
+
+    async def _batch(self, messages: list[_Message], units: list[_Unit]) -> list[int]:
+        """One atomic batch (ADR-50): all or nothing, acknowledged once, sequences without a gap."""
+        batch_id = self.nc._nuid.next().decode()  # noqa: SLF001 - the client's own generator of unique ids
+        last = len(messages)
+        future = None
+        for number, message in enumerate(messages, 1):
+            headers = message.headers | {"Nats-Batch-Id": batch_id, "Nats-Batch-Sequence": str(number)}
+            if number == last:
+                headers["Nats-Batch-Commit"] = "1"
+                for unit in units:
+                    unit.sent = True
+            future = await self._publisher.publish(message.subject, message.data, headers, acknowledged=number == last)
+        ack = await outcome(future, _ATTEMPT_SECONDS)
+        end = int(ack["seq"])
+        return list(range(end - last + 1, end + 1))
+
+    async def read(self, subject: str) -> list[Recorded]:
+        """Every event of one subject, oldest first; empty if there is none. Raises: LedgerUnavailable."""
+        return [_recorded(message) async for message in self._stored(subject)]
+
+    async def get(self, seq: int) -> Recorded | None:
+        """The event at one sequence, or None. Raises: LedgerUnavailable."""
+        async for message in self._direct({"seq": seq, "batch": 1}):
+            if int((message.headers or {})["Nats-Sequence"]) == seq:
+                return _recorded(message)
+        return None
+
+    async def _stored(self, subject: str) -> AsyncIterator[Msg]:
+        async for message in self._direct({"next_by_subj": subject, "seq": 1, "batch": _READ_EVENTS_MAX}):
+            yield message
+
+    async def _direct(self, query: dict[str, Any]) -> AsyncIterator[Msg]:
+        """Batched direct get (ADR-31): messages until an end-of-batch marker; asks again where the server cut it."""
+        while True:
+            inbox = self.nc.new_inbox()
+            if not self.nc.is_connected:
+                raise LedgerUnavailable("the connection to the nats-server is down")
+            subscription = await self.nc.subscribe(inbox)
+            try:
+                await self.nc.publish(f"$JS.API.DIRECT.GET.{LEDGER}", json.dumps(query).encode(), reply=inbox)
+                last = 0
+                while True:
+                    message = await subscription.next_msg(timeout=_ATTEMPT_SECONDS)
+                    headers = message.headers or {}
+                    status = headers.get("Status")
+                    if status in {"404", "204"}:
+                        break
+                    if status is not None or "Nats-Sequence" not in headers:
+                        raise LedgerUnavailable(f"reading the log failed: {headers}")
+                    last = int(headers["Nats-Sequence"])
+                    yield message
+                    if query["batch"] == 1:
+                        return
+            except (nats.errors.Error, TimeoutError, OSError) as error:
+                raise LedgerUnavailable(f"reading the log failed: {error}") from error
+            finally:
+                with contextlib.suppress(Exception):
+                    await subscription.unsubscribe()
+            if status == "404" or headers.get("Nats-Num-Pending", "0") == "0" or not last:
+                return
+            query = query | {"seq": last + 1}
+
+    async def last_seq(self) -> int:
+        """The stream's end, asked of its leader after this call began. Concurrent callers share one question.
+
+        Raises: LedgerUnavailable.
+        """
+        # A question that is already under way may have been answered before this call began: wait for the next one.
+        if self._end_asked is None or self._end_asked.done():
+            self._end_asked = asyncio.create_task(self._ask_end())
+            return await asyncio.shield(self._end_asked)
+        if self._end_next is None or self._end_next.done():
+            self._end_next = asyncio.create_task(self._ask_end_after(self._end_asked))
+        return await asyncio.shield(self._end_next)
+
+    async def _ask_end(self) -> int:
+        state = await stream_state(self.nc, LEDGER, seconds=_ATTEMPT_SECONDS)
+        return int(state["last_seq"])
+
+    async def _ask_end_after(self, running: asyncio.Task[int]) -> int:
+        await asyncio.wait([running])
+        self._end_asked = asyncio.current_task()
+        self._end_next = None
+        return await self._ask_end()
+
+    def follow(self, after: int) -> AsyncIterator[list[RawMessage]]:
+        """Every event after `after`, in order, for ever; see `streams.follow`."""
+        return follow(self.nc, LEDGER, after)
+
+
+def _messages(entries: tuple[Append, ...]) -> list[_Message]:
+    messages = []
+    seen: set[str] = set()
+    for entry in entries:
+        headers = {MSG_ID: entry.event.id}
+        if entry.expected is not None and entry.subject not in seen:
+            headers[_EXPECTED] = str(entry.expected)
+        seen.add(entry.subject)
+        data = codec.encode(entry.event)
+        if len(data) > LEDGER_MESSAGE_BYTES_MAX - 1024:
+            raise MessageTooLarge(f"the event of {len(data)} bytes is larger than {LEDGER_MESSAGE_BYTES_MAX - 1024}")
+        messages.append(_Message(entry.subject, data, headers))
+    return messages
+
+
+def _recorded(message: Msg) -> Recorded:
+    headers = message.headers or {}
+    time_stamp = headers["Nats-Time-Stamp"]
+    # Nanoseconds, with trailing zeros cut: more digits than datetime takes.
+    main, _, fraction = time_stamp.rstrip("Z").partition(".")
+    recorded_at = datetime.fromisoformat(f"{main}.{(fraction + '000000')[:6]}+00:00")
+    return Recorded(
+        seq=int(headers["Nats-Sequence"]),
+        recorded_at=recorded_at,
+        subject=headers["Nats-Subject"],
+        event=codec.decode(message.data),
+    )

@@ -1,0 +1,190 @@
+"""The log of every use. Uses are written in blocks: while one block is on its way the next fills.
+
+`durable`: a use is acknowledged when its block is on disk. `buffered`: it is acknowledged at once and held in a
+bounded buffer; what the buffer cannot hold is dropped, counted, and the count is written with the next block.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections import Counter
+from typing import Literal
+
+from events import codec
+from events.errors import LedgerError, LedgerUnavailable
+from events.publisher import NotAcknowledged, Publisher, Refused, outcome
+from events.streams import Connection
+from events.types import TENANT, RefusedCount, TokenUsed, UseBlock
+
+UseRecording = Literal["durable", "buffered"]
+
+_BLOCK_USES_MAX = 2000  # 2,000 uses with long agents stay below the server's max_payload of 1 MiB
+_BLOCK_BYTES_MAX = 900_000
+_BLOCKS_IN_FLIGHT_MAX = 2
+_WAITING_USES_MAX = 50_000
+_REFUSED_KEYS_MAX = 10_000
+_REFUSED_FLUSH_SECONDS = 5.0
+_DURABLE_SECONDS_MAX = 2.0
+_RETRY_SECONDS = 0.2
+
+
+class UsageLog:
+    """The USAGE stream, for one writer. `writer` names the process, fit for a subject token."""
+
+    def __init__(
+        self, nc: Connection, writer: str, mode: UseRecording = "durable", *, buffered_uses_max: int = 200_000
+    ) -> None:
+        self.nc = nc
+        self.mode = mode
+        self.lost = 0
+        self._writer = writer
+        self._subject = f"usage.{TENANT}.{writer}"
+        self._publisher = Publisher(nc)
+        self._uses_max = buffered_uses_max if mode == "buffered" else _WAITING_USES_MAX
+        self._uses: list[TokenUsed] = []
+        self._waiters: list[asyncio.Future[None]] = []
+        self._refused: Counter[tuple[int, str, str | None, str, str]] = Counter()
+        self._unreported_loss = 0
+        self._in_flight: set[asyncio.Task[None]] = set()
+        self._refused_timer: asyncio.TimerHandle | None = None
+        self._cut_is_due = False
+        self._closing = False
+
+    @property
+    def waiting(self) -> int:
+        """Uses that are held and not yet on their way."""
+        return len(self._uses)
+
+    def record(self, *uses: TokenUsed) -> asyncio.Future[None] | None:
+        """Takes the uses. In `durable` mode the future resolves when they are on disk, all or none.
+
+        It fails with LedgerUnavailable when the log cannot take them in time. In `buffered` mode: None.
+        """
+        if len(self._uses) + len(uses) > self._uses_max:
+            if self.mode == "buffered":
+                self.lost += len(uses)
+                self._unreported_loss += len(uses)
+                return None
+            return _failed(LedgerUnavailable(f"{self._uses_max} uses already wait to be written"))
+        self._uses.extend(uses)
+        future: asyncio.Future[None] | None = None
+        if self.mode == "durable":
+            if not self.nc.is_connected:
+                del self._uses[-len(uses) :]
+                return _failed(LedgerUnavailable("the connection to the nats-server is down"))
+            # One future for all that wait for the same block; a call is never split over two blocks.
+            future = asyncio.get_running_loop().create_future()
+            self._waiters.append(future)
+        self._pump()
+        return future
+
+    def count_refused(self, *, caller: str, ip: str | None, outcome: str, endpoint: str) -> None:
+        """Counts a request that named no known token. Counts are written once in a few seconds, never waited for."""
+        key = (int(time.time()) // 60, caller, ip, outcome, endpoint)
+        if key not in self._refused and len(self._refused) >= _REFUSED_KEYS_MAX:
+            key = (key[0], "", None, outcome, endpoint)  # still counted, no longer attributed
+        self._refused[key] += 1
+        if self._refused_timer is None:
+            loop = asyncio.get_running_loop()
+            self._refused_timer = loop.call_later(_REFUSED_FLUSH_SECONDS, self._flush_refused)
+
+    def _flush_refused(self) -> None:
+        self._refused_timer = None
+        self._pump(force=True)
+
+    def _pump(self, *, force: bool = False) -> None:
+        if self._cut_is_due or len(self._in_flight) >= (_BLOCKS_IN_FLIGHT_MAX if self.mode == "durable" else 1):
+            return
+        if not self._uses and not (force and self._refused):
+            return
+        # The block is cut on the next turn of the loop, so that all requests of this turn share it.
+        self._cut_is_due = True
+        task = asyncio.create_task(self._send())
+        self._in_flight.add(task)
+        task.add_done_callback(self._sent)
+
+    def _sent(self, task: asyncio.Task[None]) -> None:
+        self._in_flight.discard(task)
+        if self._uses and not self._closing:
+            self._pump()
+
+    async def _send(self) -> None:
+        self._cut_is_due = False
+        if not self._uses and not self._refused:
+            return
+        uses, waiters = self._uses, self._waiters
+        self._uses, self._waiters = [], []
+        refused, self._refused = self._refused, Counter()
+        loss, self._unreported_loss = self._unreported_loss, 0
+        counts = tuple(RefusedCount(*key, count) for key, count in refused.items())
+        try:
+            for start in range(0, max(len(uses), 1), _BLOCK_USES_MAX):
+                first = start == 0
+                await self._send_block(
+                    uses[start : start + _BLOCK_USES_MAX], counts if first else (), loss if first else 0
+                )
+        except LedgerError as error:
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_exception(error)
+                    # A caller that went away is nobody's error.
+                    waiter.exception()
+            self._refused.update(refused)
+            self._unreported_loss += loss
+        else:
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    async def _send_block(self, uses: list[TokenUsed], counts: tuple[RefusedCount, ...], lost: int) -> None:
+        block = UseBlock(
+            block_id=secrets.token_hex(16), writer=self._writer, uses=tuple(uses), refused=counts, lost=lost
+        )
+        data = codec.encode_block(block)
+        if len(data) > _BLOCK_BYTES_MAX and len(uses) > 1:
+            half = len(uses) // 2
+            await self._send_block(uses[:half], counts, lost)
+            await self._send_block(uses[half:], (), 0)
+            return
+        deadline = time.monotonic() + _DURABLE_SECONDS_MAX
+        while True:
+            try:
+                # The same id on every attempt: a block that was stored without an answer is not stored twice.
+                future = await self._publisher.publish(self._subject, data, {"Nats-Msg-Id": block.block_id})
+                await outcome(
+                    future,
+                    max(0.05, min(1.0, deadline - time.monotonic())) if self.mode == "durable" else 2.0,
+                )
+                return
+            except (NotAcknowledged, Refused, LedgerUnavailable) as error:
+                if self.mode == "durable" and (
+                    time.monotonic() > deadline or isinstance(error, Refused | LedgerUnavailable)
+                ):
+                    raise LedgerUnavailable(f"the use could not be recorded: {error}") from error
+                if self._closing and time.monotonic() > deadline:
+                    self.lost += len(uses)
+                    raise LedgerUnavailable(f"{len(uses)} uses could not be recorded before the stop") from error
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    async def close(self) -> None:
+        """Writes what is held, within two seconds or so."""
+        if self._refused_timer is not None:
+            self._refused_timer.cancel()
+            self._refused_timer = None
+        self._closing = True
+        for _ in range(3):
+            if self._in_flight:
+                with contextlib.suppress(Exception):
+                    await asyncio.wait(self._in_flight, timeout=_DURABLE_SECONDS_MAX)
+            if self._uses or self._refused:
+                with contextlib.suppress(LedgerError):
+                    await self._send()
+
+
+def _failed(error: LedgerError) -> asyncio.Future[None]:
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    future.set_exception(error)
+    return future
