@@ -1,0 +1,120 @@
+"""What a projection is, and the one loop that feeds it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import structlog
+
+from events.errors import LedgerUnavailable
+from events.streams import Connection, RawMessage, follow, stream_state
+
+log = structlog.get_logger()
+
+CONFIRM_SECONDS = 0.2
+
+
+@runtime_checkable
+class Projection(Protocol):
+    """A fold of one or more streams. Everything in it can be thrown away and rebuilt.
+
+    `apply` commits rows and position together, skips what it has seen, and never refuses a recorded event; bytes it
+    cannot read raise UndecodableEvent and stop it, since skipping them could lose a revocation.
+    """
+
+    name: str
+    version: int
+
+    def position(self, stream: str) -> int:
+        """The last applied sequence of `stream`, 0 for none."""
+
+    def apply(self, stream: str, batch: list[RawMessage]) -> None:
+        """Folds the batch; an empty one means that nothing arrived for a while."""
+
+    def confirm(self, stream: str, end: int, asked_at_ns: int) -> None:
+        """The stream ended at `end` at boot time `asked_at_ns`, and all of it has been applied."""
+
+    def belongs_to(self, stream: str, created: str, end: int) -> bool:
+        """Whether what was folded so far comes from this very stream, made at `created` and now ending at `end`."""
+
+    def reset(self) -> None:
+        """Throws everything away."""
+
+
+def boot_time_ns() -> int:
+    """Nanoseconds since the host started, the same for every process, suspended time included."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+async def run(
+    nc: Connection,
+    projection: Projection,
+    streams: tuple[str, ...],
+    *,
+    progress: Callable[[str, int, int], None] | None = None,
+    until_caught_up: bool = False,
+) -> None:
+    """Feeds the projection for ever, or until it has reached the present end of every stream.
+
+    `progress` is called with stream, position and end, at most about five times a second.
+
+    Raises: UndecodableEvent; LedgerUnavailable if the server cannot be asked at the start.
+    """
+    for stream in streams:
+        await _check_origin(nc, projection, stream)
+    tasks = [asyncio.create_task(_feed(nc, projection, stream, until_caught_up=until_caught_up)) for stream in streams]
+    confirming = [asyncio.create_task(_confirm(nc, projection, stream, progress)) for stream in streams]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks + confirming:
+            task.cancel()
+        await asyncio.gather(*tasks, *confirming, return_exceptions=True)
+
+
+async def _check_origin(nc: Connection, projection: Projection, stream: str) -> None:
+    state = await stream_state(nc, stream)
+    if not projection.belongs_to(stream, state["created"], int(state["last_seq"])):
+        log.error(
+            "projection_is_from_another_log",
+            projection=projection.name,
+            stream=stream,
+            position=projection.position(stream),
+            end=state["last_seq"],
+            action="rebuilding from the log; was a backup restored?",
+        )
+        projection.reset()
+        projection.belongs_to(stream, state["created"], int(state["last_seq"]))
+
+
+async def _feed(nc: Connection, projection: Projection, stream: str, *, until_caught_up: bool) -> None:
+    end = int((await stream_state(nc, stream))["last_seq"]) if until_caught_up else None
+    if end is not None and projection.position(stream) >= end:
+        return
+    async with contextlib.aclosing(follow(nc, stream, projection.position(stream))) as batches:  # type: ignore[type-var]
+        async for batch in batches:
+            projection.apply(stream, batch)
+            if end is not None and projection.position(stream) >= end:
+                return
+
+
+async def _confirm(
+    nc: Connection, projection: Projection, stream: str, progress: Callable[[str, int, int], None] | None
+) -> None:
+    """Says again and again how fresh the projection is: the time at which the end that it has reached was asked."""
+    while True:
+        asked_at = boot_time_ns()
+        with contextlib.suppress(LedgerUnavailable):
+            end = int((await stream_state(nc, stream, seconds=1))["last_seq"])
+            while projection.position(stream) < end:
+                if progress is not None:
+                    progress(stream, projection.position(stream), end)
+                await asyncio.sleep(0.002 if end - projection.position(stream) < 1000 else CONFIRM_SECONDS)
+            projection.confirm(stream, end, asked_at)
+            if progress is not None:
+                progress(stream, projection.position(stream), end)
+        await asyncio.sleep(max(0.0, CONFIRM_SECONDS - (boot_time_ns() - asked_at) / 1e9))

@@ -1,0 +1,614 @@
+"""The current-token view: what is true now, in LMDB, for fast validation.
+
+One process a host writes (`CurrentWriter`); all API workers read (`CurrentReader`). Rows and position commit in one
+transaction, so a restart resumes exactly there. A deleted file is rebuilt from the log.
+
+Tables, key → value (`array_like` MessagePack unless said otherwise; ids are the 16 bytes behind their prefix):
+
+    token         token id → grants.Token            hash          SHA-256 of the token string → token id
+    grant         grant id → (seq, grants.Grant)     grant_token   grant id → token ids
+    client_token  client id → token ids              subject_token user id → token ids
+    expiry        minute at which the row may go → token ids
+    cut           client or user id → registry.Cut, only where there is one
+    client, user, username, scope, key               id, user id, keyed hash, name, kid → the row of registry.py
+    meta          `state` → position, confirmed (boot time, ns), boot id; `origin` → when the stream was created
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import struct
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import msgspec
+from msgspec import Struct
+
+from events import codec
+from events.streams import LEDGER, RawMessage
+from events.types import (
+    ClientChanged,
+    ClientDisabled,
+    ClientRegistered,
+    ClientRevoked,
+    ClientSecretRotated,
+    GrantRevoked,
+    KeyActivated,
+    KeyIntroduced,
+    KeyRemoved,
+    KeyRetired,
+    LedgerEvent,
+    Recorded,
+    RefreshReplayed,
+    ScopeChanged,
+    ScopeDisabled,
+    ScopeRegistered,
+    SubjectErased,
+    SubjectRevoked,
+    TokenIssued,
+    TokenRefreshed,
+    TokenRevoked,
+    TokenSuperseded,
+    UserChanged,
+    UserDisabled,
+    UsernameClaimed,
+    UserPasswordChanged,
+    UserRegistered,
+)
+from projections import grants, registry
+from projections.base import boot_time_ns
+from projections.grants import Family, Grant, NoGrant, Token, facts
+from projections.registry import Client, Cut, Row, Scope, SigningKey, User, Username
+
+VERSION = 1
+KEPT_AFTER_EXPIRY = timedelta(days=7)
+_MAP_BYTES = 256 * 1024**3  # address space, not disk: the file grows as it is used
+_READERS_MAX = 512
+_TRIM_ROWS_MAX = 500
+_DUPLICATES = {"grant_token", "client_token", "subject_token", "expiry"}
+_TABLES = ("token", "hash", "grant", "cut", "client", "user", "username", "scope", "key", "meta", *sorted(_DUPLICATES))
+
+_STATE = struct.Struct("<QQ16s?")  # position, confirmed, boot id, retired
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_token = msgspec.msgpack.Decoder(Token).decode
+_decode_grant: Any = msgspec.msgpack.Decoder(tuple[int, Grant]).decode
+_decode_cut = msgspec.msgpack.Decoder(Cut).decode
+_decode_row: dict[str, Any] = {
+    "client": msgspec.msgpack.Decoder(Client).decode,
+    "user": msgspec.msgpack.Decoder(User).decode,
+    "username": msgspec.msgpack.Decoder(Username).decode,
+    "scope": msgspec.msgpack.Decoder(Scope).decode,
+    "key": msgspec.msgpack.Decoder(SigningKey).decode,
+}
+
+
+def view_path(data_dir: Path) -> Path:
+    """A changed layout is a new, numbered file, built by replay."""
+    return data_dir / "view" / f"current-{VERSION}.mdb"
+
+
+def raw_id(identifier: str) -> bytes:
+    """The 16 bytes of an id such as `tok_…`. Raises: ValueError if it is not one."""
+    return bytes.fromhex(identifier[4:])
+
+
+def boot_id() -> bytes:
+    """Tells one start of the host from another, 16 bytes: boot time means nothing across them."""
+    return bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", ""))
+
+
+class Hit(Struct, frozen=True):
+    """What the view knows of one token, read in one transaction. The two cuts are None where there is none."""
+
+    token_id: str
+    token: Token
+    grant: Grant
+    client_cut: Cut | None
+    subject_cut: Cut | None
+
+
+class Freshness(Struct, frozen=True):
+    """`position`: the last applied sequence. `age_seconds`: since the view was last known to be complete."""
+
+    position: int
+    age_seconds: float
+
+
+def _open(path: Path, *, readonly: bool, sync: bool) -> tuple[lmdb.Environment, dict[str, Any]]:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    env = lmdb.open(
+        str(path),
+        map_size=_MAP_BYTES,
+        subdir=False,
+        max_dbs=len(_TABLES),
+        max_readers=_READERS_MAX,
+        readonly=readonly,
+        create=not readonly,
+        mode=0o600,
+        # Crash-safe: data pages are on disk before the meta page names them. The last transactions before a power
+        # cut may be lost, and are read again from the log.
+        sync=sync,
+        metasync=False,
+        readahead=False,
+    )
+    tables = {
+        name: env.open_db(
+            name.encode(), create=not readonly, dupsort=name in _DUPLICATES, dupfixed=name in _DUPLICATES
+        )
+        for name in _TABLES
+    }
+    return env, tables
+
+
+class CurrentWriter:
+    """The only writer of the view on a host. Raises at construction if another one runs."""
+
+    name = "current"
+    version = VERSION
+
+    def __init__(self, path: Path, *, sync: bool = True) -> None:
+        self.path = path
+        self._sync = sync
+        self._boot_id = boot_id()
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = (path.parent / f"{path.name}.writer").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise RuntimeError(f"another projector already writes {path}; stop it first") from None
+        self._open()
+
+    def _open(self) -> None:
+        self.env, self._db = _open(self.path, readonly=False, sync=self._sync)
+        self.env.reader_check()
+        with self.env.begin() as txn:
+            self._position, self._confirmed = self._state(txn)[:2]
+
+    def _state(self, txn: Any) -> tuple[int, int, bytes, bool]:
+        raw: bytes | None = txn.get(b"state", db=self._db["meta"])
+        return _STATE.unpack(raw) if raw else (0, 0, self._boot_id, False)
+
+    @contextlib.contextmanager
+    def _write(self) -> Iterator[Any]:
+        """A write transaction on the file that is in force, whoever replaced it meanwhile."""
+        while True:
+            txn = self.env.begin(write=True)
+            if not self._state(txn)[3]:
+                break
+            txn.abort()
+            self.env.close()
+            self._open()
+        with txn:
+            yield txn
+
+    def position(self, stream: str) -> int:
+        return self._position if stream == LEDGER else 0
+
+    def belongs_to(self, stream: str, created: str, end: int) -> bool:
+        with self._write() as txn:
+            origin = txn.get(b"origin", db=self._db["meta"])
+            if origin is None and self._position == 0:
+                txn.put(b"origin", created.encode(), db=self._db["meta"])
+                return True
+            return bool(origin == created.encode() and self._position <= end)
+
+    def reset(self) -> None:
+        """Starts an empty file in place of this one. Readers are told by the mark in the old one."""
+        self.path.unlink(missing_ok=True)
+        _retire(self.env, self._db)
+        self.env.close()
+        self._open()
+
+    def apply(self, stream: str, batch: list[RawMessage]) -> None:
+        """One transaction for the batch. Raises: UndecodableEvent, with nothing of the batch applied."""
+        events = [
+            Recorded(seq=m.seq, recorded_at=m.recorded_at, subject=m.subject, event=codec.decode(m.data)) for m in batch
+        ]
+        if not events:
+            self.trim(datetime.now(UTC))
+            return
+        with self._write() as txn:
+            position = self._state(txn)[0]
+            for recorded in events:
+                if recorded.seq > position:
+                    self._fold(txn, recorded)
+            position = max(position, events[-1].seq)
+            self._put_state(txn, position)
+        self._position = position
+
+    def _put_state(self, txn: Any, position: int) -> None:
+        state = _STATE.pack(position, self._confirmed, self._boot_id, False)
+        txn.put(b"state", state, db=self._db["meta"])
+
+    def confirm(self, stream: str, end: int, asked_at_ns: int) -> None:
+        """Notes that at boot time `asked_at_ns` the log ended at `end`, all of which is in the view."""
+        with self._write() as txn:
+            position = self._state(txn)[0]
+            if position < end:
+                return
+            self._confirmed = asked_at_ns
+            self._put_state(txn, position)
+
+    def _fold(self, txn: Any, recorded: Recorded) -> None:
+        event = recorded.event
+        match event:
+            case TokenIssued() | RefreshReplayed() | GrantRevoked():
+                self._fold_grant(txn, recorded, event.grant_id, ())
+            case TokenRefreshed():
+                self._fold_grant(txn, recorded, event.grant_id, (event.spent_token_id,))
+            case TokenRevoked() | TokenSuperseded():
+                self._fold_grant(txn, recorded, event.grant_id, (event.token_id,))
+            case _:
+                table, key = row_key(event)
+                raw = txn.get(key, db=self._db[table])
+                row = registry.evolve(_decode_row[table](raw) if raw else None, recorded)
+                if row is not None:
+                    txn.put(key, _encode(row), db=self._db[table])
+                elif raw:
+                    txn.delete(key, db=self._db[table])
+                cut = registry.cut(recorded)
+                if cut is not None:
+                    owner = raw_id(cut[0])
+                    old = txn.get(owner, db=self._db["cut"])
+                    merged = registry.merge(_decode_cut(old) if old else None, cut[1])
+                    txn.put(owner, _encode(merged), db=self._db["cut"])
+
+    def _fold_grant(self, txn: Any, recorded: Recorded, grant_id: str, token_ids: tuple[str, ...]) -> None:
+        db = self._db
+        key = raw_id(grant_id)
+        raw = txn.get(key, db=db["grant"])
+        seq, grant = _decode_grant(raw) if raw else (0, NoGrant())
+        tokens = {}
+        for token_id in token_ids:
+            raw_token = txn.get(raw_id(token_id), db=db["token"])
+            if raw_token:
+                tokens[token_id] = _decode_token(raw_token)
+        before = Family(grant, tokens, seq)
+        after = grants.evolve(before, recorded)
+        if after.grant is not grant or after.seq != seq:
+            txn.put(key, _encode((after.seq, after.grant)), db=db["grant"])
+        for token_id, token in after.tokens.items():
+            old = tokens.get(token_id)
+            if old is token:
+                continue
+            token_key = raw_id(token_id)
+            txn.put(token_key, _encode(token), db=db["token"])
+            if old is None:
+                txn.put(token.sha256, token_key, db=db["hash"])
+                txn.put(key, token_key, db=db["grant_token"])
+                known = facts(after.grant)
+                if known is not None:
+                    self._index(txn, known, token_key)
+            elif old.expires_at != token.expires_at:
+                txn.delete(_expiry_key(old), token_key, db=db["expiry"])
+            if old is None or old.expires_at != token.expires_at:
+                txn.put(_expiry_key(token), token_key, db=db["expiry"])
+
+    def _index(self, txn: Any, grant: grants.ActiveGrant, token_key: bytes) -> None:
+        if grant.client_id is not None:
+            txn.put(raw_id(grant.client_id), token_key, db=self._db["client_token"])
+        if grant.subject != grant.client_id:
+            txn.put(raw_id(grant.subject), token_key, db=self._db["subject_token"])
+
+    def trim(self, now: datetime, *, rows_max: int = _TRIM_ROWS_MAX) -> int:
+        """Drops up to `rows_max` tokens that expired more than seven days before `now`; returns how many."""
+        until = _minute(now)
+        with self.env.begin() as txn, txn.cursor(db=self._db["expiry"]) as cursor:
+            if not cursor.first() or cursor.key() > until:
+                return 0
+        dropped = 0
+        with self._write() as txn, txn.cursor(db=self._db["expiry"]) as cursor:
+            while dropped < rows_max and cursor.first() and cursor.key() <= until:
+                token_key = cursor.value()
+                cursor.delete()
+                self._drop(txn, token_key)
+                dropped += 1
+        return dropped
+
+    def _drop(self, txn: Any, token_key: bytes) -> None:
+        db = self._db
+        raw = txn.pop(token_key, db=db["token"])
+        if raw is None:
+            return
+        token = _decode_token(raw)
+        txn.delete(token.sha256, db=db["hash"])
+        txn.delete(token.grant_id, token_key, db=db["grant_token"])
+        raw_grant = txn.get(token.grant_id, db=db["grant"])
+        known = facts(_decode_grant(raw_grant)[1]) if raw_grant else None
+        if known is not None:
+            if known.client_id is not None:
+                txn.delete(raw_id(known.client_id), token_key, db=db["client_token"])
+            if known.subject != known.client_id:
+                txn.delete(raw_id(known.subject), token_key, db=db["subject_token"])
+        if txn.get(token.grant_id, db=db["grant_token"]) is None:
+            txn.delete(token.grant_id, db=db["grant"])
+
+    def dump(self) -> dict[str, list[tuple[bytes, bytes]]]:
+        """Every row of every table but `meta`, to compare two views."""
+        with self.env.begin() as txn:
+            rows = {}
+            for name in _TABLES:
+                if name != "meta":
+                    with txn.cursor(db=self._db[name]) as cursor:
+                        rows[name] = list(cursor)
+            return rows
+
+    def sync(self) -> None:
+        """Puts everything on disk."""
+        self.env.sync(True)
+
+    def close(self) -> None:
+        self.sync()
+        self.env.close()
+        self._lock.close()
+
+
+def replace_view(built: Path, path: Path) -> None:
+    """Puts a rebuilt file in the place of the one in force. Its writer and readers move over by themselves.
+
+    The mark in the old file is set after the new one has taken its name: whoever sees the mark finds the new file,
+    and until then the old one is complete.
+    """
+    if not path.exists():
+        built.rename(path)
+        return
+    env, tables = _open(path, readonly=False, sync=True)
+    try:
+        built.rename(path)
+        _retire(env, tables)
+    finally:
+        env.close()
+
+
+def _retire(env: lmdb.Environment, tables: dict[str, Any]) -> None:
+    with env.begin(write=True) as txn:
+        txn.put(b"state", _STATE.pack(0, 0, bytes(16), True), db=tables["meta"])
+
+
+def _minute(moment: datetime) -> bytes:
+    return (int((moment - _EPOCH).total_seconds()) // 60).to_bytes(5, "big")
+
+
+def _expiry_key(token: Token) -> bytes:
+    return _minute(token.expires_at + KEPT_AFTER_EXPIRY)
+
+
+def row_key(event: LedgerEvent) -> tuple[str, bytes]:
+    """The registry table and key that an event belongs to."""
+    match event:
+        case ClientRegistered() | ClientChanged() | ClientSecretRotated() | ClientRevoked() | ClientDisabled():
+            return "client", raw_id(event.client_id)
+        case (
+            UserRegistered()
+            | UserChanged()
+            | UserPasswordChanged()
+            | SubjectRevoked()
+            | UserDisabled()
+            | SubjectErased()
+        ):
+            return "user", raw_id(event.user_id)
+        case UsernameClaimed():
+            return "username", event.username_hash.encode()
+        case ScopeRegistered() | ScopeChanged() | ScopeDisabled():
+            return "scope", event.name.encode()
+        case KeyIntroduced() | KeyActivated() | KeyRetired() | KeyRemoved():
+            return "key", event.kid.encode()
+        case _:
+            raise TypeError(f"{type(event).__name__} belongs to no registry table")
+
+
+class CurrentReader:
+    """The view as the API reads it. Every method is one short read transaction and never blocks the writer."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._boot_id = boot_id()
+        self._open()
+
+    def _open(self) -> None:
+        # A view that was never written is made here, empty and unconfirmed, so that the API can start first.
+        if not self.path.exists():
+            _open(self.path, readonly=False, sync=True)[0].close()
+        self.env, tables = _open(self.path, readonly=True, sync=True)
+        self._db = tables
+        self._hash, self._token, self._grant, self._cut = (tables[n] for n in ("hash", "token", "grant", "cut"))
+        self._meta = tables["meta"]
+
+    @contextlib.contextmanager
+    def _read(self) -> Iterator[Any]:
+        for _ in range(3):
+            txn = self.env.begin()
+            raw = txn.get(b"state", db=self._meta)
+            if raw is None or not _STATE.unpack(raw)[3]:
+                break
+            txn.abort()
+            self._reopen()
+        with txn:
+            yield txn
+
+    def _reopen(self) -> None:
+        self.env.close()
+        self._open()
+
+    def look_up(self, sha256: bytes) -> tuple[Hit | None, Freshness]:
+        """The token with this hash, and how fresh the view was when it was read. `sha256` is raw, 32 bytes."""
+        # The transaction is opened and closed by hand: this is the hottest function of the service.
+        txn = self.env.begin()
+        try:
+            state = txn.get(b"state", db=self._meta)
+            token_key = txn.get(sha256, db=self._hash)
+            hit = self._hit(txn, token_key) if token_key is not None else None
+        finally:
+            txn.abort()
+        if state is None:
+            return None, Freshness(0, float("inf"))
+        position, confirmed, boot, retired = _STATE.unpack(state)
+        if retired:
+            self._reopen()
+            return self.look_up(sha256)
+        age = (boot_time_ns() - confirmed) / 1e9 if boot == self._boot_id and confirmed else float("inf")
+        return hit, Freshness(position, age)
+
+    def _hit(self, txn: Any, token_key: bytes) -> Hit | None:
+        raw_token = txn.get(token_key, db=self._token)
+        if raw_token is None:
+            return None
+        token = _decode_token(raw_token)
+        raw_grant = txn.get(token.grant_id, db=self._grant)
+        grant = _decode_grant(raw_grant)[1] if raw_grant is not None else NoGrant()
+        known = facts(grant)
+        client_cut = subject_cut = None
+        if known is not None:
+            if known.client_id is not None:
+                raw = txn.get(bytes.fromhex(known.client_id[4:]), db=self._cut)
+                client_cut = _decode_cut(raw) if raw is not None else None
+            if known.subject == known.client_id:
+                subject_cut = None
+            else:
+                raw = txn.get(bytes.fromhex(known.subject[4:]), db=self._cut)
+                subject_cut = _decode_cut(raw) if raw is not None else None
+        return Hit("tok_" + token_key.hex(), token, grant, client_cut, subject_cut)
+
+    def freshness(self) -> Freshness:
+        """How fresh the view is now."""
+        return self.look_up(b"\0" * 32)[1]
+
+    def hit(self, token_id: str) -> Hit | None:
+        """The token with this id. Raises: ValueError if it is not an id."""
+        with self._read() as txn:
+            return self._hit(txn, raw_id(token_id))
+
+    def family(self, grant_id: str, token_ids: tuple[str, ...] | None = ()) -> Family:
+        """The grant with those of its tokens that are named, or with all of them if None."""
+        key = raw_id(grant_id)
+        with self._read() as txn:
+            raw = txn.get(key, db=self._grant)
+            seq, grant = _decode_grant(raw) if raw else (0, NoGrant())
+            if token_ids is None:
+                keys = _values(txn, self._db["grant_token"], key)
+            else:
+                keys = [raw_id(token_id) for token_id in token_ids]
+            rows = {("tok_" + k.hex()): txn.get(k, db=self._token) for k in keys}
+        return Family(grant, {k: _decode_token(v) for k, v in rows.items() if v is not None}, seq)
+
+    def cut(self, owner: str) -> Cut | None:
+        """The cut-off of a client or user, if there is one."""
+        with self._read() as txn:
+            raw = txn.get(raw_id(owner), db=self._cut)
+        return _decode_cut(raw) if raw else None
+
+    def row(self, table: str, key: bytes) -> Row | None:
+        """One row of a registry table. The key is as in the module's table."""
+        with self._read() as txn:
+            raw = txn.get(key, db=self._db[table])
+        return _decode_row[table](raw) if raw else None
+
+    def rows(self, table: str, *, after: bytes = b"", limit: int = 1000) -> list[tuple[bytes, Row]]:
+        """Rows of a registry table in the order of their keys, from behind `after`."""
+        found: list[tuple[bytes, bytes]] = []
+        with self._read() as txn, txn.cursor(db=self._db[table]) as cursor:
+            on_row = cursor.set_range(after + b"\0") if after else cursor.first()
+            while on_row and len(found) < limit:
+                found.append(cursor.item())
+                on_row = cursor.next()
+        return [(key, _decode_row[table](raw)) for key, raw in found]
+
+    def client(self, client_id: str) -> Client | None:
+        """None too for what is not a client id."""
+        row = self._by_id("client", client_id, "cli_")
+        return row if isinstance(row, Client) else None
+
+    def user(self, user_id: str) -> User | None:
+        """None too for what is not a user id."""
+        row = self._by_id("user", user_id, "usr_")
+        return row if isinstance(row, User) else None
+
+    def _by_id(self, table: str, identifier: str, prefix: str) -> Row | None:
+        if not identifier.startswith(prefix):
+            return None
+        try:
+            key = raw_id(identifier)
+        except ValueError:
+            return None
+        # bytes.fromhex is lenient about case and blanks; identifiers are compared to the letter.
+        return self.row(table, key) if prefix + key.hex() == identifier else None
+
+    def token_ids(
+        self,
+        *,
+        grant_id: str | None = None,
+        client_id: str | None = None,
+        subject: str | None = None,
+        after: str | None = None,
+        limit: int = 1000,
+    ) -> list[str]:
+        """Ids of tokens, oldest first, of one grant, one client or one user, or of all; from behind `after`."""
+        table, owner = "token", None
+        if grant_id is not None:
+            table, owner = "grant_token", raw_id(grant_id)
+        elif subject is not None and subject.startswith("usr_"):
+            table, owner = "subject_token", raw_id(subject)
+        elif client_id is not None or subject is not None:
+            table, owner = "client_token", raw_id(client_id or subject or "")
+        start = raw_id(after) if after else None
+        with self._read() as txn:
+            if owner is not None:
+                keys = _values(txn, self._db[table], owner, after=start, limit=limit)
+            else:
+                with txn.cursor(db=self._token) as cursor:
+                    on_row = cursor.set_range(start + b"\0") if start else cursor.first()
+                    keys = []
+                    while on_row and len(keys) < limit:
+                        keys.append(cursor.key())
+                        on_row = cursor.next()
+        return ["tok_" + key.hex() for key in keys]
+
+    def stats(self) -> dict[str, int]:
+        """Rows by table, bytes in use, and the last sequence applied."""
+        info, page = self.env.info(), self.env.stat()["psize"]
+        with self._read() as txn:
+            counts = {name: txn.stat(self._db[name])["entries"] for name in _TABLES}
+            used = sum(
+                txn.stat(self._db[name])[kind] * page
+                for name in _TABLES
+                for kind in ("branch_pages", "leaf_pages", "overflow_pages")
+            )
+        return counts | {"bytes_used": used, "bytes_file": (info["last_pgno"] + 1) * page}
+
+    def close(self) -> None:
+        self.env.close()
+
+
+def _values(txn: Any, table: Any, key: bytes, *, after: bytes | None = None, limit: int = 1_000_000) -> list[bytes]:
+    found: list[bytes] = []
+    with txn.cursor(db=table) as cursor:
+        if after is None:
+            on_row = cursor.set_key(key)
+        else:
+            on_row = cursor.set_range_dup(key, after)
+            if on_row and cursor.value() == after:
+                on_row = cursor.next_dup()
+        while on_row and len(found) < limit:
+            found.append(cursor.value())
+            on_row = cursor.next_dup()
+    return found
+
+
+def wait_steps(seconds: float) -> Iterator[float]:
+    """Pauses that begin at half a millisecond and grow, until `seconds` have passed."""
+    deadline = time.monotonic() + seconds
+    pause = 0.0005
+    while time.monotonic() < deadline:
+        yield pause
+        pause = min(pause * 1.5, 0.02)
+
+
+__all__ = ["CurrentReader", "CurrentWriter", "Freshness", "Hit", "replace_view", "view_path"]

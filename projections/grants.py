@@ -1,0 +1,216 @@
+"""The fold of one grant: a subject's gift to a client, and the tokens that belong to it.
+
+Pure and total: `evolve` never raises, logs or reads a clock. The current-token view stores what this fold returns,
+and commands decide on it, so that both always agree on what is true.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import assert_never
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from events.types import (
+    GrantRevoked,
+    Kind,
+    MintedToken,
+    Reason,
+    Recorded,
+    RefreshReplayed,
+    TokenIssued,
+    TokenRefreshed,
+    TokenRevoked,
+    TokenSuperseded,
+)
+
+GrantEvent = TokenIssued | TokenRefreshed | RefreshReplayed | TokenRevoked | TokenSuperseded | GrantRevoked
+
+
+class Ended(Struct, frozen=True, array_like=True):
+    """How something was revoked. `seq` is the sequence of the event, `at` its recorded time."""
+
+    seq: int
+    at: datetime
+    reason: Reason
+
+
+class Token(Struct, frozen=True, array_like=True):
+    """One token. `scope` and `audience` are None where they are the grant's own; `sha256` is raw, 32 bytes."""
+
+    grant_id: bytes
+    kind: Kind
+    sha256: bytes
+    issued_at: datetime
+    expires_at: datetime
+    issued_seq: int
+    kid: str | None = None
+    scope: str | None = None
+    audience: tuple[str, ...] | None = None
+    ended: Ended | None = None
+
+
+class Spent(Struct, frozen=True, array_like=True):
+    """The refresh token before the current one: who lost the response may still ask for the same answer."""
+
+    token_id: str
+    answer_id: str
+    at: datetime
+
+
+class RefreshChain(Struct, frozen=True, array_like=True):
+    """RFC 9700 §4.14.2. `current` is the only refresh token that may still be spent."""
+
+    current: str
+    idle_ttl_seconds: int
+    ends_at: datetime
+    previous: Spent | None = None
+
+
+class NoGrant(Struct, frozen=True, array_like=True, tag=0):
+    """Nothing is recorded."""
+
+
+class ActiveGrant(Struct, frozen=True, array_like=True, tag=1):
+    """`first_seq` is the sequence of the grant's first event: cut-offs are compared with it, and with nothing later,
+    so that a refresh cannot carry a family across one."""
+
+    subject: str
+    client_id: str | None
+    scope: str
+    audience: tuple[str, ...]
+    first_seq: int
+    allowed_ips: tuple[str, ...] = ()
+    refresh: RefreshChain | None = None
+    sealed_name: bytes | None = None
+    rotated_from: str | None = None
+
+
+class RevokedGrant(Struct, frozen=True, array_like=True, tag=2):
+    """Terminal: no later event revives it. `was` is None when the revocation is all that is known."""
+
+    ended: Ended
+    was: ActiveGrant | None
+
+
+Grant = NoGrant | ActiveGrant | RevokedGrant
+
+
+class Family(Struct, frozen=True):
+    """A grant and those of its tokens that were loaded, by token id.
+
+    `seq`: the last sequence of the grant's own subject, 0 if it has none yet; what the next append there expects.
+    """
+
+    grant: Grant
+    tokens: dict[str, Token]
+    seq: int = 0
+
+
+EMPTY = Family(NoGrant(), {})
+
+
+def facts(grant: Grant) -> ActiveGrant | None:
+    """What the grant is or was, whatever its state."""
+    match grant:
+        case ActiveGrant():
+            return grant
+        case RevokedGrant(was=was):
+            return was
+        case NoGrant():
+            return None
+        case _:
+            assert_never(grant)
+
+
+def evolve(family: Family, recorded: Recorded) -> Family:
+    """The family after one more event. Events of other families are the caller's mistake and change nothing."""
+    event = recorded.event
+    seq = recorded.seq if ".grant." in recorded.subject else family.seq
+    match event:
+        case TokenIssued():
+            return Family(
+                _begun(family.grant, event, recorded), family.tokens | _minted(event.tokens, event, recorded), seq
+            )
+        case TokenRefreshed():
+            return Family(
+                _refreshed(family.grant, event, recorded), family.tokens | _minted(event.tokens, event, recorded), seq
+            )
+        case TokenRevoked():
+            token = family.tokens.get(event.token_id)
+            tokens = family.tokens
+            if token is not None and token.ended is None:
+                ended = Ended(recorded.seq, recorded.recorded_at, event.reason)
+                tokens = tokens | {event.token_id: replace(token, ended=ended)}
+            return Family(family.grant, tokens, seq)
+        case TokenSuperseded():
+            token = family.tokens.get(event.token_id)
+            tokens = family.tokens
+            if token is not None and event.ends_at < token.expires_at:
+                tokens = tokens | {event.token_id: replace(token, expires_at=event.ends_at)}
+            return Family(family.grant, tokens, seq)
+        case GrantRevoked():
+            if isinstance(family.grant, RevokedGrant):
+                return Family(family.grant, family.tokens, seq)
+            ended = Ended(recorded.seq, recorded.recorded_at, event.reason)
+            return Family(RevokedGrant(ended, facts(family.grant)), family.tokens, seq)
+        case _:  # a replay is on record; the revocation that may follow is an event of its own
+            return Family(family.grant, family.tokens, seq)
+
+
+def _begun(grant: Grant, event: TokenIssued, recorded: Recorded) -> Grant:
+    refresh = None
+    for minted in event.tokens:
+        if minted.kind is Kind.REFRESH and event.refresh_ends_at is not None:
+            refresh = RefreshChain(minted.token_id, event.refresh_idle_ttl_seconds or 0, event.refresh_ends_at)
+    active = ActiveGrant(
+        event.subject,
+        event.client_id,
+        event.scope,
+        event.audience,
+        recorded.seq,
+        event.allowed_ips,
+        refresh,
+        event.sealed_name,
+        event.rotated_from,
+    )
+    match grant:
+        case NoGrant():
+            return active
+        case RevokedGrant(was=None):
+            return RevokedGrant(grant.ended, active)
+        case _:
+            return grant
+
+
+def _refreshed(grant: Grant, event: TokenRefreshed, recorded: Recorded) -> Grant:
+    match grant:
+        case ActiveGrant(refresh=RefreshChain() as chain):
+            current = next((token.token_id for token in event.tokens if token.kind is Kind.REFRESH), chain.current)
+            spent = Spent(event.spent_token_id, event.answer_id, recorded.recorded_at)
+            return replace(grant, refresh=replace(chain, current=current, previous=spent))
+        case _:
+            return grant
+
+
+def _minted(
+    tokens: tuple[MintedToken, ...], event: TokenIssued | TokenRefreshed, recorded: Recorded
+) -> dict[str, Token]:
+    grant_id = bytes.fromhex(event.grant_id[4:])
+    # A token that has the grant's scope and audience does not repeat them.
+    same = (event.scope, event.audience) if isinstance(event, TokenIssued) else (None, None)
+    return {
+        minted.token_id: Token(
+            grant_id,
+            minted.kind,
+            bytes.fromhex(minted.sha256),
+            event.occurred_at,
+            minted.expires_at,
+            recorded.seq,
+            minted.kid,
+            None if minted.scope == same[0] else minted.scope,
+            None if minted.audience == same[1] else minted.audience,
+        )
+        for minted in tokens
+    }

@@ -1,0 +1,230 @@
+"""The folds of what is registered: clients, users, usernames, scopes and signing keys. Pure and total."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from events.types import (
+    ClientChanged,
+    ClientDisabled,
+    ClientMetadata,
+    ClientRegistered,
+    ClientRevoked,
+    ClientSecretRotated,
+    KeyActivated,
+    KeyIntroduced,
+    KeyRemoved,
+    KeyRetired,
+    LedgerEvent,
+    Reason,
+    Recorded,
+    ScopeChanged,
+    ScopeDisabled,
+    ScopeRegistered,
+    SubjectErased,
+    SubjectRevoked,
+    UserChanged,
+    UserDisabled,
+    UsernameClaimed,
+    UserPasswordChanged,
+    UserRegistered,
+)
+
+
+class Secret(Struct, frozen=True, array_like=True):
+    """SHA-256 of a client secret, hex. `ends_at` is None while it is the current one."""
+
+    sha256: str
+    ends_at: datetime | None = None
+
+
+class Client(Struct, frozen=True, array_like=True):
+    """RFC 6749 §2. `seq` is the last sequence of the client's subject. Disabled is for good."""
+
+    client_id: str
+    metadata: ClientMetadata
+    secrets: tuple[Secret, ...]
+    registered_at: datetime
+    seq: int
+    disabled_at: datetime | None = None
+
+
+class User(Struct, frozen=True, array_like=True):
+    """A person or a service. The profile is sealed; the password hash stays in the log."""
+
+    user_id: str
+    kind: Literal["person", "service"]
+    username_hash: str
+    sealed_profile: bytes
+    scope: str
+    registered_at: datetime
+    seq: int
+    has_password: bool
+    disabled_at: datetime | None = None
+    erased_at: datetime | None = None
+
+
+class Username(Struct, frozen=True, array_like=True):
+    user_id: str
+    seq: int
+
+
+class Scope(Struct, frozen=True, array_like=True):
+    """RFC 6749 §3.3."""
+
+    name: str
+    description: str
+    audience: tuple[str, ...]
+    implies: tuple[str, ...]
+    seq: int
+    disabled_at: datetime | None = None
+
+
+class SigningKey(Struct, frozen=True, array_like=True):
+    """`state` goes announced, active, retired; a removed key has no row."""
+
+    kid: str
+    alg: str
+    public_jwk: str
+    state: Literal["announced", "active", "retired"]
+    introduced_at: datetime
+    seq: int
+    activated_at: datetime | None = None
+    retired_at: datetime | None = None
+    remove_at: datetime | None = None
+
+
+Row = Client | User | Username | Scope | SigningKey
+
+
+class Cut(Struct, frozen=True, array_like=True):
+    """Every grant of a client or subject that began before `seq` is revoked. `disabled`: the owner itself ended."""
+
+    seq: int
+    at: datetime
+    reason: Reason
+    disabled: bool
+
+
+def evolve(row: Row | None, recorded: Recorded) -> Row | None:
+    """The row after one more event of its subject; None when there is none (any more)."""
+    event = recorded.event
+    if row is None:
+        return _created(event, recorded)
+    match row:
+        case Client():
+            return _client(row, event, recorded)
+        case User():
+            return _user(row, event, recorded)
+        case Scope():
+            return _scope(row, event, recorded)
+        case SigningKey():
+            return _key(row, event, recorded)
+        case Username():
+            return row
+
+
+def _created(event: LedgerEvent, recorded: Recorded) -> Row | None:
+    seq, at = recorded.seq, recorded.recorded_at
+    match event:
+        case ClientRegistered():
+            secrets = (Secret(event.secret_sha256),) if event.secret_sha256 else ()
+            return Client(event.client_id, event.metadata, secrets, at, seq)
+        case UserRegistered():
+            return User(
+                event.user_id,
+                event.kind,
+                event.username_hash,
+                event.sealed_profile,
+                event.scope,
+                at,
+                seq,
+                event.password_hash is not None,
+            )
+        case UsernameClaimed():
+            return Username(event.user_id, seq)
+        case ScopeRegistered():
+            return Scope(event.name, event.description, event.audience, event.implies, seq)
+        case KeyIntroduced():
+            return SigningKey(event.kid, event.alg, event.public_jwk, "announced", at, seq)
+        case _:
+            return None
+
+
+def _client(row: Client, event: LedgerEvent, recorded: Recorded) -> Client:
+    row = replace(row, seq=recorded.seq)
+    match event:
+        case ClientChanged():
+            return replace(row, metadata=event.metadata)
+        case ClientSecretRotated():
+            kept = tuple(
+                Secret(secret.sha256, event.previous_ends_at) for secret in row.secrets if secret.ends_at is None
+            )
+            return replace(row, secrets=(Secret(event.secret_sha256), *kept))
+        case ClientDisabled():
+            return replace(row, secrets=(), disabled_at=row.disabled_at or recorded.recorded_at)
+        case _:
+            return row
+
+
+def _user(row: User, event: LedgerEvent, recorded: Recorded) -> User:
+    row = replace(row, seq=recorded.seq)
+    match event:
+        case UserChanged():
+            return replace(row, sealed_profile=event.sealed_profile, scope=event.scope)
+        case UserPasswordChanged():
+            return replace(row, has_password=event.password_hash is not None)
+        case UserDisabled():
+            return replace(row, disabled_at=row.disabled_at or recorded.recorded_at)
+        case SubjectErased():
+            return replace(row, sealed_profile=b"", erased_at=row.erased_at or recorded.recorded_at)
+        case _:
+            return row
+
+
+def _scope(row: Scope, event: LedgerEvent, recorded: Recorded) -> Scope:
+    row = replace(row, seq=recorded.seq)
+    match event:
+        case ScopeChanged():
+            return replace(row, description=event.description, audience=event.audience, implies=event.implies)
+        case ScopeDisabled():
+            return replace(row, disabled_at=row.disabled_at or recorded.recorded_at)
+        case _:
+            return row
+
+
+def _key(row: SigningKey, event: LedgerEvent, recorded: Recorded) -> SigningKey | None:
+    row = replace(row, seq=recorded.seq)
+    match event:
+        case KeyActivated() if row.state == "announced":
+            return replace(row, state="active", activated_at=recorded.recorded_at)
+        case KeyRetired() if row.state != "retired":
+            return replace(row, state="retired", retired_at=recorded.recorded_at, remove_at=event.remove_at)
+        case KeyRemoved():
+            return None
+        case _:
+            return row
+
+
+def cut(recorded: Recorded) -> tuple[str, Cut] | None:
+    """The owner whose grants an event cuts off, with the cut; None for all other events."""
+    match recorded.event:
+        case ClientRevoked(client_id=owner, reason=reason) | SubjectRevoked(user_id=owner, reason=reason):
+            return owner, Cut(recorded.seq, recorded.recorded_at, reason, disabled=False)
+        case UserPasswordChanged(user_id=owner):
+            return owner, Cut(recorded.seq, recorded.recorded_at, Reason.PASSWORD_CHANGED, disabled=False)
+        case ClientDisabled(client_id=owner, reason=reason) | UserDisabled(user_id=owner, reason=reason):
+            return owner, Cut(recorded.seq, recorded.recorded_at, reason, disabled=True)
+        case _:
+            return None
+
+
+def merge(old: Cut | None, new: Cut) -> Cut:
+    """A later cut reaches further; a disabled owner stays disabled."""
+    if old is None:
+        return new
+    return Cut(max(old.seq, new.seq), new.at, new.reason, old.disabled or new.disabled)
