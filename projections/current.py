@@ -139,9 +139,7 @@ def _open(path: Path, *, readonly: bool, sync: bool) -> tuple[lmdb.Environment, 
         readahead=False,
     )
     tables = {
-        name: env.open_db(
-            name.encode(), create=not readonly, dupsort=name in _DUPLICATES, dupfixed=name in _DUPLICATES
-        )
+        name: env.open_db(name.encode(), create=not readonly, dupsort=name in _DUPLICATES, dupfixed=name in _DUPLICATES)
         for name in _TABLES
     }
     return env, tables
@@ -254,12 +252,11 @@ class CurrentWriter:
                     txn.put(key, _encode(row), db=self._db[table])
                 elif raw:
                     txn.delete(key, db=self._db[table])
-                cut = registry.cut(recorded)
-                if cut is not None:
-                    owner = raw_id(cut[0])
-                    old = txn.get(owner, db=self._db["cut"])
-                    merged = registry.merge(_decode_cut(old) if old else None, cut[1])
-                    txn.put(owner, _encode(merged), db=self._db["cut"])
+                if table in {"client", "user"}:
+                    old = txn.get(key, db=self._db["cut"])
+                    cut = registry.cut(_decode_cut(old) if old else None, recorded)
+                    if cut is not None:
+                        txn.put(key, _encode(cut[1]), db=self._db["cut"])
 
     def _fold_grant(self, txn: Any, recorded: Recorded, grant_id: str, token_ids: tuple[str, ...]) -> None:
         db = self._db

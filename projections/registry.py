@@ -107,7 +107,7 @@ class Cut(Struct, frozen=True, array_like=True):
     seq: int
     at: datetime
     reason: Reason
-    disabled: bool
+    disabled: bool = False
 
 
 def evolve(row: Row | None, recorded: Recorded) -> Row | None:
@@ -210,21 +210,20 @@ def _key(row: SigningKey, event: LedgerEvent, recorded: Recorded) -> SigningKey 
             return row
 
 
-def cut(recorded: Recorded) -> tuple[str, Cut] | None:
-    """The owner whose grants an event cuts off, with the cut; None for all other events."""
+def cut(old: Cut | None, recorded: Recorded) -> tuple[str, Cut] | None:
+    """The client or user that an event cuts off, and its cut from then on; None for events that cut nothing off.
+
+    A disabled owner stays disabled. Its tokens end through the mark and not through `seq`, so that the answer can
+    tell a disabled owner from a revocation.
+    """
+    seq, disabled = (old.seq, old.disabled) if old else (0, False)
+    at = recorded.recorded_at
     match recorded.event:
         case ClientRevoked(client_id=owner, reason=reason) | SubjectRevoked(user_id=owner, reason=reason):
-            return owner, Cut(recorded.seq, recorded.recorded_at, reason, disabled=False)
+            return owner, Cut(recorded.seq, at, reason, disabled)
         case UserPasswordChanged(user_id=owner):
-            return owner, Cut(recorded.seq, recorded.recorded_at, Reason.PASSWORD_CHANGED, disabled=False)
+            return owner, Cut(recorded.seq, at, Reason.PASSWORD_CHANGED, disabled)
         case ClientDisabled(client_id=owner, reason=reason) | UserDisabled(user_id=owner, reason=reason):
-            return owner, Cut(recorded.seq, recorded.recorded_at, reason, disabled=True)
+            return owner, Cut(seq, at, reason, disabled=True)
         case _:
             return None
-
-
-def merge(old: Cut | None, new: Cut) -> Cut:
-    """A later cut reaches further; a disabled owner stays disabled."""
-    if old is None:
-        return new
-    return Cut(max(old.seq, new.seq), new.at, new.reason, old.disabled or new.disabled)

@@ -1,0 +1,164 @@
+"""What one process of the API holds: connections, the log, the view, keys and limits."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections import OrderedDict
+
+from events.errors import LedgerUnavailable
+from events.ledger import Ledger
+from events.streams import ANSWERS, IDEMPOTENCY, Connection, StreamLimits, check, connect
+from events.usage import UsageLog
+from projections.current import CurrentReader, view_path
+from service.errors import TooManyRequests, Unavailable
+from service.keys import Bucket, MasterKey, SubjectKeys
+from service.settings import Settings
+from service.signing import SigningKeys
+
+APPLIED_SECONDS_MAX = 3.0
+_POLL_SECONDS = 0.0005
+_LIMITER_KEYS_MAX = 50_000
+_ANSWER_TTL_MARGIN_SECONDS = 60
+
+
+def stream_limits(settings: Settings) -> StreamLimits:
+    """The streams' limits that the settings ask for."""
+    return StreamLimits(
+        replicas=settings.replicas,
+        usage_age_seconds_max=settings.usage_retention_days * 86_400,
+        usage_bytes_max=settings.usage_bytes_max,
+        ledger_bytes_max=settings.ledger_bytes_max,
+        answers_ttl_seconds=settings.refresh_retry_window_seconds + _ANSWER_TTL_MARGIN_SECONDS,
+    )
+
+
+class ViewWaiter:
+    """Waits until the view has applied a sequence: one poll for all that wait, and none while nobody does."""
+
+    def __init__(self, view: CurrentReader) -> None:
+        self._view = view
+        self._waiting: list[tuple[int, asyncio.Future[bool], float]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def applied(self, seq: int, seconds: float = APPLIED_SECONDS_MAX) -> bool:
+        """Whether the view reached `seq` within `seconds`."""
+        if self._view.freshness().position >= seq:
+            return True
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting.append((seq, future, time.monotonic() + seconds))
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._poll())
+        return await future
+
+    async def _poll(self) -> None:
+        while self._waiting:
+            position, clock = self._view.freshness().position, time.monotonic()
+            still = []
+            for seq, future, deadline in self._waiting:
+                if future.done():
+                    continue
+                if position >= seq:
+                    future.set_result(True)
+                elif clock > deadline:
+                    future.set_result(False)
+                else:
+                    still.append((seq, future, deadline))
+            self._waiting = still
+            await asyncio.sleep(_POLL_SECONDS)
+
+
+class RateLimiter:
+    """Counts by key and minute, in this process only. What it cannot remember it does not limit."""
+
+    def __init__(self, per_minute_max: int) -> None:
+        self._max = per_minute_max
+        self._counts: OrderedDict[tuple[str, ...], tuple[int, int]] = OrderedDict()
+
+    def check(self, *key: str) -> None:
+        """Raises: TooManyRequests when the key has used up its minute."""
+        minute, count = self._counts.get(key, (0, 0))
+        if minute == int(time.time()) // 60 and count >= self._max:
+            wait = 60 - int(time.time()) % 60
+            raise TooManyRequests(f"more than {self._max} failures within a minute", headers={"Retry-After": str(wait)})
+
+    def count(self, *key: str) -> None:
+        """Notes one failure."""
+        this = int(time.time()) // 60
+        minute, count = self._counts.get(key, (this, 0))
+        self._counts[key] = (this, count + 1 if minute == this else 1)
+        self._counts.move_to_end(key)
+        if len(self._counts) > _LIMITER_KEYS_MAX:
+            self._counts.popitem(last=False)
+
+
+class Runtime:
+    """Everything that handlers need. Made once a process by `Runtime.start`."""
+
+    def __init__(self, settings: Settings, nc: Connection) -> None:
+        self.settings = settings
+        self.nc = nc
+        self.ledger = Ledger(nc)
+        writer = f"{socket.gethostname().split('.')[0]}-{os.getpid()}".replace(" ", "_").replace("*", "_")
+        self.usage = UsageLog(nc, writer, settings.use_recording, buffered_uses_max=settings.use_buffer_max)
+        self.view = CurrentReader(view_path(settings.data_dir))
+        self.waiter = ViewWaiter(self.view)
+        self.master = MasterKey.load(settings.master_key, settings.data_dir)
+        self.subject_keys = SubjectKeys(nc, self.master)
+        self.signing_keys = SigningKeys(self)
+        self.answers = Bucket(nc, ANSWERS)
+        self.idempotency = Bucket(nc, IDEMPOTENCY)
+        self.client_failures = RateLimiter(settings.client_auth_failures_per_minute_max)
+        self.unknown_tokens = RateLimiter(settings.unknown_tokens_per_minute_max)
+        self._background: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    async def start(cls, settings: Settings) -> Runtime:
+        """Connects and checks the server. Raises: LedgerUnavailable, UnsafeServer, MasterKeyMismatch."""
+        creds = settings.nats_creds
+        if settings.nats_url is None:
+            raise LedgerUnavailable("no nats_url: start the service with `token-ledger up`, or name the servers")
+        nc = await connect(settings.nats_url, creds, name=f"api-{os.getpid()}")
+        await check(nc, stream_limits(settings))
+        runtime = cls(settings, nc)
+        await runtime.signing_keys.start()
+        return runtime
+
+    async def stop(self) -> None:
+        """Writes what is held and closes."""
+        self.signing_keys.stop()
+        await self.usage.close()
+        await self.nc.close()
+        self.view.close()
+
+    async def applied(self, seq: int) -> None:
+        """Waits until this host's view has applied `seq`. Raises: Unavailable, naming the sequence."""
+        if not await self.waiter.applied(seq):
+            raise NotYetApplied(seq)
+
+    async def view_at_end(self) -> None:
+        """Waits until the view has reached the log's end as of now: after it, what is unknown is unknown.
+
+        In `buffered` mode a log that cannot be asked leaves the view as it is. Raises: Unavailable.
+        """
+        try:
+            end = await self.ledger.last_seq()
+        except LedgerUnavailable as error:
+            if self.settings.use_recording == "buffered":
+                return
+            raise Unavailable("the log cannot be asked whether this is known", private=str(error)) from error
+        if not await self.waiter.applied(end):
+            raise Unavailable("the view is behind the log")
+
+
+class NotYetApplied(Unavailable):
+    """The event is durable and this host's view has not applied it in time. A retry is safe."""
+
+    def __init__(self, seq: int) -> None:
+        super().__init__(f"recorded at ledger_seq {seq}, and not yet in force on this host; repeat the request")
+        self.ledger_seq = seq
+
+
+__all__ = ["NotYetApplied", "RateLimiter", "Runtime", "ViewWaiter", "stream_limits"]

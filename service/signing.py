@@ -1,0 +1,221 @@
+"""Signing keys: made, announced, used, retired, removed. RFC 7517, RFC 8037, RFC 9068 §2.1.
+
+The public half of a key is in the log, and so in the view; the private half is sealed under the master key in a bucket
+that all hosts share. A key's id counts up, so that two hosts that rotate at once make one key and not two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import jwt
+import structlog
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
+from msgspec import Struct
+
+from events.errors import Conflict, LedgerError
+from events.ledger import Append
+from events.streams import SIGNING_KEYS
+from events.types import TENANT, KeyActivated, KeyIntroduced, KeyRemoved, KeyRetired
+from projections.registry import SigningKey
+from service.keys import Bucket
+from service.settings import Algorithm
+from service.tokens import now, uuid7_hex
+
+if TYPE_CHECKING:
+    from service.runtime import Runtime
+
+log = structlog.get_logger()
+
+ACCESS_TOKEN_TTL_SECONDS_MAX = 86_400  # a retired key stays in the JWKS this long
+_CHECK_SECONDS = 60
+_RSA_BITS = 3072
+_PREFIXES = {"EdDSA": "ed", "ES256": "es", "RS256": "rs"}
+
+
+class Rotation(Struct, frozen=True):
+    """What a rotation did."""
+
+    kid: str
+    retired_kid: str | None
+    ledger_seq: int
+
+
+def _generate(alg: str) -> Any:
+    match alg:
+        case "EdDSA":
+            return ed25519.Ed25519PrivateKey.generate()
+        case "ES256":
+            return ec.generate_private_key(ec.SECP256R1())
+        case _:
+            return rsa.generate_private_key(public_exponent=65537, key_size=_RSA_BITS)
+
+
+def _public_jwk(alg: str, kid: str, private: Any) -> str:
+    algorithms: dict[str, Any] = {"EdDSA": OKPAlgorithm, "ES256": ECAlgorithm, "RS256": RSAAlgorithm}
+    jwk = algorithms[alg].to_jwk(private.public_key(), as_dict=True)
+    jwk.pop("key_ops", None)
+    return json.dumps(jwk | {"kid": kid, "alg": alg, "use": "sig"}, separators=(",", ":"), sort_keys=True)
+
+
+class SigningKeys:
+    """The signing keys as this process sees them."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._bucket = Bucket(runtime.nc, SIGNING_KEYS)
+        self._private: dict[str, Any] = {}
+        self._rows: list[SigningKey] = []
+        self._rows_at = -1
+        self._task: asyncio.Task[None] | None = None
+
+    def rows(self) -> list[SigningKey]:
+        """Every key that is not removed, oldest first."""
+        position = self._runtime.view.freshness().position
+        if position != self._rows_at:
+            found = [row for _, row in self._runtime.view.rows("key") if isinstance(row, SigningKey)]
+            self._rows, self._rows_at = sorted(found, key=lambda row: row.introduced_at), position
+        return self._rows
+
+    def jwks(self) -> dict[str, list[dict[str, Any]]]:
+        """The public keys, announced, active and retired. RFC 7517 §5."""
+        return {"keys": [json.loads(row.public_jwk) for row in self.rows()]}
+
+    def active(self, alg: str) -> SigningKey | None:
+        """The key that signs with this algorithm: the one activated last, should two hosts have raced."""
+        found = [row for row in self.rows() if row.alg == alg and row.state == "active"]
+        return max(found, key=lambda row: row.activated_at or row.introduced_at, default=None)
+
+    async def sign(self, claims: dict[str, Any], *, typ: str = "at+jwt") -> tuple[str, str]:
+        """A signed JWT and the id of the key. Raises: LedgerError if there is no key yet or it cannot be fetched."""
+        row = self.active(self._runtime.settings.signing_algorithms[0])
+        if row is None:
+            raise LedgerError("there is no active signing key yet")
+        private = self._private.get(row.kid) or await self._load(row.kid)
+        return jwt.encode(claims, private, algorithm=row.alg, headers={"kid": row.kid, "typ": typ}), row.kid
+
+    async def _load(self, kid: str) -> Any:
+        sealed = await self._bucket.get(kid)
+        if sealed is None:
+            raise LedgerError(f"the private half of signing key {kid} is gone; run `token-ledger key rotate`")
+        pem = self._runtime.master.unseal(sealed, f"signing key {kid}")
+        self._private[kid] = serialization.load_pem_private_key(pem, password=None)
+        return self._private[kid]
+
+    async def start(self) -> None:
+        """Proves that the master key opens the keys. Raises: MasterKeyMismatch, LedgerError."""
+        for row in self.rows():
+            if row.state == "active":
+                await self._load(row.kid)
+        self._task = asyncio.create_task(self._keep())
+
+    def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _keep(self) -> None:
+        """Announces, activates and removes keys when it is time; any number of processes may do this at once."""
+        while True:
+            with contextlib.suppress(LedgerError, Conflict):
+                await self._runtime.view_at_end()
+                for alg in self._runtime.settings.signing_algorithms:
+                    await self._keep_algorithm(alg)
+                await self._remove_old()
+            first = not all(self.active(alg) for alg in self._runtime.settings.signing_algorithms)
+            await asyncio.sleep(0.5 if first else _CHECK_SECONDS)
+
+    async def _keep_algorithm(self, alg: Algorithm) -> None:
+        settings = self._runtime.settings
+        active = self.active(alg)
+        announced = next((row for row in self.rows() if row.alg == alg and row.state == "announced"), None)
+        if active is None:
+            await self.rotate(alg, by="system")
+            return
+        ends_at = (active.activated_at or active.introduced_at) + timedelta(days=settings.key_rotation_days)
+        announce_at = ends_at - timedelta(hours=settings.key_announce_hours)
+        if announced is None and now() >= announce_at:
+            await self._introduce(alg, by="system")
+        elif announced is not None and now() >= max(
+            ends_at, announced.introduced_at + timedelta(hours=settings.key_announce_hours)
+        ):
+            await self.rotate(alg, by="system")
+
+    async def _introduce(self, alg: Algorithm, *, by: str) -> SigningKey:
+        """Makes and announces the next key, or finds the one another host has just made."""
+        runtime = self._runtime
+        numbers = [int(row.kid.split("-")[1]) for row in self.rows() if row.alg == alg]
+        number = max(numbers, default=0) + 1
+        while True:
+            kid = f"{_PREFIXES[alg]}-{number}-{runtime.master.deployment}"
+            recorded = await runtime.ledger.read(f"ledger.{TENANT}.key.{kid}")
+            if not recorded:
+                break
+            if isinstance(recorded[-1].event, KeyIntroduced):  # announced by another host, and not yet in this view
+                await runtime.applied(recorded[-1].seq)
+                self._rows_at = -1
+                return next(row for row in self.rows() if row.kid == kid)
+            number += 1
+        # Off the event loop: an RSA key takes a second.
+        private = await asyncio.to_thread(_generate, alg)
+        pem = private.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        if not await self._bucket.create(kid, runtime.master.seal(pem, f"signing key {kid}")):
+            private = await self._load(kid)  # the bucket decides whose key it is
+        event = KeyIntroduced(
+            id=uuid7_hex(),
+            occurred_at=now(),
+            by=by,
+            kid=kid,
+            alg=alg,
+            public_jwk=_public_jwk(alg, kid, private),
+        )
+        with contextlib.suppress(Conflict):
+            await runtime.ledger.append(Append(f"ledger.{TENANT}.key.{kid}", event, 0))
+        await runtime.applied(await runtime.ledger.last_seq())
+        self._rows_at = -1
+        return next(row for row in self.rows() if row.kid == kid)
+
+    async def rotate(self, alg: Algorithm, *, by: str) -> Rotation:
+        """Puts the announced key, or a new one, in the place of the active one.
+
+        The retired key stays in the JWKS until the last token that it signed has expired. Raises: LedgerError,
+        Conflict if another host rotated at the same moment.
+        """
+        runtime = self._runtime
+        old = self.active(alg)
+        new = next((row for row in self.rows() if row.alg == alg and row.state == "announced"), None)
+        if new is None:
+            new = await self._introduce(alg, by=by)
+        moment = now()
+        entries = [
+            Append(
+                f"ledger.{TENANT}.key.{new.kid}",
+                KeyActivated(id=uuid7_hex(), occurred_at=moment, by=by, kid=new.kid),
+                new.seq,
+            )
+        ]
+        if old is not None:
+            remove_at = moment + timedelta(seconds=ACCESS_TOKEN_TTL_SECONDS_MAX)
+            retired = KeyRetired(id=uuid7_hex(), occurred_at=moment, by=by, kid=old.kid, remove_at=remove_at)
+            entries.append(Append(f"ledger.{TENANT}.key.{old.kid}", retired, old.seq))
+        await self._load(new.kid)
+        seqs = await runtime.ledger.append(*entries)
+        await runtime.applied(max(seqs))
+        self._rows_at = -1
+        log.info("signing_key_rotated", kid=new.kid, retired_kid=old.kid if old else None, by=by)
+        return Rotation(new.kid, old.kid if old else None, max(seqs))
+
+    async def _remove_old(self) -> None:
+        for row in self.rows():
+            if row.state == "retired" and row.remove_at is not None and now() >= row.remove_at:
+                event = KeyRemoved(id=uuid7_hex(), occurred_at=now(), by="system", kid=row.kid)
+                await self._runtime.ledger.append(Append(f"ledger.{TENANT}.key.{row.kid}", event, row.seq))
+                await self._bucket.destroy(row.kid)
+                self._private.pop(row.kid, None)

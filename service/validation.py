@@ -1,0 +1,302 @@
+"""Is this token good, now, for this? The hot path: every validation, introspection and bearer call comes through here.
+
+Nothing is signed or verified here. A hit in the view proves that the token is ours, since the view knows only hashes
+of tokens that were issued.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections.abc import Sequence
+from datetime import datetime
+from enum import StrEnum
+
+from msgspec import Struct
+
+from events.errors import LedgerError
+from events.types import Context, Kind, TokenUsed
+from projections.current import Freshness, Hit
+from projections.grants import ActiveGrant, NoGrant, RevokedGrant, facts
+from projections.registry import Cut
+from service.errors import InsufficientScope, InvalidToken, Unauthorized, Unavailable
+from service.runtime import Runtime
+from service.tokens import now, sha256, well_formed
+
+MIN_SEQ_SECONDS_MAX = 2.0
+
+BEARER_KINDS = frozenset({Kind.ACCESS, Kind.PAT, Kind.SAT})
+ALL_KINDS = frozenset(Kind)
+
+ADMIN = "ledger:admin"
+
+
+class Code(StrEnum):
+    """The answer to "is it valid?". When several hold, the first in this order, `valid` being none of the others."""
+
+    STALE = "stale"
+    MALFORMED = "malformed"
+    UNKNOWN = "unknown"
+    REVOKED = "revoked"
+    CLIENT_DISABLED = "client_disabled"
+    SUBJECT_DISABLED = "subject_disabled"
+    NOT_YET_VALID = "not_yet_valid"
+    EXPIRED = "expired"
+    IP_NOT_ALLOWED = "ip_not_allowed"
+    WRONG_AUDIENCE = "wrong_audience"
+    INSUFFICIENT_SCOPE = "insufficient_scope"
+    VALID = "valid"
+
+
+class Asked(Struct, frozen=True):
+    """What a token is asked to be good for. Empty scope and audience are not checked.
+
+    `audience`: names of the resource server that asks; the token must be for one of them. `ip`: of the token's bearer.
+    """
+
+    scope: str = ""
+    audience: tuple[str, ...] = ()
+    ip: str | None = None
+    min_seq: int = 0
+
+
+class Verdict(Struct, frozen=True):
+    """`hit` is None unless the token is known here; `position` is the ledger sequence the verdict is true at."""
+
+    code: Code
+    hit: Hit | None
+    position: int
+
+
+def _cut_code(grant: ActiveGrant, cut: Cut | None, disabled: Code) -> Code | None:
+    if cut is None:
+        return None
+    if cut.seq > grant.first_seq:
+        return Code.REVOKED
+    return disabled if cut.disabled else None
+
+
+def evaluate(hit: Hit, asked: Asked, moment: datetime) -> Code:
+    """Pure. The code for a token that is known, fresh and of a kind that may be presented here."""
+    token, grant = hit.token, hit.grant
+    if token.ended is not None or isinstance(grant, RevokedGrant | NoGrant):
+        return Code.REVOKED
+    if hit.client_cut is not None or hit.subject_cut is not None:
+        by_client = _cut_code(grant, hit.client_cut, Code.CLIENT_DISABLED)
+        by_subject = _cut_code(grant, hit.subject_cut, Code.SUBJECT_DISABLED)
+        if Code.REVOKED in {by_client, by_subject}:
+            return Code.REVOKED
+        if by_client or by_subject:
+            return by_client or by_subject or Code.REVOKED
+    if moment >= token.expires_at:
+        return Code.EXPIRED
+    if grant.allowed_ips and not ip_allowed(asked.ip, grant.allowed_ips):
+        return Code.IP_NOT_ALLOWED
+    if asked.audience:
+        audience = grant.audience if token.audience is None else token.audience
+        if audience and not any(name in audience for name in asked.audience):
+            return Code.WRONG_AUDIENCE
+    if asked.scope:
+        scope = grant.scope if token.scope is None else token.scope
+        granted = scope.split(" ")
+        if not all(name in granted for name in asked.scope.split()):
+            return Code.INSUFFICIENT_SCOPE
+    return Code.VALID
+
+
+def ip_allowed(ip: str | None, networks: Sequence[str]) -> bool:
+    """Whether the address lies in one of the CIDR networks. No address, or none that can be read: no."""
+    if ip is None:
+        return False
+    try:
+        address = ipaddress.ip_address(ip)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    address = mapped or address
+    return any(address in ipaddress.ip_network(network) for network in networks)
+
+
+def scope_of(hit: Hit) -> str:
+    """The token's own scope, else its grant's."""
+    known = facts(hit.grant)
+    return hit.token.scope if hit.token.scope is not None else known.scope if known else ""
+
+
+def audience_of(hit: Hit) -> tuple[str, ...]:
+    """The token's own audience, else its grant's."""
+    known = facts(hit.grant)
+    return hit.token.audience if hit.token.audience is not None else known.audience if known else ()
+
+
+def _look_up(runtime: Runtime, digest: bytes) -> tuple[Hit | None, Freshness]:
+    hit, fresh = runtime.view.look_up(digest)
+    if fresh.age_seconds > runtime.settings.view_staleness_seconds_max:
+        raise Unavailable(
+            "the view of current tokens is older than it may be",
+            fix="wait until the projector has caught up; `token-ledger doctor` says what holds it up",
+        )
+    return hit, fresh
+
+
+def decide(runtime: Runtime, token: str, asked: Asked, kinds: frozenset[Kind], moment: datetime) -> Verdict | None:
+    """The verdict if the view alone can give it, else None: then `resolve` must be asked.
+
+    Raises: Unavailable when the view is staler than its bound.
+    """
+    if not well_formed(token):
+        return Verdict(Code.MALFORMED, None, runtime.view.freshness().position)
+    hit, fresh = _look_up(runtime, sha256(token))
+    if hit is None or fresh.position < asked.min_seq:
+        return None
+    if hit.token.kind not in kinds:
+        return Verdict(Code.UNKNOWN, None, fresh.position)
+    return Verdict(evaluate(hit, asked, moment), hit, fresh.position)
+
+
+async def resolve(runtime: Runtime, token: str, asked: Asked, kinds: frozenset[Kind]) -> Verdict:
+    """As `decide`, waiting where it must: for `min_seq`, and for the log's end before a token is called unknown.
+
+    Raises: Unavailable.
+    """
+    if asked.min_seq and not await runtime.waiter.applied(asked.min_seq, MIN_SEQ_SECONDS_MAX):
+        return Verdict(Code.STALE, None, runtime.view.freshness().position)
+    verdict = decide(runtime, token, asked, kinds, now())
+    if verdict is None:
+        await runtime.view_at_end()
+        verdict = decide(runtime, token, asked, kinds, now())
+    return verdict or Verdict(Code.UNKNOWN, None, runtime.view.freshness().position)
+
+
+def use_of(
+    verdict: Verdict, asked: Asked, *, endpoint: str, caller: str, context: Context | None, moment: datetime
+) -> TokenUsed | None:
+    """The use to record, or None for a token that is not known: those are counted."""
+    if verdict.hit is None:
+        return None
+    return TokenUsed(
+        int(moment.timestamp() * 1_000_000),
+        verdict.hit.token_id,
+        None,
+        verdict.code.value,
+        endpoint,
+        caller,
+        asked.scope,
+        " ".join(asked.audience),
+        context,
+    )
+
+
+async def recorded(future: asyncio.Future[None] | None) -> None:
+    """Waits until a use is on disk; at once in `buffered` mode. Raises: Unavailable."""
+    if future is None:
+        return
+    try:
+        await future
+    except LedgerError as error:
+        raise Unavailable("the use cannot be recorded, so nothing is said", private=str(error)) from error
+
+
+class Caller(Struct, frozen=True):
+    """Who calls the management API. `token` is the string itself, for sealing; it is never logged or stored."""
+
+    token: str
+    token_id: str
+    subject: str
+    client_id: str | None
+    scope: frozenset[str]
+
+    def __repr__(self) -> str:
+        return f"Caller({self.token_id})"
+
+    def holds(self, scope: str) -> bool:
+        """`ledger:admin` holds every `ledger:*` scope."""
+        return scope in self.scope or (scope.startswith("ledger:") and ADMIN in self.scope)
+
+
+def bearer(values: list[str]) -> str:
+    """The token of the `Authorization` headers. Source: RFC 6750 §2.1, RFC 9110 §11.1 (case of the scheme).
+
+    Raises: Unauthorized without a bearer token; InvalidToken if there are several headers or the syntax is wrong.
+    """
+    if not values:
+        raise Unauthorized("no access token was sent", headers={"WWW-Authenticate": 'Bearer realm="token-ledger"'})
+    scheme, _, token = values[0].partition(" ")
+    if len(values) == 1 and scheme.lower() != "bearer":
+        raise Unauthorized("no bearer token was sent", headers={"WWW-Authenticate": 'Bearer realm="token-ledger"'})
+    token = token.strip(" ")
+    if len(values) > 1 or not token or " " in token or "," in token:
+        raise MalformedAuthorization("send exactly one header `Authorization: Bearer <token>`")
+    return token
+
+
+class MalformedAuthorization(InvalidToken):
+    """Source: RFC 6750 §3.1, invalid_request."""
+
+    status, code, title = 400, "invalid_request", "The Authorization header is malformed"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, headers={"WWW-Authenticate": 'Bearer realm="token-ledger", error="invalid_request"'})
+
+
+async def authenticate(
+    runtime: Runtime,
+    authorization: list[str],
+    needs: tuple[str, ...],
+    context: Context,
+    *,
+    endpoint: str = "api",
+    record: bool = True,
+) -> Caller:
+    """The caller of a management call, whose token must hold one of the scopes in `needs`.
+
+    The call is a use of the caller's own token and is recorded as one, allowed or refused, unless `record` is False
+    because the call is recorded otherwise.
+
+    Raises: Unauthorized, InvalidToken, InsufficientScope, TooManyRequests, Unavailable.
+    """
+    token = bearer(authorization)
+    runtime.unknown_tokens.check("bearer", context.ip or "")
+    # The management API takes tokens whose audience is the issuer or absent.
+    asked = Asked(audience=(runtime.settings.issuer,), ip=context.ip)
+    moment = now()
+    verdict = decide(runtime, token, asked, BEARER_KINDS, moment) or await resolve(runtime, token, asked, BEARER_KINDS)
+    hit = verdict.hit
+    if hit is None:
+        runtime.unknown_tokens.count("bearer", context.ip or "")
+        runtime.usage.count_refused(caller="", ip=context.ip, outcome=verdict.code.value, endpoint=endpoint)
+        raise _invalid_token(verdict.code)
+    known = facts(hit.grant)
+    scope = frozenset(scope_of(hit).split())
+    caller = Caller(token, hit.token_id, known.subject if known else "", known.client_id if known else None, scope)
+    missing = bool(needs) and not any(caller.holds(name) for name in needs)
+    code = Code.INSUFFICIENT_SCOPE if verdict.code is Code.VALID and missing else verdict.code
+    if record or code is not Code.VALID:
+        wanted = Asked(scope=" ".join(needs[:1]), audience=asked.audience, ip=asked.ip)
+        use = use_of(
+            Verdict(code, hit, verdict.position),
+            wanted,
+            endpoint=endpoint,
+            caller=hit.token_id,
+            context=context,
+            moment=moment,
+        )
+        if use is not None:
+            await recorded(runtime.usage.record(use))
+    if verdict.code is not Code.VALID:
+        raise _invalid_token(verdict.code)
+    if missing:
+        raise InsufficientScope(f"this call needs the scope {needs[0]}", scope=needs[0])
+    return caller
+
+
+def _invalid_token(code: Code) -> InvalidToken:
+    # One text for every cause: whoever holds a bad token learns nothing about it.
+    return InvalidToken(
+        "the access token is unknown, expired, revoked or not for this service",
+        private=code.value,
+        headers={
+            "WWW-Authenticate": 'Bearer realm="token-ledger", error="invalid_token", '
+            'error_description="the access token is not valid"'
+        },
+    )
