@@ -1,0 +1,39 @@
+"""The command line, `token-ledger`. Exit codes: 0 done, 1 refused or not found, 2 wrong use."""
+
+from __future__ import annotations
+
+import click
+
+from service.cli import processes, registry, tokens
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+@click.group(context_settings=_CONTEXT)
+@click.version_option(package_name="token-ledger")
+def main() -> None:
+    """A token service whose only source of truth is a log.
+
+    `token-ledger up` runs it. The other commands ask it: they find it, and a token, through the data directory
+    (--data-dir, TOKEN_LEDGER_DATA_DIR, by default ./data) or through TOKEN_LEDGER_URL and TOKEN_LEDGER_TOKEN.
+    """
+
+
+for command in (
+    processes.up,
+    processes.serve,
+    processes.project,
+    processes.rebuild,
+    processes.provision,
+    processes.nats_config,
+    processes.admin_token,
+    processes.doctor,
+    processes.settings_command,
+    registry.client,
+    registry.user,
+    registry.scope,
+    registry.key,
+    tokens.token,
+    tokens.audit,
+):
+    main.add_command(command)

@@ -1,0 +1,168 @@
+"""What the command line prints: tables for people, JSON for programs.
+
+Names that people chose come from the service and may hold anything, escape sequences of terminals too, so that
+nothing reaches a terminal before `printable`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+OUTPUTS = ("table", "json")
+DONE, REFUSED, WRONG_USE = 0, 1, 2
+
+
+class Failed(Exception):
+    """A command that did not do what was asked. `detail` says what happened, `fix` what to do."""
+
+    def __init__(
+        self, detail: str, fix: str = "", *, code: str = "", status: int | None = None, exit_code: int = REFUSED
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.fix = fix
+        self.code = code
+        self.status = status
+        self.exit_code = exit_code
+
+
+def fail(failure: Failed, output: str) -> NoReturn:
+    """Prints the failure on stderr and ends with its exit code."""
+    if output == "json":
+        members = {"status": failure.status, "code": failure.code, "detail": failure.detail, "fix": failure.fix}
+        click.echo(json.dumps({name: value for name, value in members.items() if value}), err=True)
+    else:
+        click.echo(f"Error: {printable(failure.detail, lines=True)}", err=True)
+        if failure.fix:
+            click.echo(f"To do: {printable(failure.fix, lines=True)}", err=True)
+    sys.exit(failure.exit_code)
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """`text` without characters that move the cursor, change colours or reorder what stands beside them."""
+    return "".join(
+        character if character.isprintable() or (lines and character == "\n") else repr(character)[1:-1]
+        for character in text
+    )
+
+
+def worded(value: object) -> str:
+    """One value of an answer, for people."""
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "yes" if value else "no"
+        case str():
+            return printable(_time(value) or value)
+        case Mapping():
+            return " ".join(f"{printable(str(key))}={worded(one)}" for key, one in value.items())
+        case Sequence():
+            return " ".join(worded(one) for one in value)
+        case _:
+            return printable(str(value))
+
+
+def _time(value: str) -> str | None:
+    """RFC 3339 as people read it: UTC, whole seconds. None for any other string."""
+    if len(value) < 20 or value[4:5] != "-" or value[10:11] != "T":
+        return None
+    moment = moment_of(value)
+    return None if moment is None else f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
+
+
+def moment_of(value: object) -> datetime | None:
+    """The time that an RFC 3339 string names, with its zone; None for anything else."""
+    try:
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else None
+    except ValueError:
+        return None
+    return moment if moment is not None and moment.tzinfo else None
+
+
+def print_json(value: object) -> None:
+    # ASCII only: control characters of any kind reach no terminal.
+    click.echo(json.dumps(value, indent=2))
+
+
+def print_object(answer: Mapping[str, Any]) -> None:
+    """One name and value a line, never folded, so that they can be copied."""
+    width = max((len(name) for name in answer), default=0)
+    for name, value in answer.items():
+        if value is not None:
+            click.echo(f"{printable(name):<{width}}  {worded(value)}".rstrip())
+
+
+def print_table(items: Sequence[Mapping[str, Any]], columns: Iterable[str]) -> None:
+    """One row an item. A column that no item has is left out."""
+    if not items:
+        click.echo("Nothing found.", err=True)
+        return
+    shown = [name for name in columns if any(item.get(name) not in (None, "", [], {}) for item in items)]
+    rows = [[worded(item.get(name)) for name in shown] for item in items]
+    if not sys.stdout.isatty():
+        # For other programs and files: one line an item, nothing folded.
+        widths = [max(map(len, column)) for column in zip(shown, *rows, strict=True)]
+        for row in [shown, *rows]:
+            click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in shown:
+        # What is copied into the next command is folded, never cut.
+        table.add_column(Text(name), overflow="fold", no_wrap=name.endswith("_at"))
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console().print(table)
+
+
+def print_timeline(items: Sequence[Mapping[str, Any]]) -> None:
+    """Events, and uses among them, in order: when, how long after the one before, what, and its facts."""
+    rows = []
+    before: datetime | None = None
+    for item in items:
+        when = moment_of(item.get("occurred_at"))
+        seq = item.get("ledger_seq")
+        rows.append(
+            {
+                "ledger_seq": seq if seq is not None else "use",
+                "occurred_at": item.get("occurred_at"),
+                "after": _elapsed(before, when),
+                "what": item.get("type"),
+                "facts": _facts(item),
+            }
+        )
+        before = when or before
+    print_table(rows, ("ledger_seq", "occurred_at", "after", "what", "facts"))
+
+
+# Said by the other columns, or of no use to a person.
+_NO_FACTS = {"ledger_seq", "occurred_at", "type", "id", "request_id"}
+
+
+def _facts(item: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in item.items() if name not in _NO_FACTS and value not in (None, "", [], {})}
+
+
+def _elapsed(before: datetime | None, after: datetime | None) -> str:
+    if before is None or after is None:
+        return ""
+    seconds = (after - before).total_seconds()
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if abs(seconds) >= size:
+            return f"{seconds / size:+.1f} {unit}"
+    return f"{seconds:+.3f} s"
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Rich, told to take no text for markup."""
+    return Console(stderr=stderr, markup=False, highlight=False, emoji=False)

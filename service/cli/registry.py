@@ -1,0 +1,198 @@
+"""Commands about clients, users, scopes and signing keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from service.cli.options import (
+    Duration,
+    Session,
+    asks_service,
+    confirmed,
+    paged,
+    repeatable,
+    secret_argument,
+    segment,
+)
+
+CLIENT_COLUMNS = (
+    "client_id",
+    "client_name",
+    "status",
+    "grant_types",
+    "scope",
+    "token_endpoint_auth_method",
+    "access_token_format",
+    "created_at",
+)
+USER_COLUMNS = ("user_id", "username", "display_name", "kind", "status", "scope", "created_at")
+SCOPE_COLUMNS = ("name", "description", "status", "audience", "implies")
+KEY_COLUMNS = ("kid", "alg", "state", "introduced_at", "activated_at", "retired_at", "remove_at")
+
+
+@click.group()
+def client() -> None:
+    """Applications that get tokens."""
+
+
+@client.command("create")
+@click.argument("client_name")
+@click.option("--grant-type", "grant_types", multiple=True, help="Repeatable. [default: client_credentials]")
+@click.option("--response-type", "response_types", multiple=True, help="Repeatable.")
+@click.option("--redirect-uri", "redirect_uris", multiple=True, help="Repeatable.")
+@click.option("--scope", help="What the client may ask for, separated by spaces.")
+@click.option(
+    "--token-endpoint-auth-method",
+    type=click.Choice(["client_secret_basic", "client_secret_post", "none"]),
+    help="How the client proves who it is. [default: client_secret_basic]",
+)
+@click.option("--access-token-format", type=click.Choice(["jwt", "opaque"]), help="[default: jwt]")
+@click.option("--access-token-ttl", "access_token_ttl_seconds", type=Duration(), help="[default: 1h]")
+@click.option("--refresh-token-idle-ttl", "refresh_token_idle_ttl_seconds", type=Duration(), help="[default: 14d]")
+@click.option("--refresh-token-max-ttl", "refresh_token_max_ttl_seconds", type=Duration(), help="[default: 90d]")
+@click.option("--audience", multiple=True, help="Who the tokens are for; repeatable. [default: the issuer]")
+@click.option("--may-introspect", is_flag=True, default=None, help="It may introspect tokens for its audience.")
+@repeatable
+@asks_service
+def client_create(session: Session, idempotency_key: str | None, **metadata: Any) -> None:
+    """Register a client and print its secret, once."""
+    answer = session.call("POST", "/v1/clients", metadata, idempotency_key=idempotency_key)
+    session.show(answer, once="client_secret")
+
+
+@client.command("list")
+@paged
+@asks_service
+def client_list(session: Session, paging: dict[str, Any]) -> None:
+    """All clients."""
+    session.show_list("/v1/clients", {}, CLIENT_COLUMNS, paging)
+
+
+@client.command("show")
+@click.argument("client_id")
+@asks_service
+def client_show(session: Session, client_id: str) -> None:
+    """One client."""
+    session.show(session.call("GET", f"/v1/clients/{segment(client_id)}"))
+
+
+@client.command("rotate-secret")
+@click.argument("client_id")
+@click.option("--overlap", "overlap_seconds", type=Duration(), help="How long the old secret still works.")
+@repeatable
+@asks_service
+def client_rotate_secret(
+    session: Session, client_id: str, overlap_seconds: int | None, idempotency_key: str | None
+) -> None:
+    """Give a client a new secret and print it, once."""
+    answer = session.call(
+        "POST",
+        f"/v1/clients/{segment(client_id)}/secrets",
+        {"overlap_seconds": overlap_seconds},
+        idempotency_key=idempotency_key,
+    )
+    session.show(answer, once="client_secret")
+
+
+@client.command("disable")
+@click.argument("client_id")
+@asks_service
+@confirmed
+def client_disable(session: Session, client_id: str) -> None:
+    """End a client and every token of it, for good."""
+    session.show(session.call("DELETE", f"/v1/clients/{segment(client_id)}"))
+
+
+@click.group()
+def user() -> None:
+    """People and service users, whom tokens speak for."""
+
+
+@user.command("create")
+@click.argument("username")
+@click.option("--kind", type=click.Choice(["person", "service"]), default="person", show_default=True)
+@click.option("--scope", default="", help="What tokens may do in the user's name, separated by spaces.")
+@click.option("--display-name")
+@click.option("--password", help="The password, or - to read it from stdin.")
+@repeatable
+@asks_service
+def user_create(session: Session, idempotency_key: str | None, password: str | None, **fields: Any) -> None:
+    """Register a person or a service user."""
+    if password is not None:
+        fields["password"] = secret_argument(password, "Password")
+    session.show(session.call("POST", "/v1/users", fields, idempotency_key=idempotency_key))
+
+
+@user.command("list")
+@paged
+@asks_service
+def user_list(session: Session, paging: dict[str, Any]) -> None:
+    """All users."""
+    session.show_list("/v1/users", {}, USER_COLUMNS, paging)
+
+
+@user.command("show")
+@click.argument("user_id")
+@asks_service
+def user_show(session: Session, user_id: str) -> None:
+    """One user."""
+    session.show(session.call("GET", f"/v1/users/{segment(user_id)}"))
+
+
+@user.command("disable")
+@click.argument("user_id")
+@click.option("--erase", is_flag=True, help="Also make everything personal about the user unreadable, for good.")
+@asks_service
+@confirmed
+def user_disable(session: Session, user_id: str, erase: bool) -> None:
+    """End a user and every token of theirs, for good."""
+    query = {"erase": True} if erase else {}
+    session.show(session.call("DELETE", f"/v1/users/{segment(user_id)}", query=query))
+
+
+@click.group()
+def scope() -> None:
+    """What tokens may be allowed to do."""
+
+
+@scope.command("create")
+@click.argument("name")
+@click.option("--description", required=True, help="What it allows, as people will read it.")
+@click.option("--audience", multiple=True, help="A resource server it is for; repeatable. [default: any]")
+@click.option("--implies", multiple=True, help="A scope that comes with it; repeatable.")
+@repeatable
+@asks_service
+def scope_create(session: Session, idempotency_key: str | None, **fields: Any) -> None:
+    """Register a scope."""
+    session.show(session.call("POST", "/v1/scopes", fields, idempotency_key=idempotency_key))
+
+
+@scope.command("list")
+@paged
+@asks_service
+def scope_list(session: Session, paging: dict[str, Any]) -> None:
+    """All scopes."""
+    session.show_list("/v1/scopes", {}, SCOPE_COLUMNS, paging)
+
+
+@click.group()
+def key() -> None:
+    """Keys that sign access tokens (JWT)."""
+
+
+@key.command("list")
+@paged
+@asks_service
+def key_list(session: Session, paging: dict[str, Any]) -> None:
+    """All signing keys, and what becomes of each when."""
+    session.show_list("/v1/keys", {}, KEY_COLUMNS, paging)
+
+
+@key.command("rotate")
+@click.option("--alg", type=click.Choice(["EdDSA", "ES256", "RS256"]), help="[default: the first of the settings]")
+@asks_service
+def key_rotate(session: Session, alg: str | None) -> None:
+    """Sign with a new key from now on. Tokens that the old one signed stay valid."""
+    session.show(session.call("POST", "/v1/keys/rotate", {"alg": alg}))

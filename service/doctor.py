@@ -1,0 +1,440 @@
+"""`token-ledger doctor`: looks at everything that the service stands on, and says what to do about it.
+
+Nothing is changed. Every check stands alone: what cannot be reached is a finding, and the rest is still looked at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import stat
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import lmdb
+from msgspec import Struct
+
+from events.errors import LedgerError, LedgerUnavailable
+from events.streams import (
+    LEDGER,
+    MIN_SERVER_VERSION,
+    USAGE,
+    Connection,
+    check,
+    connect,
+    server_reports,
+    stream_state,
+)
+from projections.current import CurrentReader, view_path
+from service.cli.connection import Api, locate
+from service.cli.output import Failed, moment_of
+from service.keys import MasterKey
+from service.runtime import stream_limits
+from service.settings import Settings, is_loopback
+
+State = Literal["ok", "warning", "problem"]
+
+DISK_FREE_SHARE_WARNING, DISK_FREE_SHARE_PROBLEM = 0.10, 0.03
+DISK_FREE_BYTES_WARNING, DISK_FREE_BYTES_PROBLEM = 2 * 1024**3, 512 * 1024**2
+STREAM_FULL_SHARE_WARNING, STREAM_FULL_SHARE_PROBLEM = 0.8, 0.95
+CLOCK_SKEW_SECONDS_WARNING, CLOCK_SKEW_SECONDS_PROBLEM = 1.0, 5.0
+TOKEN_DAYS_WARNING = 14
+CONNECT_SECONDS_MAX = 4.0
+_UP = "start it with `token-ledger up`"
+
+
+class Finding(Struct, frozen=True):
+    """What one check found. `fix` says what to do, and is empty if there is nothing to do."""
+
+    name: str
+    state: State
+    found: str
+    fix: str = ""
+
+
+def worst(findings: list[Finding]) -> State:
+    """The state of the whole."""
+    states = {finding.state for finding in findings}
+    return "problem" if "problem" in states else "warning" if "warning" in states else "ok"
+
+
+async def examine(settings: Settings, data_dir: Path | None, url: str | None) -> list[Finding]:
+    """All findings, in the order in which they are best read.
+
+    `data_dir`, `url`: the flags that say which service is meant, None if they were not given.
+    """
+    bootstrap = _bootstrap(settings.data_dir)
+    findings = [*_files(settings), _disk(settings.data_dir), *_addresses(settings)]
+    findings += _api(settings, data_dir, url)
+    nats_url = settings.nats_url or bootstrap.get("nats_url")
+    if not isinstance(nats_url, str):
+        findings.append(Finding("nats-server", "problem", "it is not known where it is", _UP + " or set nats_url"))
+        findings += _view(settings, None)
+        return findings
+    creds = settings.nats_creds or settings.data_dir / "nats" / "service.nk"
+    findings += await _nats(settings, nats_url, creds if creds.exists() else None)
+    return findings
+
+
+# Files of the data directory
+
+
+def _bootstrap(data_dir: Path) -> dict[str, Any]:
+    try:
+        bootstrap = json.loads((data_dir / "bootstrap.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return bootstrap if isinstance(bootstrap, dict) else {}
+
+
+def _files(settings: Settings) -> Iterator[Finding]:
+    data_dir = settings.data_dir
+    if not data_dir.is_dir():
+        yield Finding("data directory", "problem", f"{data_dir} does not exist", _UP + ", or name it with --data-dir")
+        return
+    yield _bootstrap_file(data_dir)
+    yield _master_key(settings)
+    secrets = [data_dir / "bootstrap.json", data_dir / "master.key", *sorted((data_dir / "nats").glob("*.nk"))]
+    if settings.nats_creds is not None:
+        secrets.append(settings.nats_creds)
+    present = [path for path in secrets if path.exists()]
+    readable = [path for path in present if stat.S_IMODE(path.stat().st_mode) & 0o077]
+    if readable:
+        names = " ".join(map(str, readable))
+        yield Finding("secret files", "problem", f"others than the owner may use {names}", f"chmod 600 {names}")
+    else:
+        yield Finding("secret files", "ok", f"{len(present)} files, for their owner only")
+    mode = stat.S_IMODE(data_dir.stat().st_mode)
+    if mode & 0o022:
+        yield Finding(
+            "data directory",
+            "problem",
+            f"{data_dir} has mode {mode:o}: others may replace files",
+            f"chmod 700 {data_dir}",
+        )
+    else:
+        yield Finding("data directory", "ok", str(data_dir))
+
+
+def _bootstrap_file(data_dir: Path) -> Finding:
+    path = data_dir / "bootstrap.json"
+    missing = {"issuer", "api_url", "nats_url", "admin_token"} - _bootstrap(data_dir).keys()
+    if not path.exists():
+        # Hosts of a cluster that did not start first have none, and are told by the environment.
+        given = "TOKEN_LEDGER_URL" in os.environ and "TOKEN_LEDGER_TOKEN" in os.environ
+        return Finding(
+            "bootstrap.json",
+            "ok" if given else "warning",
+            f"there is no {path}" + ("; the environment says what it would" if given else ""),
+            "" if given else _UP + "; a new token: `token-ledger admin-token`",
+        )
+    if missing:
+        return Finding(
+            "bootstrap.json",
+            "problem",
+            f"{path} cannot be read as this user, or lacks {', '.join(sorted(missing))}",
+            "run this as the user who runs the service; if the file is damaged, `token-ledger admin-token`",
+        )
+    return Finding("bootstrap.json", "ok", str(path))
+
+
+def _master_key(settings: Settings) -> Finding:
+    path = settings.data_dir / "master.key"
+    if settings.master_key is not None:
+        return Finding("master key", "ok", "given by the settings")
+    if not path.exists():
+        return Finding(
+            "master key",
+            "problem",
+            f"there is no {path} and none in the settings: nothing that was sealed can be read",
+            "restore the file from a backup, or set TOKEN_LEDGER_MASTER_KEY_FILE",
+        )
+    try:
+        MasterKey.load(None, settings.data_dir)
+    except (OSError, ValueError) as error:
+        return Finding("master key", "problem", f"{path} cannot be used: {error}", "restore it from a backup")
+    return Finding("master key", "ok", f"{path}; without a copy elsewhere, losing it loses all signing keys")
+
+
+def _disk(data_dir: Path) -> Finding:
+    place = next(path for path in (data_dir, *data_dir.absolute().parents) if path.exists())
+    usage = shutil.disk_usage(place)
+    found = f"{_size(usage.free)} of {_size(usage.total)} free at {place}"
+    fix = "free space: when the disk is full nothing can be issued or revoked"
+    if usage.free < min(DISK_FREE_BYTES_PROBLEM, usage.total * DISK_FREE_SHARE_PROBLEM):
+        return Finding("disk", "problem", found, fix)
+    if usage.free < min(DISK_FREE_BYTES_WARNING, usage.total * DISK_FREE_SHARE_WARNING):
+        return Finding("disk", "warning", found, fix)
+    return Finding("disk", "ok", found)
+
+
+def _addresses(settings: Settings) -> Iterator[Finding]:
+    if not is_loopback(settings.host) and settings.issuer.startswith("http://"):
+        yield Finding(
+            "issuer",
+            "warning",
+            f"the API listens on {settings.host}; other machines cannot reach the issuer {settings.issuer}",
+            "set the issuer to the https:// address that clients use",
+        )
+
+
+# The HTTP API
+
+
+def _api(settings: Settings, data_dir: Path | None, url: str | None) -> Iterator[Finding]:
+    try:
+        api = Api(*locate(data_dir, url))
+    except Failed as failure:
+        yield Finding("API", "problem", failure.detail, failure.fix)
+        return
+    try:
+        yield from _readiness(api)
+        yield _own_token(api)
+        yield from _signing_keys(api, settings)
+    except Failed as failure:
+        yield Finding("API", "problem", failure.detail, failure.fix)
+    finally:
+        api.close()
+
+
+def _readiness(api: Api) -> Iterator[Finding]:
+    started = datetime.now(UTC)
+    response = api.ask("GET", "/health/live")
+    milliseconds = (datetime.now(UTC) - started) / timedelta(milliseconds=1)
+    if response.status_code != 200:
+        yield Finding("API", "problem", f"{api.url}/health/live answered {response.status_code}", "look at its log")
+        return
+    yield Finding("API", "ok", f"{api.url} answers, in {milliseconds:.0f} ms")
+    response = api.ask("GET", "/health/ready")
+    try:
+        answer = response.json()
+        status, checks = answer["status"], answer["checks"]
+    except (ValueError, KeyError, TypeError):
+        yield Finding("readiness", "problem", f"/health/ready answered {response.status_code} and no checks", "")
+        return
+    state: State = "problem" if response.status_code != 200 else "ok" if status in ("ok", "ready") else "warning"
+    yield Finding("readiness", state, str(status), "" if state == "ok" else "see the checks that follow")
+    for name, outcome in checks.items():
+        yield _readiness_check(name, outcome)
+
+
+def _readiness_check(name: str, outcome: Any) -> Finding:
+    return Finding(f"readiness: {name}", "ok", str(outcome))
+
+
+def _own_token(api: Api) -> Finding:
+    """The token that this command uses: whether it still works, and for how long."""
+    try:
+        answer = api.call("POST", "/v1/tokens/validate", {"token": api.token})
+    except Failed as failure:
+        return Finding(
+            "administrator's token",
+            "problem",
+            f"the service refuses it: {failure.detail}",
+            "make a new one with `token-ledger admin-token`",
+        )
+    ends = moment_of(answer.get("expires_at"))
+    if not answer["valid"] or ends is None:
+        return Finding("administrator's token", "problem", str(answer["code"]), "`token-ledger admin-token`")
+    days = (ends - datetime.now(UTC)) / timedelta(days=1)
+    found = f"valid until {ends:%Y-%m-%d}"
+    if days < TOKEN_DAYS_WARNING:
+        fix = f"`token-ledger token rotate {answer['token_id']}` or `token-ledger admin-token`, and store the new one"
+        return Finding("administrator's token", "warning", f"{found}, {days:.0f} days from now", fix)
+    return Finding("administrator's token", "ok", found)
+
+
+def _signing_keys(api: Api, settings: Settings) -> Iterator[Finding]:
+    keys = api.items("/v1/keys", {}, limit=1000)["items"]
+    rotation = timedelta(days=settings.key_rotation_days)
+    for algorithm in settings.signing_algorithms:
+        rotate = f"`token-ledger key rotate --alg {algorithm}`"
+        active = [key for key in keys if key["alg"] == algorithm and key["state"] == "active"]
+        if not active:
+            yield Finding("signing keys", "problem", f"no {algorithm} key is in use", rotate)
+        for key in active:
+            since = moment_of(key.get("activated_at"))
+            if since is None:
+                continue
+            due = since + rotation
+            found = f"{key['kid']} ({algorithm}) signs since {since:%Y-%m-%d}; its rotation is due {due:%Y-%m-%d}"
+            # The rotation is looked at from time to time, so a little late is not late.
+            if datetime.now(UTC) > due + timedelta(days=1):
+                fix = f"{rotate}, and look in the log why it did not rotate"
+                yield Finding("signing keys", "warning", found, fix)
+            else:
+                yield Finding("signing keys", "ok", found)
+
+
+# The nats-server, the streams and the view
+
+
+async def _nats(settings: Settings, url: str, creds: Path | None) -> list[Finding]:
+    try:
+        nc = await _connect(url, creds)
+    except (LedgerError, OSError, ValueError) as error:
+        fix = _UP if settings.nats_url is None else "check nats_url, nats_creds and that the servers run"
+        return [Finding("nats-server", "problem", str(error), fix), *_view(settings, None)]
+    findings = []
+    try:
+        findings.append(Finding("nats-server", "ok", f"{url} accepts {creds or 'a connection without credentials'}"))
+        findings += await _servers(nc)
+        findings += await _streams(nc, settings)
+    except LedgerError as error:
+        findings.append(Finding("nats-server", "problem", str(error), "look at the nats-server's log"))
+    finally:
+        await nc.close()
+    return findings
+
+
+async def _connect(url: str, creds: Path | None) -> Connection:
+    """Raises: LedgerUnavailable with what the last attempt met, since connecting itself never gives up."""
+    met: list[Exception] = []
+
+    async def note(error: Exception) -> None:
+        met.append(error)
+
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS_MAX):
+            return await connect(url, creds, name="doctor", on_error=note)
+    except TimeoutError:
+        reason = str(met[-1]) or type(met[-1]).__name__ if met else "no answer"
+        raise LedgerUnavailable(f"{url} lets nobody in within {CONNECT_SECONDS_MAX:g} s: {reason}") from None
+
+
+async def _servers(nc: Connection) -> list[Finding]:
+    findings = []
+    asked = datetime.now(UTC)
+    reports = await server_reports(nc)
+    answered = datetime.now(UTC)
+    wanted = ".".join(map(str, MIN_SERVER_VERSION))
+    for report in reports:
+        name = f"nats-server {report.get('server_name')}"
+        version = str(report.get("version"))
+        numbers = tuple(int(part) for part in re.findall(r"[0-9]+", version)[:3])
+        if numbers < MIN_SERVER_VERSION:
+            findings.append(Finding(name, "problem", f"version {version}", f"install {wanted} or newer"))
+        else:
+            findings.append(Finding(name, "ok", f"version {version}"))
+        jetstream = report.get("jetstream", {})
+        if jetstream.get("config", {}).get("sync_always"):
+            findings.append(Finding(name, "ok", "syncs before it acknowledges"))
+        else:
+            findings.append(
+                Finding(
+                    name,
+                    "problem",
+                    "sync_interval is not `always`: a power failure would lose acknowledged events",
+                    "set `jetstream { sync_interval: always }` and restart it",
+                )
+            )
+        findings += _clock(name, moment_of(report.get("now")), asked, answered)
+    return findings
+
+
+def _clock(name: str, theirs: datetime | None, asked: datetime, answered: datetime) -> Iterator[Finding]:
+    if theirs is None:
+        return
+    skew = max((asked - theirs).total_seconds(), (theirs - answered).total_seconds(), 0.0)
+    found = f"its clock and this host's differ by {skew:.1f} s" if skew else "its clock agrees with this host's"
+    state: State = "ok"
+    if skew >= CLOCK_SKEW_SECONDS_PROBLEM:
+        state = "problem"
+    elif skew >= CLOCK_SKEW_SECONDS_WARNING:
+        state = "warning"
+    yield Finding(name, state, found, "" if state == "ok" else "run a time service (NTP) on both: expiry depends on it")
+
+
+async def _streams(nc: Connection, settings: Settings) -> list[Finding]:
+    findings = []
+    try:
+        await check(nc, stream_limits(settings))
+        findings.append(Finding("streams", "ok", "configured as they must be"))
+    except LedgerError as error:
+        fix = (
+            "put the named settings back; `token-ledger provision`, with the credentials of the role admin, makes "
+            "what is missing and follows the limits of the settings"
+        )
+        findings.append(Finding("streams", "problem", str(error), fix))
+    try:
+        ledger, usage = await stream_state(nc, LEDGER), await stream_state(nc, USAGE)
+    except LedgerError:  # a missing stream was named above
+        return [*findings, *_view(settings, None)]
+    findings.append(_ledger_size(ledger, settings))
+    findings.append(_usage_size(usage, settings))
+    findings += _view(settings, int(ledger["last_seq"]))
+    return findings
+
+
+def _ledger_size(state: dict[str, Any], settings: Settings) -> Finding:
+    found = f"{state['messages']} events, {_size(state['bytes'])}"
+    if settings.ledger_bytes_max is None:
+        return Finding("LEDGER", "ok", found)
+    share = state["bytes"] / settings.ledger_bytes_max
+    found += f", {share:.0%} of ledger_bytes_max"
+    fix = "raise ledger_bytes_max: a full ledger refuses to issue and to revoke"
+    if share >= STREAM_FULL_SHARE_PROBLEM:
+        return Finding("LEDGER", "problem", found, fix)
+    if share >= STREAM_FULL_SHARE_WARNING:
+        return Finding("LEDGER", "warning", found, fix)
+    return Finding("LEDGER", "ok", found)
+
+
+def _usage_size(state: dict[str, Any], settings: Settings) -> Finding:
+    found = f"{state['messages']} blocks, {_size(state['bytes'])} of at most {_size(settings.usage_bytes_max)}"
+    if settings.nats_url is None and settings.data_dir.is_dir():
+        room = shutil.disk_usage(settings.data_dir).free + state["bytes"]
+        if settings.usage_bytes_max > room:
+            return Finding(
+                "USAGE",
+                "warning",
+                f"{found}; the disk has room for {_size(room)} only, so that uses could fill it",
+                "set usage_bytes_max lower, or give the data directory a larger disk",
+            )
+    return Finding("USAGE", "ok", found)
+
+
+def _view(settings: Settings, ledger_end: int | None) -> Iterator[Finding]:
+    path = view_path(settings.data_dir)
+    start = "start `token-ledger up`, or on a host of its own `token-ledger project current`"
+    # Opening it would make it.
+    if not path.exists():
+        yield Finding("current-token view", "problem", f"there is no {path}", start)
+        return
+    try:
+        reader = CurrentReader(path)
+        try:
+            fresh, stats = reader.freshness(), reader.stats()
+        finally:
+            reader.close()
+    except (OSError, lmdb.Error) as error:
+        fix = "run this as the user who runs the service; if it is damaged, `token-ledger rebuild current`"
+        yield Finding("current-token view", "problem", f"{path} cannot be read: {error}", fix)
+        return
+    found = f"at {fresh.position}" + ("" if ledger_end is None else f" of {ledger_end}")
+    found += f", {stats['token']} tokens, {_size(stats['bytes_file'])}"
+    if ledger_end is not None and fresh.position > ledger_end:
+        yield Finding(
+            "current-token view",
+            "problem",
+            f"{found}: ahead of the ledger, as after a backup was restored",
+            "`token-ledger rebuild current`",
+        )
+    elif fresh.age_seconds > settings.view_staleness_seconds_max:
+        since = "since the host started" if fresh.age_seconds == float("inf") else f"for {fresh.age_seconds:.0f} s"
+        yield Finding("current-token view", "problem", f"{found}; not known to be complete {since}", start)
+    else:
+        yield Finding("current-token view", "ok", f"{found}; complete {fresh.age_seconds:.1f} s ago")
+
+
+def _size(size_bytes: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size_bytes < 1024:
+            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1024
+    return f"{size_bytes:.1f} TiB"
