@@ -9,7 +9,7 @@ import asyncio
 import base64
 import random
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from msgspec import Struct
 
@@ -39,6 +39,30 @@ class Outcome(Struct, Generic[S], frozen=True):
     @property
     def seq(self) -> int:
         return self.seqs[-1] if self.seqs else 0
+
+
+class Prepared(Struct, frozen=True):
+    """A create that is decided and not yet appended: its events, and the answer without `ledger_seq`.
+
+    It can be stored, sealed, before it is appended, so that a retry has the same effect and answer. An answer may
+    hold a secret that is shown once.
+    """
+
+    entries: tuple[Append, ...]
+    answer: dict[str, Any]
+
+
+async def commit(runtime: Runtime, prepare: Callable[[bool], Awaitable[Prepared]]) -> tuple[dict[str, Any], int]:
+    """Prepares and appends; prepares anew from the log itself (`fresh`) on a conflict. Returns answer and sequence.
+
+    Raises: what `prepare` raises; Unavailable.
+    """
+
+    async def load(fresh: bool) -> Prepared:
+        return await prepare(fresh)
+
+    outcome = await execute(runtime, load, lambda prepared: list(prepared.entries))
+    return outcome.state.answer, outcome.seq
 
 
 async def execute(
@@ -156,7 +180,9 @@ def known_scopes(runtime: Runtime) -> dict[str, Scope]:
 
 __all__ = [
     "Outcome",
+    "Prepared",
     "check_confers",
+    "commit",
     "execute",
     "expand",
     "known_scopes",

@@ -1,0 +1,277 @@
+"""The rules of tokens and grants. Pure: ids, hashes and times come in, events or a refusal come out."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from msgspec import Struct
+
+from events.types import (
+    GrantRevoked,
+    Kind,
+    LedgerEvent,
+    MintedToken,
+    Reason,
+    RefreshReplayed,
+    TokenIssued,
+    TokenRefreshed,
+    TokenRevoked,
+    TokenSuperseded,
+)
+from projections.grants import ActiveGrant, Family, RefreshChain, RevokedGrant, facts
+from projections.registry import Cut
+from service.errors import Gone, InvalidGrant, InvalidRequest, InvalidScope, NotFound
+
+
+class Stamp(Struct, frozen=True):
+    """What every event of one command carries. `ids`: fresh event ids, as many as the command may need."""
+
+    ids: tuple[str, ...]
+    at: datetime
+    by: str
+    request_id: str | None
+
+
+def granted_scope(requested: str | None, *held: str, disabled: frozenset[str] = frozenset()) -> str:
+    """What is granted of `requested`, given what client and subject hold (each already expanded).
+
+    Nothing requested means all that every holder has. Source: RFC 6749 §3.3.
+
+    Raises: InvalidScope naming what cannot be granted.
+    """
+    holdings = [set(scope.split()) - disabled for scope in held]
+    if not requested:
+        first = held[0].split() if held else []
+        return " ".join(name for name in first if all(name in holding for holding in holdings))
+    missing = [name for name in requested.split() if not all(name in holding for holding in holdings)]
+    if missing:
+        raise InvalidScope(f"these scopes cannot be granted: {' '.join(missing)}", fix="ask for less, or for nothing")
+    return requested
+
+
+class Refresh(Struct, frozen=True, kw_only=True):
+    """A refresh token is presented (RFC 6749 §6). Tokens and the sealed answer were made before the decision."""
+
+    stamp: Stamp
+    grant_id: str
+    token_id: str
+    client_id: str
+    tokens: tuple[MintedToken, ...]
+    answer_id: str
+    retry_window: timedelta
+
+
+class Rotated(Struct, frozen=True):
+    """The presented token is the current one: these events spend it."""
+
+    events: tuple[LedgerEvent, ...]
+
+
+class AnsweredAgain(Struct, frozen=True):
+    """The presented token was spent a moment ago, and its successor is unused: the same answer is given again."""
+
+    answer_id: str
+    events: tuple[LedgerEvent, ...]
+
+
+class ReuseDetected(Struct, frozen=True):
+    """A token that was spent long ago, or whose successor is in use: somebody else has it. The grant ends."""
+
+    events: tuple[LedgerEvent, ...]
+
+
+def check_refreshable(
+    command: Refresh, family: Family, *, client_cut: Cut | None, subject_cut: Cut | None
+) -> tuple[ActiveGrant, RefreshChain]:
+    """The grant and its chain, if the presented token may be looked at at all.
+
+    Raises: InvalidGrant. One description for every cause: RFC 6749 §5.2 tells the client no more.
+    """
+    now = command.stamp.at
+    token = family.tokens.get(command.token_id)
+    grant = family.grant
+    if not isinstance(grant, ActiveGrant) or grant.refresh is None or token is None:
+        raise _invalid_grant("revoked" if isinstance(grant, RevokedGrant) else "no such grant")
+    if grant.client_id != command.client_id:
+        raise _invalid_grant("issued to another client")
+    for cut in (client_cut, subject_cut):
+        if cut is not None and (cut.disabled or cut.seq > grant.first_seq):
+            raise _invalid_grant("client or subject revoked")
+    if token.ended is not None:
+        raise _invalid_grant("token revoked")
+    if now >= token.expires_at or now >= grant.refresh.ends_at:
+        raise _invalid_grant("expired")
+    return grant, grant.refresh
+
+
+def decide_refresh(command: Refresh, chain: RefreshChain) -> Rotated | AnsweredAgain | ReuseDetected:
+    """What happens to a presented refresh token. RFC 9700 §4.14.2, with a bounded window for lost responses."""
+    stamp, now = command.stamp, command.stamp.at
+    if chain.current == command.token_id:
+        event = TokenRefreshed(
+            id=stamp.ids[0],
+            occurred_at=stamp.at,
+            by=stamp.by,
+            request_id=stamp.request_id,
+            grant_id=command.grant_id,
+            spent_token_id=command.token_id,
+            answer_id=command.answer_id,
+            tokens=command.tokens,
+        )
+        return Rotated((event,))
+    previous = chain.previous
+    # Only the token just before the current one: once the successor was spent, it is known to have arrived.
+    again = previous is not None and previous.token_id == command.token_id and now < previous.at + command.retry_window
+    replayed = RefreshReplayed(
+        id=stamp.ids[0],
+        occurred_at=stamp.at,
+        by=stamp.by,
+        request_id=stamp.request_id,
+        grant_id=command.grant_id,
+        token_id=command.token_id,
+        answered=again,
+    )
+    if again and previous is not None:
+        return AnsweredAgain(previous.answer_id, (replayed,))
+    revoked = GrantRevoked(
+        id=stamp.ids[1],
+        occurred_at=stamp.at,
+        by="system",
+        request_id=stamp.request_id,
+        grant_id=command.grant_id,
+        reason=Reason.REUSE_DETECTED,
+    )
+    return ReuseDetected((replayed, revoked))
+
+
+def _invalid_grant(private: str) -> InvalidGrant:
+    return InvalidGrant(
+        "the refresh token is not valid, has expired, was revoked or is not this client's", private=private
+    )
+
+
+class RevokeToken(Struct, frozen=True, kw_only=True):
+    """Ends one token; a refresh token ends its grant (RFC 7009 §2.1)."""
+
+    stamp: Stamp
+    grant_id: str
+    token_id: str
+    reason: Reason
+    sealed_comment: bytes | None = None
+
+
+def decide_revoke_token(command: RevokeToken, family: Family) -> list[LedgerEvent]:
+    """Nothing when the token has ended already: a second revocation is no second event. Raises: NotFound."""
+    token = family.tokens.get(command.token_id)
+    if token is None:
+        raise NotFound("there is no such token")
+    if token.ended is not None or isinstance(family.grant, RevokedGrant):
+        return []
+    stamp = command.stamp
+    if token.kind is Kind.REFRESH:
+        return [
+            GrantRevoked(
+                id=stamp.ids[0],
+                occurred_at=stamp.at,
+                by=stamp.by,
+                request_id=stamp.request_id,
+                grant_id=command.grant_id,
+                reason=command.reason,
+                sealed_comment=command.sealed_comment,
+            )
+        ]
+    return [
+        TokenRevoked(
+            id=stamp.ids[0],
+            occurred_at=stamp.at,
+            by=stamp.by,
+            request_id=stamp.request_id,
+            grant_id=command.grant_id,
+            token_id=command.token_id,
+            reason=command.reason,
+            sealed_comment=command.sealed_comment,
+        )
+    ]
+
+
+class RevokeGrant(Struct, frozen=True, kw_only=True):
+    """Ends a grant and every token of it."""
+
+    stamp: Stamp
+    grant_id: str
+    reason: Reason
+    sealed_comment: bytes | None = None
+
+
+def decide_revoke_grant(command: RevokeGrant, family: Family) -> list[LedgerEvent]:
+    """Nothing when the grant has ended already. Raises: NotFound."""
+    if facts(family.grant) is None:
+        raise NotFound("there is no such grant")
+    if isinstance(family.grant, RevokedGrant):
+        return []
+    stamp = command.stamp
+    return [
+        GrantRevoked(
+            id=stamp.ids[0],
+            occurred_at=stamp.at,
+            by=stamp.by,
+            request_id=stamp.request_id,
+            grant_id=command.grant_id,
+            reason=command.reason,
+            sealed_comment=command.sealed_comment,
+        )
+    ]
+
+
+class RotateToken(Struct, frozen=True, kw_only=True):
+    """A PAT or SAT is replaced by one like it and ends after an overlap. The successor was minted before."""
+
+    stamp: Stamp
+    grant_id: str
+    token_id: str
+    successor_grant_id: str
+    successor: MintedToken
+    overlap: timedelta
+    sealed_name: bytes | None
+
+
+def decide_rotate(command: RotateToken, family: Family, *, now: datetime) -> tuple[TokenIssued, TokenSuperseded]:
+    """The successor's first event and the old token's end, to be appended together.
+
+    Raises: NotFound; InvalidRequest for other kinds of token; Gone if the token has ended.
+    """
+    token = family.tokens.get(command.token_id)
+    known = facts(family.grant)
+    if token is None or known is None:
+        raise NotFound("there is no such token")
+    if token.kind not in {Kind.PAT, Kind.SAT}:
+        raise InvalidRequest("only a PAT or a SAT can be rotated", fix="refresh or request access tokens instead")
+    if token.ended is not None or isinstance(family.grant, RevokedGrant) or now >= token.expires_at:
+        raise Gone("the token has ended", fix="issue a new one")
+    stamp = command.stamp
+    issued = TokenIssued(
+        id=stamp.ids[0],
+        occurred_at=stamp.at,
+        by=stamp.by,
+        request_id=stamp.request_id,
+        grant_id=command.successor_grant_id,
+        subject=known.subject,
+        client_id=known.client_id,
+        scope=known.scope,
+        audience=known.audience,
+        tokens=(command.successor,),
+        allowed_ips=known.allowed_ips,
+        sealed_name=command.sealed_name,
+        rotated_from=command.token_id,
+    )
+    superseded = TokenSuperseded(
+        id=stamp.ids[1],
+        occurred_at=stamp.at,
+        by=stamp.by,
+        request_id=stamp.request_id,
+        grant_id=command.grant_id,
+        token_id=command.token_id,
+        successor_id=command.successor.token_id,
+        ends_at=stamp.at + command.overlap,
+    )
+    return issued, superseded
