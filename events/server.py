@@ -277,7 +277,8 @@ def write_cluster(
     for name in names:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}", name):
             raise ValueError(f"{name!r} cannot name a node: use letters, digits, dots and hyphens")
-    _make_directory(directory)
+    for part in (directory, directory / "credentials", directory / "nodes"):
+        _make_directory(part)
     public_keys = {}
     for role in ROLES:
         _make_directory(directory / "credentials" / role)
@@ -458,7 +459,7 @@ class EmbeddedServer:
         finally:
             os.close(errors)
         # The server writes it too, some milliseconds later: too late if we are killed right now.
-        self._pid_file.write_text(str(self._process.pid))
+        _write_private(self._pid_file, str(self._process.pid))
 
     async def _keep_running(self) -> None:
         wait_seconds = RESTART_SECONDS_MIN
