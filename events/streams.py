@@ -93,8 +93,11 @@ async def connect(
     *,
     name: str,
     on_error: Callable[[Exception], Awaitable[None]] | None = None,
+    seconds_max: float = 5,
 ) -> Connection:
-    """A connection that reconnects for ever. `url` may list several servers, separated by commas.
+    """A connection that reconnects for ever, once made within `seconds_max`.
+
+    `url` may list several servers, separated by commas.
 
     `creds` is an nkey seed file or a `.creds` file. The embedded server's seed files are named after their role,
     and a role may only listen on its own inbox, `_INBOX_<role>`.
@@ -112,11 +115,22 @@ async def connect(
         if creds.suffix == ".nk":
             options["inbox_prefix"] = f"_INBOX_{creds.stem}"
 
-    async def ignore(_: Exception) -> None:
-        """Errors on the wire reach callers through their own requests; the client reconnects by itself."""
+    problem, connected = "", False
+
+    async def note(error: Exception) -> None:
+        # Errors on the wire reach callers through their own requests; the client reconnects by itself.
+        nonlocal problem
+        if connected:
+            if on_error is not None:
+                await on_error(error)
+            return
+        problem = str(error) or type(error).__name__
+        if "authorization" in problem.lower():
+            raise error  # out of the client's loop, which would be refused for ever
 
     try:
-        await connection.connect(
+        # With unlimited attempts, which are for reconnecting, the client would try the first time for ever as well.
+        first = connection.connect(
             servers=[part.strip() for part in url.split(",")],
             name=name,
             allow_reconnect=True,
@@ -125,15 +139,17 @@ async def connect(
             connect_timeout=3,
             ping_interval=5,
             max_outstanding_pings=2,
-            error_cb=on_error or ignore,
+            error_cb=note,
             disconnected_cb=connection.tell_lost,
             reconnected_cb=connection.tell_back,
             **options,
         )
+        await asyncio.wait_for(first, seconds_max)
     except (nats.errors.Error, OSError, TimeoutError) as error:
         with contextlib.suppress(Exception):
             await connection.close()
-        raise LedgerUnavailable(f"cannot reach the nats-server at {url}: {error}") from error
+        raise LedgerUnavailable(f"cannot reach the nats-server at {url}: {problem or error}") from error
+    connected = True
     connection.back.set()
     return connection
 
@@ -216,12 +232,15 @@ async def _ask(nc: Client, subject: str, body: dict[str, Any] | None = None, *, 
 
 
 async def stream_state(nc: Client, stream: str, *, seconds: float = 5) -> dict[str, Any]:
-    """The `state` of a stream by its leader: `first_seq`, `last_seq`, `messages`, `bytes`. Raises: LedgerUnavailable."""
+    """The `state` of a stream by its leader: `first_seq`, `last_seq`, `messages`, `bytes`; and when it was `created`.
+
+    Raises: LedgerUnavailable.
+    """
     answer = await _ask(nc, f"$JS.API.STREAM.INFO.{stream}", seconds=seconds)
     if "error" in answer:
         raise LedgerUnavailable(f"stream {stream}: {answer['error'].get('description')}")
     state: dict[str, Any] = answer["state"]
-    return state
+    return state | {"created": answer["created"]}
 
 
 async def provision(nc: Client, limits: StreamLimits) -> None:
