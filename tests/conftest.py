@@ -11,7 +11,7 @@ import pytest_asyncio
 
 pytest.register_assert_rewrite("tests.running")
 
-from tests import running  # noqa: E402
+from tests import leaks, running  # noqa: E402
 
 if TYPE_CHECKING:
     from events.server import EmbeddedServer
@@ -27,6 +27,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[running.Servic
         yield started
     finally:
         started.stop()
+    # Whatever the tests planted, and whatever they forgot that they planted.
+    assert leaks.search_service(started) == []
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,419 @@
+"""The whole HTTP surface against its own description: what is documented works as documented, and nothing else is.
+
+Every operation is called with valid input, then with input broken in every way that its schema names: each answer
+must have a documented status, a documented content type and a body that fits the schema.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import httpx
+import jsonschema
+import pytest
+
+from tests.running import CANARY_NAME, CANARY_USERNAME, App, Service, unique
+
+METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
+# CONTRACT.md, "Management API" and "OAuth endpoints", as far as they are built.
+SURFACE = {
+    ("POST", "/v1/clients"),
+    ("GET", "/v1/clients"),
+    ("GET", "/v1/clients/{client_id}"),
+    ("PATCH", "/v1/clients/{client_id}"),
+    ("DELETE", "/v1/clients/{client_id}"),
+    ("POST", "/v1/clients/{client_id}/secrets"),
+    ("POST", "/v1/users"),
+    ("GET", "/v1/users"),
+    ("GET", "/v1/users/{user_id}"),
+    ("PATCH", "/v1/users/{user_id}"),
+    ("DELETE", "/v1/users/{user_id}"),
+    ("POST", "/v1/scopes"),
+    ("GET", "/v1/scopes"),
+    ("POST", "/v1/tokens"),
+    ("GET", "/v1/tokens"),
+    ("GET", "/v1/tokens/{token_id}"),
+    ("GET", "/v1/tokens/{token_id}/history"),
+    ("POST", "/v1/tokens/{token_id}/rotate"),
+    ("POST", "/v1/tokens/validate"),
+    ("POST", "/v1/tokens/validate-batch"),
+    ("GET", "/v1/forward-auth"),
+    ("POST", "/v1/tokens/{token_id}/revoke"),
+    ("POST", "/v1/revocations"),
+    ("GET", "/v1/audit/events"),
+    ("GET", "/health/live"),
+    ("GET", "/health/ready"),
+    ("GET", "/metrics"),
+    ("POST", "/oauth2/token"),
+    ("POST", "/oauth2/introspect"),
+    ("POST", "/oauth2/revoke"),
+    ("GET", "/oauth2/jwks"),
+    ("GET", "/.well-known/oauth-authorization-server"),
+}
+OPEN = {"/health/live", "/health/ready", "/metrics", "/oauth2/jwks", "/.well-known/oauth-authorization-server"}
+
+
+class Surface:
+    """The OpenAPI document of a running service, and what may be answered by it."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        answer = service.http.get("/schema/openapi.json")
+        assert answer.status_code == 200
+        self.document: dict[str, Any] = answer.json()
+
+    @cached_property
+    def operations(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """By (method, path with parameter names only)."""
+        return {
+            (method.upper(), path): {**operation, "parameters": self._parameters(item, operation)}
+            for path, item in self.document["paths"].items()
+            for method, operation in item.items()
+            if method in METHODS
+        }
+
+    def _parameters(self, item: dict[str, Any], operation: dict[str, Any]) -> list[dict[str, Any]]:
+        return [self.resolved(one) for one in (*item.get("parameters", []), *operation.get("parameters", []))]
+
+    def resolved(self, schema: dict[str, Any]) -> dict[str, Any]:
+        """Follows a reference, if it is one."""
+        while "$ref" in schema:
+            target: Any = self.document
+            for part in schema["$ref"].removeprefix("#/").split("/"):
+                target = target[part.replace("~1", "/").replace("~0", "~")]
+            schema = target
+        return schema
+
+    def described_answer(self, operation: dict[str, Any], answer: httpx.Response) -> dict[str, Any]:
+        responses = operation["responses"]
+        status = str(answer.status_code)
+        described = responses.get(status) or responses.get(status[0] + "XX") or responses.get("default")
+        assert described, f"{status} is not documented, only {sorted(responses)}: {answer.text[:300]}"
+        return self.resolved(described)
+
+    def check(self, key: tuple[str, str], answer: httpx.Response) -> None:
+        """Raises: AssertionError naming what the document does not say."""
+        assert answer.status_code < 500, answer.text
+        described = self.described_answer(self.operations[key], answer)
+        content = described.get("content")
+        if not answer.content or key[0] == "HEAD":
+            return
+        media_type = answer.headers["content-type"].partition(";")[0]
+        assert content, f"{answer.status_code} is documented without a body: {answer.text[:200]}"
+        assert media_type in content, f"{media_type} is not documented, only {sorted(content)}"
+        if media_type.endswith("json"):
+            self.fits(answer.json(), content[media_type]["schema"])
+
+    def fits(self, value: Any, schema: dict[str, Any]) -> None:
+        """Raises: AssertionError with every place that does not fit."""
+        whole = {**schema, "components": self.document.get("components", {})}
+        validator = jsonschema.Draft202012Validator(whole)
+        wrong = [f"{list(one.absolute_path)}: {one.message[:200]}" for one in validator.iter_errors(value)]
+        assert wrong == [], wrong
+
+    def body_schema(self, operation: dict[str, Any]) -> dict[str, Any] | None:
+        body = self.resolved(operation.get("requestBody", {}))
+        content = body.get("content", {})
+        return next((self.resolved(media["schema"]) for media in content.values()), None)
+
+
+@pytest.fixture(scope="module")
+def surface(service: Service) -> Surface:
+    return Surface(service)
+
+
+@dataclass
+class Ground:
+    """Things that valid requests name. Each is made when it is first asked for."""
+
+    service: Service
+
+    @cached_property
+    def scope(self) -> str:
+        return self.service.scope()
+
+    @cached_property
+    def app(self) -> App:
+        grants = ["client_credentials", "refresh_token"]
+        return self.service.app(scope=self.scope, grant_types=grants)
+
+    @cached_property
+    def user(self) -> dict[str, Any]:
+        return self.service.user(scope=self.scope)
+
+    @property
+    def token(self) -> dict[str, Any]:
+        return self.service.issue(self.user["user_id"], self.scope)
+
+
+@dataclass
+class Call:
+    """A valid request. `path` fills the parameters of the path; `form` is for OAuth endpoints."""
+
+    path: Mapping[str, str] = field(default_factory=dict)
+    query: Mapping[str, str] = field(default_factory=dict)
+    body: dict[str, Any] | None = None
+    form: dict[str, str] | None = None
+    auth: tuple[str, str] | None = None
+    token: str | None = ""
+
+    def send(self, service: Service, method: str, template: str) -> httpx.Response:
+        path = template
+        for name, value in self.path.items():
+            path = path.replace("{" + name + "}", value)
+        more: dict[str, Any] = {"params": dict(self.query)}
+        if self.body is not None:
+            more["json"] = self.body
+        if self.form is not None:
+            return service.http.request(method, path, data=self.form, params=more["params"], auth=self.auth)
+        return service.call(method, path, token=self.token, **more)
+
+
+def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]]]:
+    """What is sent for each operation; each list is made when its turn has come."""
+    service = ground.service
+
+    def client() -> dict[str, str]:
+        return {"client_id": service.app().client_id}
+
+    def user() -> dict[str, str]:
+        return {"user_id": service.user()["user_id"]}
+
+    def token() -> dict[str, str]:
+        return {"token_id": ground.token["token_id"]}
+
+    everywhere = [Call(), Call(query={"limit": "2"})]
+    pat = {"kind": "pat", "subject": ground.user["user_id"], "name": unique(CANARY_NAME), "scope": ground.scope}
+    asked = {"token": ground.token["token"], "scope": ground.scope, "context": {"ip": "192.0.2.1"}}
+    return {
+        ("POST", "/v1/clients"): lambda: [
+            Call(body={"client_name": "a"}),
+            Call(body={"client_name": "b", "token_endpoint_auth_method": "none", "grant_types": ["refresh_token"]}),
+        ],
+        ("GET", "/v1/clients"): lambda: everywhere,
+        ("GET", "/v1/clients/{client_id}"): lambda: [Call(client())],
+        ("PATCH", "/v1/clients/{client_id}"): lambda: [Call(client(), body={"client_name": "c"})],
+        ("DELETE", "/v1/clients/{client_id}"): lambda: [Call(client())],
+        ("POST", "/v1/clients/{client_id}/secrets"): lambda: [Call(client(), body={"overlap_seconds": 1})],
+        ("POST", "/v1/users"): lambda: [
+            Call(body={"username": unique(CANARY_USERNAME), "kind": "person", "scope": ground.scope}),
+            Call(body={"username": unique(CANARY_USERNAME), "kind": "service", "scope": ""}),
+        ],
+        ("GET", "/v1/users"): lambda: everywhere,
+        ("GET", "/v1/users/{user_id}"): lambda: [Call(user())],
+        ("PATCH", "/v1/users/{user_id}"): lambda: [Call(user(), body={"scope": ground.scope})],
+        ("DELETE", "/v1/users/{user_id}"): lambda: [Call(user()), Call(user(), {"erase": "true"})],
+        ("POST", "/v1/scopes"): lambda: [Call(body={"name": unique("scope"), "description": "x"})],
+        ("GET", "/v1/scopes"): lambda: everywhere,
+        ("POST", "/v1/tokens"): lambda: [
+            Call(body=pat),
+            Call(body={**pat, "audience": "https://a.example", "allowed_ips": ["192.0.2.0/24"]}),
+        ],
+        ("GET", "/v1/tokens"): lambda: [*everywhere, Call(query={"status": "active", "kind": "pat"})],
+        ("GET", "/v1/tokens/{token_id}"): lambda: [Call(token())],
+        ("GET", "/v1/tokens/{token_id}/history"): lambda: [Call(token()), Call(token(), {"uses": "true"})],
+        ("POST", "/v1/tokens/{token_id}/rotate"): lambda: [Call(token(), body={"overlap_seconds": 1})],
+        ("POST", "/v1/tokens/validate"): lambda: [
+            Call(body=asked),
+            Call(body={"token": "garbage"}),
+            Call(body={"token": service.grant(ground.app)["access_token"]}),
+        ],
+        ("POST", "/v1/tokens/validate-batch"): lambda: [Call(body={"requests": [asked, {"token": "garbage"}]})],
+        ("GET", "/v1/forward-auth"): lambda: [
+            Call(token=ground.token["token"]),
+            Call(token=ground.token["token"], query={"scope": "more"}),
+        ],
+        ("POST", "/v1/tokens/{token_id}/revoke"): lambda: [Call(token(), body={"reason": "admin"})],
+        ("POST", "/v1/revocations"): lambda: [
+            Call(body={"token_id": ground.token["token_id"], "reason": "admin", "dry_run": True}),
+            Call(body={"token_id": ground.token["token_id"], "reason": "admin"}),
+        ],
+        ("GET", "/v1/audit/events"): lambda: [*everywhere, Call(query={"subject": ground.user["user_id"]})],
+        ("POST", "/oauth2/token"): lambda: [
+            Call(form={"grant_type": "client_credentials"}, auth=ground.app.basic),
+            Call(
+                form={"grant_type": "refresh_token", "refresh_token": service.grant(ground.app)["refresh_token"]},
+                auth=ground.app.basic,
+            ),
+        ],
+        ("POST", "/oauth2/introspect"): lambda: [
+            Call(form={"token": service.grant(ground.app)["access_token"]}, auth=ground.app.basic),
+            Call(form={"token": "garbage"}, auth=ground.app.basic),
+        ],
+        ("POST", "/oauth2/revoke"): lambda: [Call(form={"token": "garbage"}, auth=ground.app.basic)],
+        **{("GET", path): lambda: [Call()] for path in OPEN},
+    }
+
+
+@pytest.fixture(scope="module")
+def calls(service: Service) -> dict[tuple[str, str], Callable[[], list[Call]]]:
+    return valid_calls(Ground(service))
+
+
+def identity(key: tuple[str, str]) -> str:
+    return " ".join(key)
+
+
+def test_document_is_openapi_3_1_and_its_schemas_are_schemas(surface: Surface) -> None:
+    assert surface.document["openapi"].startswith("3.1")
+    assert surface.document["info"]["title"]
+    for schema in surface.document.get("components", {}).get("schemas", {}).values():
+        jsonschema.Draft202012Validator.check_schema(schema)
+    for key, operation in surface.operations.items():
+        assert operation.get("summary") or operation.get("description"), key
+    identities = [operation.get("operationId") for operation in surface.operations.values()]
+    assert len(identities) == len(set(identities))
+
+
+def test_document_names_the_whole_surface_and_no_more(surface: Surface) -> None:
+    assert {key for key in surface.operations if not key[1].startswith("/schema")} == SURFACE
+
+
+def test_document_says_which_operations_need_a_token(surface: Surface) -> None:
+    for (_, path), operation in surface.operations.items():
+        security = operation.get("security", surface.document.get("security", []))
+        if path.startswith("/v1/"):
+            assert security, path
+        if path in OPEN:
+            assert not security or {} in security, path
+
+
+@pytest.mark.parametrize("key", sorted(SURFACE), ids=identity)
+def test_valid_call_is_answered_as_documented(
+    service: Service, surface: Surface, calls: dict[tuple[str, str], Any], key: tuple[str, str]
+) -> None:
+    for call in calls[key]():
+        if call.body is not None:
+            schema = surface.body_schema(surface.operations[key])
+            assert schema is not None, "the body is not documented"
+            surface.fits(call.body, schema)
+        answer = call.send(service, *key)
+        assert answer.is_success or key[1] == "/v1/forward-auth", answer.text
+        surface.check(key, answer)
+
+
+WRONG_VALUES: dict[str, Any] = {
+    "null": None,
+    "number": 7,
+    "negative": -7,
+    "fraction": 0.5,
+    "string": "\u00e4\u0000\r\n\"\\",
+    "long": "a" * 20_000,
+    "empty": "",
+    "boolean": True,
+    "list": ["a", 1, None],
+    "deep list": [[[[[]]]]],
+    "object": {"a": {"b": []}},
+    "huge": 10**30,
+}
+
+
+def broken_bodies(surface: Surface, body: dict[str, Any], schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The valid body, broken at one place at a time."""
+    for name in schema.get("required", []):
+        yield f"without {name}", {key: value for key, value in body.items() if key != name}
+    for name in schema.get("properties", {}):
+        for kind, value in WRONG_VALUES.items():
+            yield f"{name} = {kind}", {**copy.deepcopy(body), name: value}
+    yield "unknown member", {**body, "no_such_member": 1}
+    yield "list", [body]
+    yield "nothing", None
+
+
+@pytest.mark.parametrize("key", sorted(key for key in SURFACE if key[1].startswith("/v1/")), ids=identity)
+def test_invalid_body_is_answered_as_documented(
+    service: Service, surface: Surface, calls: dict[tuple[str, str], Any], key: tuple[str, str]
+) -> None:
+    """Some of it may be valid after all; what is answered must be documented, and what is broken refused."""
+    operation = surface.operations[key]
+    schema = surface.body_schema(operation)
+    call = calls[key]()[0]
+    if schema is None:
+        assert call.body is None
+        return
+    for name, body in broken_bodies(surface, call.body or {}, schema):
+        answer = Call(call.path, call.query, body if body is not None else None).send(service, *key)
+        try:
+            surface.check(key, answer)
+            if name in {"unknown member", "list"} or name.startswith("without"):
+                assert 400 <= answer.status_code < 500, answer.text
+        except AssertionError as failure:
+            raise AssertionError(f"{name}: {failure}") from failure
+
+
+@pytest.mark.parametrize("key", sorted(SURFACE), ids=identity)
+def test_invalid_parameters_are_answered_as_documented(
+    service: Service, surface: Surface, calls: dict[tuple[str, str], Any], key: tuple[str, str]
+) -> None:
+    operation = surface.operations[key]
+    call = calls[key]()[0]
+    strange = ["", "-1", "x", "9" * 40, "a" * 3_000, "\u00e4\u0000", "2026-13-01T00:00:00Z", "' or 1=1"]
+    for parameter in operation["parameters"]:
+        for value in strange:
+            changed = copy.copy(call)
+            if parameter["in"] == "path":
+                quoted = httpx.URL("http://x", params={"p": value}).query.decode().removeprefix("p=")
+                changed.path = {**call.path, parameter["name"]: quoted or "%20"}
+            elif parameter["in"] == "query":
+                changed.query = {**call.query, parameter["name"]: value}
+            else:
+                continue
+            surface.check(key, changed.send(service, *key))
+
+
+@pytest.mark.parametrize("key", sorted(key for key in SURFACE if key[1].startswith("/v1/")), ids=identity)
+def test_missing_rights_are_answered_as_documented(
+    service: Service, surface: Surface, calls: dict[tuple[str, str], Any], key: tuple[str, str]
+) -> None:
+    call = calls[key]()[0]
+    weak = service.pat()["token"]
+    for token, statuses in ((None, {401}), ("garbage", {401}), (weak, {403, 200} if "forward" in key[1] else {403})):
+        changed = copy.copy(call)
+        changed.token = token
+        answer = changed.send(service, *key)
+        assert answer.status_code in statuses, answer.text
+        surface.check(key, answer)
+
+
+@pytest.mark.parametrize("key", sorted(key for key in SURFACE if key[0] == "POST" and "oauth2" in key[1]), ids=identity)
+def test_invalid_form_is_answered_as_documented(
+    service: Service, surface: Surface, calls: dict[tuple[str, str], Any], key: tuple[str, str]
+) -> None:
+    call = calls[key]()[0]
+    assert call.form is not None
+    for form in ({}, {name: "" for name in call.form}, {name: "\u00e4\0" for name in call.form}, {"a": "b" * 200_000}):
+        changed = copy.copy(call)
+        changed.form = form
+        surface.check(key, changed.send(service, *key))
+    changed = copy.copy(call)
+    changed.auth = (call.auth[0] if call.auth else "", "wrong")
+    answer = changed.send(service, *key)
+    assert answer.status_code == 401
+    surface.check(key, answer)
+
+
+def test_undocumented_methods_are_refused_everywhere(service: Service, surface: Surface) -> None:
+    """Whatever is not in the document is 404 or 405, and 405 names what is."""
+    for path in sorted({path for _, path in SURFACE}):
+        documented = {method for method, known in surface.operations if known == path}
+        target = path.replace("{", "").replace("}", "")
+        for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "TRACE"):
+            if method in documented:
+                continue
+            answer = service.call(method, target, json={} if method in {"POST", "PUT", "PATCH"} else None)
+            assert answer.status_code in {404, 405}, f"{method} {path}: {answer.status_code}"
+            if answer.status_code == 405:
+                allowed = {one.strip() for one in answer.headers["allow"].split(",")}
+                assert documented <= allowed
+
+
+def test_document_is_the_same_from_every_worker(service: Service, surface: Surface) -> None:
+    for _ in range(6):
+        with service.caller() as http:
+            seen = http.get("/schema/openapi.json").content
+        assert json.loads(seen) == surface.document

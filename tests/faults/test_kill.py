@@ -1,0 +1,142 @@
+"""kill -9 in mid-load: what was acknowledged is there, what was revoked stays revoked, all recovers by itself."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import running
+from tests.faults.load import Load, seconds_until_acknowledged
+from tests.running import Process, Service, until
+
+RECOVERY_SECONDS_MAX = 15.0
+BEFORE, AFTER = 60, 60
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def battered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One service for all these tests: each finds it recovered from the one before."""
+    service = running.start(tmp_path_factory.mktemp("battered"))
+    try:
+        yield service
+    finally:
+        service.stop()
+
+
+VICTIMS: dict[str, Callable[[Service], Process]] = {
+    "nats-server": Service.nats_server,
+    "current projector": lambda service: service.projector("current"),
+    "analytics projector": lambda service: service.projector("analytics"),
+    "API worker": lambda service: service.workers()[0],
+}
+
+
+@pytest.mark.parametrize("victim", VICTIMS.values(), ids=VICTIMS.keys())
+def test_kill_in_mid_load_loses_nothing_acknowledged(battered: Service, victim: Callable[[Service], Process]) -> None:
+    workers_before = len(battered.workers())
+    with Load(battered) as load:
+        seconds_until_acknowledged(load, BEFORE, RECOVERY_SECONDS_MAX)
+        killed = victim(battered)
+        killed.kill()
+        until(lambda: not killed.alive(), seconds=5)
+        seconds_until_acknowledged(load, AFTER, RECOVERY_SECONDS_MAX)
+    until(battered.ready, seconds=RECOVERY_SECONDS_MAX, what="readiness comes back")
+    load.check()
+    until(lambda: len(battered.workers()) == workers_before, seconds=RECOVERY_SECONDS_MAX, what="all workers")
+    assert victim(battered).pid != killed.pid
+
+
+def test_kill_of_everything_in_turn_is_survived(battered: Service) -> None:
+    with Load(battered) as load:
+        for victim in VICTIMS.values():
+            seconds_until_acknowledged(load, 20, RECOVERY_SECONDS_MAX)
+            victim(battered).kill()
+        seconds_until_acknowledged(load, AFTER, 2 * RECOVERY_SECONDS_MAX)
+    until(battered.ready, seconds=RECOVERY_SECONDS_MAX)
+    load.check()
+
+
+def test_uses_acknowledged_in_durable_mode_survive(battered: Service) -> None:
+    """A validation was answered, so its use is on disk: nats-server and analytics are killed at once."""
+    made = battered.pat()
+    for _ in range(10):
+        assert battered.code(made["token"]) == "valid"
+    for killed in (battered.nats_server(), battered.projector("analytics")):
+        killed.kill()
+    until(battered.ready, seconds=RECOVERY_SECONDS_MAX)
+
+    def uses() -> int:
+        answer = battered.call("GET", f"/v1/tokens/{made['token_id']}/history", params={"uses": "true"})
+        return sum(one["ledger_seq"] is None for one in answer.json()["items"]) if answer.is_success else 0
+
+    until(lambda: uses() >= 10, seconds=RECOVERY_SECONDS_MAX, what="ten uses")
+    assert uses() == 10
+
+
+def test_killed_supervisor_leaves_nothing_behind_and_nothing_lost(tmp_path: Path) -> None:
+    """A second nats-server on the same store would ruin it, so the first one may not outlive its supervisor."""
+    first = running.start(tmp_path)
+    with Load(first) as load:
+        seconds_until_acknowledged(load, BEFORE, RECOVERY_SECONDS_MAX)
+        first.process.kill()
+        first.process.wait(5)
+        until(lambda: not running.marked(first.mark), seconds=15, what="its processes have ended")
+    first.http.close()
+    assert load.wrong == []
+    second = running.start(tmp_path, port=first.port)
+    try:
+        load.service = second
+        load.check()
+    finally:
+        second.stop()
+
+
+def test_stop_in_mid_load_ends_in_time_with_nothing_lost(tmp_path: Path) -> None:
+    first = running.start(tmp_path)
+    with Load(first) as load:
+        seconds_until_acknowledged(load, BEFORE, RECOVERY_SECONDS_MAX)
+        stopper = threading.Thread(target=first.process.terminate)
+        stopper.start()
+        stopper.join()
+        assert first.process.wait(running.STOP_SECONDS_MAX) == 0
+    first.stop()
+    assert load.wrong == []
+    second = running.start(tmp_path, port=first.port)
+    try:
+        load.service = second
+        load.check()
+        bootstrap = json.loads((second.data_dir / "bootstrap.json").read_text())
+        assert bootstrap["admin_token"] == first.admin_token
+    finally:
+        second.stop()
+
+
+def test_restart_resumes_without_replaying(tmp_path: Path) -> None:
+    """The view's file goes on from its position: rows and position were committed together."""
+    first = running.start(tmp_path)
+    made = first.pat()
+    for _ in range(30):
+        first.pat(made["scope"])
+    first.stop()
+    second = running.start(tmp_path, port=first.port)
+    try:
+        assert second.code(made["token"]) == "valid"
+        applied = applied_events(second)
+        assert applied is not None
+        assert applied < 30
+    finally:
+        second.stop()
+
+
+def applied_events(service: Service) -> int | None:
+    """Events that the view's projector applied since it started, by the metrics."""
+    for line in service.http.get("/metrics").text.splitlines():
+        if line.startswith("token_ledger_view_events_applied_total"):
+            return int(float(line.rpartition(" ")[2]))
+    return None
