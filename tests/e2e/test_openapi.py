@@ -302,7 +302,7 @@ WRONG_VALUES: dict[str, Any] = {
     "number": 7,
     "negative": -7,
     "fraction": 0.5,
-    "string": "\u00e4\u0000\r\n\"\\",
+    "string": '\u00e4\u0000\r\n"\\',
     "long": "a" * 20_000,
     "empty": "",
     "boolean": True,
