@@ -225,7 +225,7 @@ async def test_check_by_role_finds_server_and_streams_safe(connect: Connect, rol
 async def test_sync_check_by_service_says_sync_always(connect: Connect) -> None:
     client = await connect("service")
     reports = await streams.server_reports(client.nc)
-    assert [True] == [report["jetstream"]["config"]["sync_always"] for report in reports]
+    assert [report["jetstream"]["config"]["sync_always"] for report in reports] == [True]
 
 
 async def test_admin_makes_changes_and_deletes_streams(connect: Connect) -> None:
@@ -234,7 +234,7 @@ async def test_admin_makes_changes_and_deletes_streams(connect: Connect) -> None
     made = await admin.ask("$JS.API.STREAM.CREATE.SCRATCH", config)
     changed = await admin.ask("$JS.API.STREAM.UPDATE.SCRATCH", config | {"max_msgs": 5})
     deleted = await admin.ask("$JS.API.STREAM.DELETE.SCRATCH")
-    assert ("SCRATCH", 5, True) == (made["config"]["name"], changed["config"]["max_msgs"], deleted["success"])
+    assert (made["config"]["name"], changed["config"]["max_msgs"], deleted["success"]) == ("SCRATCH", 5, True)
     assert admin.nothing_refused()
 
 
@@ -263,7 +263,7 @@ async def test_service_commits_atomic_batch(connect: Connect) -> None:
             f"ledger.main.grant.batch{number}", b"b", headers=headers, reply=inbox if number == 2 else ""
         )
     answer = json.loads((await answers.next_msg(timeout=SECONDS_MAX)).data)
-    assert ("LEDGER", 2) == (answer["stream"], answer["count"])
+    assert (answer["stream"], answer["count"]) == ("LEDGER", 2)
 
 
 async def test_service_reads_history_of_subject_by_batched_direct_get(connect: Connect) -> None:
@@ -278,7 +278,7 @@ async def test_service_reads_history_of_subject_by_batched_direct_get(connect: C
     found = []
     while (message := await answers.next_msg(timeout=SECONDS_MAX)).data:
         found.append(message.data)
-    assert [b"0", b"1", b"2"] == found
+    assert found == [b"0", b"1", b"2"]
     assert service.nothing_refused()
 
 
@@ -350,9 +350,9 @@ async def test_bucket_by_service_creates_gets_updates_deletes(connect: Connect, 
     revision = await keys.create("k", b"1")
     with pytest.raises(nats.js.errors.KeyWrongLastSequenceError):
         await keys.create("k", b"2")
-    assert b"1" == (await keys.get("k")).value
+    assert (await keys.get("k")).value == b"1"
     await keys.update("k", b"3", last=revision)
-    assert b"3" == (await keys.get("k")).value
+    assert (await keys.get("k")).value == b"3"
     await keys.delete("k")
     with pytest.raises(nats.js.errors.KeyNotFoundError):
         await keys.get("k")
@@ -377,7 +377,7 @@ async def test_projector_publishes_revocations_and_findings(connect: Connect) ->
     revocation = await js.publish("revocations.main.token", b"r")
     finding = await js.publish("ledger.main.finding.f1", b"f")
     last = await js.get_last_msg("REVOCATIONS", "revocations.main.token", direct=True)
-    assert ("REVOCATIONS", "LEDGER", b"r") == (revocation.stream, finding.stream, last.data)
+    assert (revocation.stream, finding.stream, last.data) == ("REVOCATIONS", "LEDGER", b"r")
     assert projector.nothing_refused()
 
 
@@ -392,8 +392,8 @@ async def test_analytics_service_of_projector_answers_service(connect: Connect) 
 
     await analytics.add_endpoint(name="usage", subject="analytics.usage", handler=answer)
     await projector.nc.flush()
-    assert {"asked": "yes"} == await service.ask("analytics.usage", b"yes")
-    assert "analytics" == (await service.ask("$SRV.PING.analytics"))["name"]
+    assert await service.ask("analytics.usage", b"yes") == {"asked": "yes"}
+    assert (await service.ask("$SRV.PING.analytics"))["name"] == "analytics"
     await analytics.stop()
     assert projector.nothing_refused()
 
@@ -412,7 +412,7 @@ async def test_subscriber_fetches_and_acknowledges_from_its_consumer(connect: Co
             found.append(message.data)
             await message.ack_sync(timeout=SECONDS_MAX)
     info = await fetching.consumer_info()
-    assert (SUBSCRIBER_CONSUMER, 0) == (info.name, info.num_ack_pending)
+    assert (info.name, info.num_ack_pending) == (SUBSCRIBER_CONSUMER, 0)
     state = await admin.ask(f"$JS.API.CONSUMER.INFO.REVOCATIONS.{SUBSCRIBER_CONSUMER}")
     assert state["ack_floor"]["stream_seq"] == state["delivered"]["stream_seq"]
     assert subscriber.nothing_refused()
@@ -465,7 +465,7 @@ async def test_files_of_server_are_for_the_owner_only(server: EmbeddedServer) ->
     wanted = {name: 0o600 for name in modes() if name != "store"} | {"store": 0o700}
     assert wanted == modes()
     assert {f"{role}.nk" for role in ROLES} | {"nats.conf", "nats.log"} <= wanted.keys()
-    assert 0o700 == stat.S_IMODE(server.directory.stat().st_mode)
+    assert stat.S_IMODE(server.directory.stat().st_mode) == 0o700
 
 
 async def test_no_seed_stands_outside_its_file(server: EmbeddedServer) -> None:
@@ -718,12 +718,12 @@ def test_rendered_config_is_read_by_nats_server(tmp_path: Path, path: str) -> No
     file = tmp_path / "nats.conf"
     file.write_text(config)
     run = subprocess.run([find_nats_server(), "-t", "-c", file], capture_output=True, text=True, check=False)
-    assert 0 == run.returncode, run.stderr
+    assert run.returncode == 0, run.stderr
     parsed = msgspec.json.decode(config)
     assert {"store_dir": path, "sync_interval": "always", "max_file_store": 1024**3} == {
         key: value for key, value in parsed["jetstream"].items() if key != "max_memory_store"
     }
-    assert 1024 * 1024 == parsed["max_payload"]
+    assert parsed["max_payload"] == 1024 * 1024
 
 
 def _public_key(directory: Path, role: str) -> str:
