@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
@@ -29,6 +30,7 @@ BEARER_KINDS = frozenset({Kind.ACCESS, Kind.PAT, Kind.SAT})
 ALL_KINDS = frozenset(Kind)
 
 ADMIN = "ledger:admin"
+SCOPE_SYNTAX = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+(?: [\x21\x23-\x5b\x5d-\x7e]+)*")  # RFC 6749 App. A.4
 
 
 class Code(StrEnum):
@@ -166,6 +168,26 @@ async def resolve(runtime: Runtime, token: str, asked: Asked, kinds: frozenset[K
         await runtime.view_at_end()
         verdict = decide(runtime, token, asked, kinds, now())
     return verdict or Verdict(Code.UNKNOWN, None, runtime.view.freshness().position)
+
+
+async def resolve_all(
+    runtime: Runtime, tokens: list[str], asked: list[Asked], verdicts: list[Verdict | None]
+) -> list[Verdict]:
+    """As `resolve` for every None in `verdicts`, with one wait for all of them. Raises: Unavailable."""
+    open_ones = [index for index, verdict in enumerate(verdicts) if verdict is None]
+    if not open_ones:
+        return [verdict for verdict in verdicts if verdict is not None]
+    wanted = max(asked[index].min_seq for index in open_ones)
+    if wanted:
+        await runtime.waiter.applied(wanted, MIN_SEQ_SECONDS_MAX)
+    await runtime.view_at_end()
+    position, moment = runtime.view.freshness().position, now()
+    resolved = []
+    for index, verdict in enumerate(verdicts):
+        final = verdict or decide(runtime, tokens[index], asked[index], BEARER_KINDS, moment)
+        code = Code.STALE if position < asked[index].min_seq else Code.UNKNOWN
+        resolved.append(final or Verdict(code, None, position))
+    return resolved
 
 
 def use_of(

@@ -1,0 +1,114 @@
+"""The ASGI application of one API worker: the hot endpoints first, everything else by Litestar."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+
+from events.errors import LedgerError, UnsafeServer
+from service.api import litestar_app
+from service.api.problems import render
+from service.doors import forward_auth, validate, validate_batch
+from service.errors import MethodNotAllowed, Unavailable
+from service.incoming import Incoming
+from service.keys import MasterKeyMismatch
+from service.oauth.introspection import introspect
+from service.oauth.metadata import jwks, metadata, well_known_paths
+from service.oauth.revocation import revoke
+from service.oauth.token import token
+from service.outgoing import Response, send_response
+from service.runtime import Runtime
+from service.settings import Settings
+
+log = structlog.get_logger()
+
+Handler = Callable[[Runtime, Incoming], Awaitable[Response]]
+
+_RETRY_SECONDS = 0.2
+
+
+class App:
+    """Starts the runtime with the worker, and answers 503 until it stands, saying why."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._runtime: Runtime | None = None
+        self._why_not = "the service is starting"
+        self._starting: asyncio.Task[None] | None = None
+        self._litestar = litestar_app(self.runtime)
+        self._doors: dict[str, tuple[str, Handler]] = {
+            "/v1/tokens/validate": ("POST", validate),
+            "/v1/tokens/validate-batch": ("POST", validate_batch),
+            "/v1/forward-auth": ("GET", forward_auth),
+            "/oauth2/token": ("POST", token),
+            "/oauth2/introspect": ("POST", introspect),
+            "/oauth2/revoke": ("POST", revoke),
+            "/oauth2/jwks": ("GET", jwks),
+        } | {path: ("GET", metadata) for path in well_known_paths(settings.issuer)}
+
+    def runtime(self) -> Runtime:
+        """What handlers work with. Raises: Unavailable until the worker has started."""
+        if self._runtime is None:
+            raise Unavailable(self._why_not)
+        return self._runtime
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            door = self._doors.get(scope["path"])
+            if door is not None:
+                await self._enter(door, scope, receive, send)
+            else:
+                await self._litestar(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._live(receive, send)
+
+    async def _enter(self, door: tuple[str, Handler], scope: Any, receive: Any, send: Any) -> None:
+        incoming = Incoming(scope, receive)
+        method, handler = door
+        try:
+            if incoming.method != method:
+                raise MethodNotAllowed(f"use {method}", headers={"Allow": method})
+            response = await handler(self.runtime(), incoming)
+        except Exception as error:
+            response = render(error, incoming)
+        await send_response(send, response, incoming.request_id)
+
+    async def _live(self, receive: Any, send: Any) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                self._starting = asyncio.create_task(self._start())
+                await send({"type": "lifespan.startup.complete"})
+            elif message["type"] == "lifespan.shutdown":
+                if self._starting is not None:
+                    self._starting.cancel()
+                if self._runtime is not None:
+                    with contextlib.suppress(Exception):
+                        await self._runtime.stop()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    async def _start(self) -> None:
+        """Tries until the log can be reached and is safe: a worker that comes up first waits for it."""
+        told = ""
+        while True:
+            try:
+                self._runtime = await Runtime.start(self.settings)
+            except (LedgerError, MasterKeyMismatch) as error:
+                self._why_not = f"the log cannot be used: {error}"
+                if self._why_not != told:
+                    told = self._why_not
+                    level = log.error if isinstance(error, UnsafeServer | MasterKeyMismatch) else log.warning
+                    level("api_worker_waits", pid=os.getpid(), why=str(error), fix=getattr(error, "fix", ""))
+            except Exception:
+                log.exception("api_worker_cannot_start", pid=os.getpid())
+                raise
+            else:
+                log.info("api_worker_started", pid=os.getpid())
+                return
+            await asyncio.sleep(_RETRY_SECONDS)

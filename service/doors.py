@@ -1,0 +1,255 @@
+"""Validation over HTTP: one token, a batch, and the question of a reverse proxy.
+
+These speak ASGI themselves, since they are called for every request of every application.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+from events.types import Context, TokenUsed
+from projections.grants import facts
+from service.errors import InvalidRequest, UnsupportedMediaType
+from service.incoming import Incoming, parse_form
+from service.outgoing import NO_STORE, Response
+from service.runtime import Runtime
+from service.tokens import now
+from service.validation import (
+    BEARER_KINDS,
+    SCOPE_SYNTAX,
+    Asked,
+    Caller,
+    Code,
+    Verdict,
+    audience_of,
+    authenticate,
+    bearer,
+    decide,
+    recorded,
+    resolve,
+    resolve_all,
+    scope_of,
+    use_of,
+)
+
+BATCH_REQUESTS_MAX = 1000
+NEEDS = ("ledger:validate",)
+
+Text = Annotated[str, Meta(max_length=256)]
+Scope = Annotated[str, Meta(max_length=4096)]
+Audience = Annotated[str, Meta(max_length=500)]
+
+
+class RequestContext(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the token's bearer is, as the caller saw it."""
+
+    ip: Annotated[str, Meta(max_length=45)] | None = None
+    user_agent: Annotated[str, Meta(max_length=1024)] | None = None
+    method: Annotated[str, Meta(max_length=32)] | None = None
+    path: Annotated[str, Meta(max_length=2048)] | None = None
+
+
+class ValidateRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """`scope` and `audience` are checked if they are given; `min_seq` is a `ledger_seq` the answer must know of."""
+
+    token: Annotated[str, Meta(max_length=16_384)]
+    scope: Scope = ""
+    audience: Audience | Annotated[list[Audience], Meta(max_length=32)] = ""
+    min_seq: Annotated[int, Meta(ge=0, le=2**53)] = 0
+    context: RequestContext | None = None
+
+
+class BatchRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    requests: Annotated[list[ValidateRequest], Meta(min_length=1, max_length=BATCH_REQUESTS_MAX)]
+
+
+class ValidateAnswer(Struct, frozen=True, omit_defaults=True):
+    """What is known of the token comes with it, valid or not. `ledger_seq`: the sequence the answer is true at."""
+
+    valid: bool
+    code: str
+    ledger_seq: int
+    token_id: str | None = None
+    grant_id: str | None = None
+    kind: str | None = None
+    subject: str | None = None
+    client_id: str | None = None
+    scope: str | None = None
+    audience: tuple[str, ...] = ()
+    issued_at: datetime | None = None
+    expires_at: datetime | None = None
+
+
+class BatchAnswer(Struct, frozen=True):
+    results: list[ValidateAnswer]
+
+
+_decode_one = msgspec.json.Decoder(ValidateRequest).decode
+_decode_batch = msgspec.json.Decoder(BatchRequest).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def _asked(request: ValidateRequest) -> Asked:
+    audience = request.audience
+    names = (audience,) if isinstance(audience, str) and audience else tuple(audience)
+    return Asked(request.scope, names, request.context.ip if request.context else None, request.min_seq)
+
+
+def _context(request: ValidateRequest) -> Context | None:
+    given = request.context
+    if given is None:
+        return None
+    agent, path = given.user_agent, given.path
+    # No query string is kept: it may hold secrets of the application.
+    return Context(
+        given.ip, agent[:256] if agent else None, given.method, path.partition("?")[0][:256] if path else None
+    )
+
+
+def _answer(verdict: Verdict) -> ValidateAnswer:
+    hit = verdict.hit
+    if hit is None:
+        return ValidateAnswer(False, verdict.code.value, verdict.position)
+    known, token = facts(hit.grant), hit.token
+    return ValidateAnswer(
+        verdict.code is Code.VALID,
+        verdict.code.value,
+        verdict.position,
+        hit.token_id,
+        "grt_" + token.grant_id.hex(),
+        token.kind.value,
+        known.subject if known else None,
+        known.client_id if known else None,
+        scope_of(hit),
+        audience_of(hit),
+        token.issued_at,
+        token.expires_at,
+    )
+
+
+async def _json_body(runtime: Runtime, incoming: Incoming, bytes_max: int) -> bytes:
+    content_type = incoming.header("content-type") or ""
+    if content_type.partition(";")[0].strip().lower() != "application/json":
+        raise UnsupportedMediaType("the body must be application/json", fix="set Content-Type: application/json")
+    return await incoming.body(bytes_max, runtime.settings.request_seconds_max)
+
+
+async def validate(runtime: Runtime, incoming: Incoming) -> Response:
+    """`POST /v1/tokens/validate`."""
+    body = await _json_body(runtime, incoming, runtime.settings.request_body_bytes_max)
+    authorization = incoming.header_values("authorization")
+    here = incoming.context(runtime.settings)
+    caller = await authenticate(runtime, authorization, NEEDS, here, endpoint="validate", record=False)
+    request = _decode_one(body)
+    asked, moment = _asked(request), now()
+    verdict = decide(runtime, request.token, asked, BEARER_KINDS, moment)
+    if verdict is None:
+        runtime.unknown_tokens.check("validate", caller.token_id)
+        verdict = await resolve(runtime, request.token, asked, BEARER_KINDS)
+    use = use_of(verdict, asked, endpoint="validate", caller=caller.token_id, context=_context(request), moment=moment)
+    if use is not None:
+        await recorded(runtime.usage.record(use))
+    else:
+        _refused(runtime, caller, request, verdict.code, "validate")
+    return Response(200, _encode(_answer(verdict)), NO_STORE)
+
+
+def _refused(runtime: Runtime, caller: Caller, request: ValidateRequest, code: Code, endpoint: str) -> None:
+    runtime.unknown_tokens.count("validate", caller.token_id)
+    ip = request.context.ip if request.context else None
+    runtime.usage.count_refused(caller=caller.token_id, ip=ip, outcome=code.value, endpoint=endpoint)
+
+
+async def validate_batch(runtime: Runtime, incoming: Incoming) -> Response:
+    """`POST /v1/tokens/validate-batch`: up to 1,000 at once, answered in the same order."""
+    body = await _json_body(runtime, incoming, runtime.settings.batch_body_bytes_max)
+    authorization = incoming.header_values("authorization")
+    here = incoming.context(runtime.settings)
+    caller = await authenticate(runtime, authorization, NEEDS, here, endpoint="batch", record=False)
+    requests = _decode_batch(body).requests
+    moment = now()
+    asked = [_asked(request) for request in requests]
+    verdicts = [
+        decide(runtime, request.token, what, BEARER_KINDS, moment)
+        for request, what in zip(requests, asked, strict=True)
+    ]
+    if None in verdicts:
+        runtime.unknown_tokens.check("validate", caller.token_id)
+    resolved = await resolve_all(runtime, [request.token for request in requests], asked, verdicts)
+    uses: list[TokenUsed] = []
+    answers = []
+    for request, what, verdict in zip(requests, asked, resolved, strict=True):
+        use = use_of(verdict, what, endpoint="batch", caller=caller.token_id, context=_context(request), moment=moment)
+        if use is not None:
+            uses.append(use)
+        else:
+            _refused(runtime, caller, request, verdict.code, "batch")
+        answers.append(_answer(verdict))
+    if uses:
+        await recorded(runtime.usage.record(*uses))
+    return Response(200, _encode(BatchAnswer(answers)), NO_STORE)
+
+
+async def forward_auth(runtime: Runtime, incoming: Incoming) -> Response:
+    """`GET /v1/forward-auth`, for nginx `auth_request`, Traefik and Envoy: 200, 401 or 403 (RFC 6750 §3.1)."""
+    token = bearer(incoming.header_values("authorization"))
+    asked = _forward_asked(runtime, incoming)
+    here = incoming.context(runtime.settings)
+    runtime.unknown_tokens.check("forward-auth", here.ip or "")
+    moment = now()
+    verdict = decide(runtime, token, asked, BEARER_KINDS, moment) or await resolve(runtime, token, asked, BEARER_KINDS)
+    code, hit = verdict.code, verdict.hit
+    # A proxy that does not say for which audience it asks would let in tokens for anybody.
+    if hit is not None and code is Code.VALID and not asked.audience and audience_of(hit):
+        code = Code.WRONG_AUDIENCE
+    use = use_of(
+        Verdict(code, hit, verdict.position), asked, endpoint="forward-auth", caller="", context=here, moment=moment
+    )
+    if use is not None:
+        await recorded(runtime.usage.record(use))
+    else:
+        runtime.unknown_tokens.count("forward-auth", here.ip or "")
+        runtime.usage.count_refused(caller="", ip=here.ip, outcome=code.value, endpoint="forward-auth")
+    return _forward_answer(code, verdict, asked)
+
+
+def _forward_asked(runtime: Runtime, incoming: Incoming) -> Asked:
+    scope, audience = "", []
+    for name, value in parse_form(incoming.query_string):
+        if name == "scope" and not scope:
+            scope = value
+        elif name == "audience":
+            audience.append(value)
+        else:
+            raise InvalidRequest("the query may hold scope, once, and audience", fix="?scope=…&audience=…")
+    if scope and not SCOPE_SYNTAX.fullmatch(scope):
+        raise InvalidRequest("the scope holds characters that no scope can hold")
+    return Asked(scope, tuple(audience), incoming.client_ip(runtime.settings))
+
+
+def _forward_answer(code: Code, verdict: Verdict, asked: Asked) -> Response:
+    hit = verdict.hit
+    if code is Code.VALID and hit is not None:
+        known = facts(hit.grant)
+        headers = [
+            (b"x-token-subject", (known.subject if known else "").encode()),
+            (b"x-token-client", (known.client_id or "" if known else "").encode()),
+            (b"x-token-scope", scope_of(hit).encode()),
+            (b"x-token-id", hit.token_id.encode()),
+        ]
+        return Response(200, b"", (*NO_STORE, *headers))
+    if code in {Code.INSUFFICIENT_SCOPE, Code.IP_NOT_ALLOWED}:
+        challenge = f'Bearer realm="token-ledger", error="insufficient_scope", scope="{asked.scope}"'
+        status = 403
+    else:
+        challenge = 'Bearer realm="token-ledger", error="invalid_token"'
+        status = 401
+    return Response(
+        status,
+        _encode({"code": code.value}),
+        (*NO_STORE, (b"www-authenticate", challenge.encode())),
+    )
