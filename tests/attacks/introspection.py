@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from statistics import median
 
+from service.tokens import mint
 from tests.attacks.table import Stage, attack, basic, bearer, form, variants
 from tests.running import CANARY_QUERY, App, oauth_error, problem
 
 INACTIVE = {"active": False}
-UNKNOWN_PAT = "tl_pat_" + "0" * 49
+UNKNOWN_PAT = mint("pat")  # well formed, so that it is looked up
 
 
 @attack("131", "RFC 7662 §2.1, §2.3")
@@ -54,7 +55,7 @@ def introspection_by_get_is_refused(stage: Stage) -> None:
     jwt_like="eyJhbGciOiJub25lIn0.e30.",
     space=" ",
     unicode="\u00e4\u20ac\U0001f600",
-    long="a" * 20_000,
+    long="a" * 8_000,
 )
 def garbage_is_inactive_and_nothing_else(stage: Stage, token: str) -> None:
     answer = stage.post("/oauth2/introspect", form(token=token), basic(*stage.checker.basic))
@@ -130,13 +131,20 @@ def _scan(stage: Stage, path: str, headers: list[tuple[str, str]], seconds_max: 
 
 @attack("142", "RFC 7662 §4: token scanning")
 def scanning_is_limited(stage: Stage) -> None:
+    """A resource server that passes on what its users send it must not be cut off by one of them: a token that is
+    known is answered all the same."""
     limited = Stage(stage.service_with(unknown_tokens_per_minute_max=20), stage.service_with)
     _scan(limited, "/oauth2/introspect", [basic(*limited.checker.basic)])
+    token = limited.refreshable()["access_token"]
+    for _ in range(4):
+        answer = limited.post("/oauth2/introspect", form(token=token), basic(*limited.checker.basic))
+        assert (answer.status_code, answer.json()["active"]) == (200, True)
 
 
 @attack("142", "RFC 7662 §4: token scanning")
 def scanning_with_bearer_tokens_is_limited(stage: Stage) -> None:
-    """Nobody is known who could be limited but the address; another address goes on."""
+    """Nobody is known who could be limited but the address. Behind a proxy it is everybody's: a token that is known
+    is taken all the same."""
     service = stage.service_with(unknown_tokens_per_minute_max=20)
     with service.caller(source="127.0.0.3") as scanner:
         for _ in range(100):
@@ -146,8 +154,10 @@ def scanning_with_bearer_tokens_is_limited(stage: Stage) -> None:
             assert answer.status_code == 401
         else:
             raise AssertionError("never limited")
+        good = {"Authorization": f"Bearer {service.admin_token}"}
+        for _ in range(4):
+            assert scanner.get("/v1/clients", params={"limit": 1}, headers=good).status_code == 200
     assert int(answer.headers["retry-after"]) > 0
-    assert service.call("GET", "/v1/clients", params={"limit": 1}).status_code == 200
 
 
 @attack("142", "RFC 7662 §4: hit and miss take alike")
