@@ -5,7 +5,6 @@ Nothing is changed. Every check stands alone: what cannot be reached is a findin
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
@@ -19,7 +18,7 @@ from typing import Any, Literal
 import lmdb
 from msgspec import Struct
 
-from events.errors import LedgerError, LedgerUnavailable
+from events.errors import LedgerError
 from events.streams import (
     LEDGER,
     MIN_SERVER_VERSION,
@@ -35,7 +34,7 @@ from service.cli.connection import Api, locate
 from service.cli.output import Failed, moment_of
 from service.keys import MasterKey
 from service.runtime import stream_limits
-from service.settings import Settings, is_loopback
+from service.settings import Settings, SettingsError, is_loopback
 
 State = Literal["ok", "warning", "problem"]
 
@@ -44,7 +43,7 @@ DISK_FREE_BYTES_WARNING, DISK_FREE_BYTES_PROBLEM = 2 * 1024**3, 512 * 1024**2
 STREAM_FULL_SHARE_WARNING, STREAM_FULL_SHARE_PROBLEM = 0.8, 0.95
 CLOCK_SKEW_SECONDS_WARNING, CLOCK_SKEW_SECONDS_PROBLEM = 1.0, 5.0
 TOKEN_DAYS_WARNING = 14
-CONNECT_SECONDS_MAX = 4.0
+CONNECT_SECONDS_MAX = 3.0
 _UP = "start it with `token-ledger up`"
 
 
@@ -156,8 +155,8 @@ def _master_key(settings: Settings) -> Finding:
         )
     try:
         MasterKey.load(None, settings.data_dir)
-    except (OSError, ValueError) as error:
-        return Finding("master key", "problem", f"{path} cannot be used: {error}", "restore it from a backup")
+    except (OSError, SettingsError) as error:
+        return Finding("master key", "problem", str(error), "restore it from a backup; it cannot be made again")
     return Finding("master key", "ok", f"{path}; without a copy elsewhere, losing it loses all signing keys")
 
 
@@ -276,7 +275,7 @@ def _signing_keys(api: Api, settings: Settings) -> Iterator[Finding]:
 
 async def _nats(settings: Settings, url: str, creds: Path | None) -> list[Finding]:
     try:
-        nc = await _connect(url, creds)
+        nc = await connect(url, creds, name="doctor", seconds_max=CONNECT_SECONDS_MAX)
     except (LedgerError, OSError, ValueError) as error:
         fix = _UP if settings.nats_url is None else "check nats_url, nats_creds and that the servers run"
         return [Finding("nats-server", "problem", str(error), fix), *_view(settings, None)]
@@ -290,21 +289,6 @@ async def _nats(settings: Settings, url: str, creds: Path | None) -> list[Findin
     finally:
         await nc.close()
     return findings
-
-
-async def _connect(url: str, creds: Path | None) -> Connection:
-    """Raises: LedgerUnavailable with what the last attempt met, since connecting itself never gives up."""
-    met: list[Exception] = []
-
-    async def note(error: Exception) -> None:
-        met.append(error)
-
-    try:
-        async with asyncio.timeout(CONNECT_SECONDS_MAX):
-            return await connect(url, creds, name="doctor", on_error=note)
-    except TimeoutError:
-        reason = str(met[-1]) or type(met[-1]).__name__ if met else "no answer"
-        raise LedgerUnavailable(f"{url} lets nobody in within {CONNECT_SECONDS_MAX:g} s: {reason}") from None
 
 
 async def _servers(nc: Connection) -> list[Finding]:

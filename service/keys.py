@@ -25,6 +25,7 @@ from nats.js.kv import KeyValue
 
 from events.errors import LedgerUnavailable
 from events.streams import SUBJECT_KEYS, Connection
+from service.settings import SettingsError, parse_key
 
 _SUBJECT_KEYS_CACHED_MAX = 10_000
 _BUCKET_SECONDS = 2.0
@@ -63,13 +64,20 @@ class MasterKey:
 
     @classmethod
     def load(cls, given: bytes | None, data_dir: Path) -> MasterKey:
-        """The given key, or the one in `<data_dir>/master.key`, made there at the first start with mode 0600."""
+        """The given key, or the one in `<data_dir>/master.key`, made there at the first start with mode 0600.
+
+        Raises: SettingsError if the file holds no key.
+        """
         if given is not None:
             return cls(given)
         path = data_dir / "master.key"
         if not path.exists():
             write_private(path, base64.b64encode(secrets.token_bytes(32)) + b"\n")
-        return cls(base64.b64decode(path.read_bytes()))
+        try:
+            return cls(parse_key(path.read_text(encoding="ascii")))
+        except ValueError as error:
+            # An empty or cut file would be taken for a key that anyone can guess.
+            raise SettingsError(f"{path} is damaged: it {error}; restore it from a backup") from None
 
     def seal(self, plaintext: bytes, context: str) -> bytes:
         return seal(self._sealing, plaintext, context)

@@ -200,8 +200,8 @@ def _algorithms(value: str) -> tuple[str, ...]:
     return parts
 
 
-def _key(value: str) -> Secret:
-    """32 bytes from 64 hex digits or from base64, in either alphabet, padded or not."""
+def parse_key(value: str) -> Secret:
+    """32 bytes from 64 hex digits or from base64, in either alphabet, padded or not. Raises: ValueError."""
     value = value.strip()
     key = b""
     if re.fullmatch(r"[0-9A-Fa-f]{64}", value):
@@ -379,7 +379,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         Secret | None,
         About(
             "Key that seals signing keys and people's keys: 32 bytes as base64 or hex. All hosts need the same one.",
-            _key,
+            parse_key,
             default="made on the first start, in <data_dir>/master.key",
             secret=True,
         ),

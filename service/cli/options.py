@@ -239,7 +239,7 @@ def one_of(given: dict[str, Any]) -> None:
 
 def segment(value: str) -> str:
     """An id as one segment of a path. Raises: UsageError for what is none, above all for a token."""
-    if value.startswith("tl_") or "." in value:
+    if value.startswith("tl_") or re.match(r"ey[A-Za-z0-9_-]*\.", value):
         # It would be written into logs on the way, and must not be repeated here either.
         raise click.UsageError("that is a token, not an id; where a command takes a token, give it on stdin with `-`")
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,200}", value):
