@@ -31,7 +31,7 @@ _SUBJECT_KEYS_CACHED_MAX = 10_000
 _BUCKET_SECONDS = 2.0
 
 
-class MasterKeyMismatch(Exception):
+class MasterKeyMismatch(SettingsError):
     """The master key does not open what this ledger holds: another key was used when it was made."""
 
 
@@ -66,7 +66,7 @@ class MasterKey:
     def load(cls, given: bytes | None, data_dir: Path) -> MasterKey:
         """The given key, or the one in `<data_dir>/master.key`, made there at the first start with mode 0600.
 
-        Raises: SettingsError if the file holds no key.
+        Raises: MasterKeyMismatch if the file holds no key.
         """
         if given is not None:
             return cls(given)
@@ -77,7 +77,7 @@ class MasterKey:
             return cls(parse_key(path.read_text(encoding="ascii")))
         except ValueError as error:
             # An empty or cut file would be taken for a key that anyone can guess.
-            raise SettingsError(f"{path} is damaged: it {error}; restore it from a backup") from None
+            raise MasterKeyMismatch(f"{path} is damaged: it {error}; restore it from a backup") from None
 
     def seal(self, plaintext: bytes, context: str) -> bytes:
         return seal(self._sealing, plaintext, context)
