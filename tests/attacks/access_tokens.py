@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tests.attacks.table import Stage, attack, bearer, variants
+from tests.running import until
 
 REFUSED = {"unknown", "malformed"}
 
@@ -227,6 +228,26 @@ entered(
     other_issuer=lambda parts: parts.with_claims(iss="https://evil.example"),
     thumbprint=lambda parts: parts.signed_by_stranger({"kid": hashlib.sha256(b"evil").hexdigest()}),
 )
+
+
+@attack("170", "P: tokens of a retired key live as long as they would have")
+def token_of_a_retired_key_stays_valid(stage: Stage) -> None:
+    before = Parts(stage)
+    stage.service.done("POST", "/v1/keys/rotate", json={})
+    after = until(lambda: new_kid(stage, before), what="every worker signs with the new key")
+    assert stage.service.code(before.token) == "valid"
+    assert stage.service.code(after.token) == "valid"
+    keys = {key["kid"]: key for key in stage.service.http.get("/oauth2/jwks").json()["keys"]}
+    for parts in (before, after):
+        claims = jwt.decode(
+            parts.token, jwt.PyJWK(keys[parts.header["kid"]]).key, ["EdDSA"], audience=stage.service.issuer
+        )
+        assert claims["jti"] == parts.claims["jti"]
+
+
+def new_kid(stage: Stage, before: Parts) -> Parts | None:
+    after = Parts(stage)
+    return after if after.header["kid"] != before.header["kid"] else None
 
 
 @attack("158", "P, RFC 8725 §3.10: a flood of unknown keys costs no look-up elsewhere")

@@ -46,6 +46,8 @@ SURFACE = {
     ("POST", "/v1/tokens/{token_id}/revoke"),
     ("POST", "/v1/revocations"),
     ("GET", "/v1/audit/events"),
+    ("GET", "/v1/keys"),
+    ("POST", "/v1/keys/rotate"),
     ("GET", "/health/live"),
     ("GET", "/health/ready"),
     ("GET", "/metrics"),
@@ -234,6 +236,8 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
             Call(body={"token_id": ground.token["token_id"], "reason": "admin"}),
         ],
         ("GET", "/v1/audit/events"): lambda: [*everywhere, Call(query={"subject": ground.user["user_id"]})],
+        ("GET", "/v1/keys"): lambda: everywhere,
+        ("POST", "/v1/keys/rotate"): lambda: [Call(body={})],
         ("POST", "/oauth2/token"): lambda: [
             Call(form={"grant_type": "client_credentials"}, auth=ground.app.basic),
             Call(
@@ -386,7 +390,7 @@ def test_invalid_form_is_answered_as_documented(
 ) -> None:
     call = calls[key]()[0]
     assert call.form is not None
-    for form in ({}, {name: "" for name in call.form}, {name: "\u00e4\0" for name in call.form}, {"a": "b" * 200_000}):
+    for form in ({}, dict.fromkeys(call.form, ""), dict.fromkeys(call.form, "ä\x00"), {"a": "b" * 200_000}):
         changed = copy.copy(call)
         changed.form = form
         surface.check(key, changed.send(service, *key))
