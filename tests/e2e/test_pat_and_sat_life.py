@@ -126,7 +126,7 @@ def test_batch_takes_a_thousand_and_no_more(service: Service, scope: str) -> Non
     assert len(answer["results"]) == 1000
     many = {"requests": [{"token": token}] * 1001}
     problem(service.call("POST", "/v1/tokens/validate-batch", json=many), 400)
-    assert service.done("POST", "/v1/tokens/validate-batch", json={"requests": []}) == {"results": []}
+    problem(service.call("POST", "/v1/tokens/validate-batch", json={"requests": []}), 400)
 
 
 def test_forward_auth_tells_who_it_is(service: Service, scope: str) -> None:
