@@ -49,7 +49,7 @@ class App:
             "/oauth2/introspect": ("POST", introspect),
             "/oauth2/revoke": ("POST", revoke),
             "/oauth2/jwks": ("GET", jwks),
-        } | {path: ("GET", metadata) for path in well_known_paths(settings.issuer)}
+        } | dict.fromkeys(well_known_paths(settings.issuer), ("GET", metadata))
 
     def runtime(self) -> Runtime:
         """What handlers work with. Raises: Unavailable until the worker has started."""

@@ -325,9 +325,9 @@ class Settings(Struct, frozen=True, kw_only=True):
             "Size of the log of uses, at which its oldest uses are dropped.",
             _size(64 * 1024**2, _SIZE_MAX),
             unit="bytes",
-            default="64GiB",
+            default="16GiB",
         ),
-    ] = 64 * _GIB
+    ] = 16 * _GIB
     ledger_bytes_max: Annotated[
         int | None,
         About(
@@ -422,10 +422,10 @@ class Settings(Struct, frozen=True, kw_only=True):
         int,
         About(
             "How long requests that are being answered may take to end when the service stops.",
-            _integer(1, 9),
+            _integer(1, 6),
             unit="seconds",
         ),
-    ] = 8
+    ] = 5
 
     def __post_init__(self) -> None:
         if not self.workers:

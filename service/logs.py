@@ -1,0 +1,33 @@
+"""Structured logs on standard error: JSON for programs, lines for people. No secret is ever given to a logger."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+
+from service.settings import Settings
+
+
+def configure(settings: Settings) -> None:
+    """Sets up logging for this process. Libraries' own warnings come through as well."""
+    level = getattr(logging, settings.log_level.upper())
+    on_terminal = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
+    renderer: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer() if on_terminal else structlog.processors.JSONRenderer()
+    )
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    logging.basicConfig(
+        level=max(level, logging.WARNING), stream=sys.stderr, format="%(levelname)s %(name)s %(message)s"
+    )

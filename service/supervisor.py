@@ -1,0 +1,375 @@
+"""The processes: what each runs, and how one of them keeps the others running.
+
+`up` starts the nats-server, the projectors and the HTTP API, starts again whatever dies, and stops all of them in the
+order in which nothing acknowledged is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import os
+import secrets
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import structlog
+import uvloop
+from msgspec.structs import replace
+
+from events.errors import LedgerError, LedgerUnavailable, UnsafeServer
+from events.server import EmbeddedServer
+from events.streams import LEDGER, Connection, check, connect
+from events.streams import provision as provision_streams
+from projections import analytics, base
+from projections.current import CurrentWriter, replace_view, view_path
+from service import logs
+from service.bootstrap import bootstrap, new_administrator
+from service.keys import MasterKey
+from service.runtime import stream_limits
+from service.settings import Settings
+
+log = structlog.get_logger()
+
+HEADER_BYTES_MAX = 16_384
+HEADER_SECONDS_MAX = 5
+_RESTART_SECONDS_MIN = 0.1
+_RESTART_SECONDS_MAX = 5.0
+_HEALTHY_AFTER_SECONDS = 10.0
+_STOP_PROJECTOR_SECONDS = 2.0
+_SUPERVISED_BY = "SUPERVISED_BY"
+_ANALYTICS_NICENESS = 10
+
+Progress = Callable[[int, int], None]
+
+
+def up(settings: Settings) -> None:
+    """Everything on this machine, until SIGTERM or SIGINT. Raises: LedgerError, OSError."""
+    logs.configure(settings)
+    uvloop.run(_up(settings))
+
+
+def serve(settings: Settings) -> None:
+    """The HTTP API: Granian with its workers, until SIGTERM or SIGINT."""
+    from granian.constants import HTTPModes, Interfaces, Loops  # noqa: PLC0415 - the other processes need no server
+    from granian.http import HTTP1Settings  # noqa: PLC0415
+    from granian.server import Server  # noqa: PLC0415
+
+    logs.configure(settings)
+    _end_with_parent()
+    settings = _located(settings, "service")
+    metrics_dir = settings.data_dir / "metrics"
+    shutil.rmtree(metrics_dir, ignore_errors=True)
+    metrics_dir.mkdir(mode=0o700, parents=True)
+    os.environ |= settings.environment() | {"PROMETHEUS_MULTIPROC_DIR": str(metrics_dir)}
+    Server(
+        "service.worker:create",
+        factory=True,
+        address=settings.host,
+        port=settings.port,
+        interface=Interfaces.ASGI,
+        loop=Loops.uvloop,
+        http=HTTPModes.http1,
+        websockets=False,
+        workers=settings.workers,
+        backlog=2048,
+        http1_settings=HTTP1Settings(header_read_timeout=HEADER_SECONDS_MAX * 1000, max_buffer_size=HEADER_BYTES_MAX),
+        respawn_failed_workers=True,
+        respawn_interval=0.5,
+        # An unfinished body would otherwise hold the server open until its client leaves.
+        workers_kill_timeout=settings.drain_seconds,
+        log_access=False,
+        log_enabled=False,
+    ).serve()
+
+
+def project(settings: Settings, name: str) -> None:
+    """One projector, until SIGTERM or SIGINT. Raises: UndecodableEvent, RuntimeError if another one runs here."""
+    logs.configure(settings)
+    _end_with_parent()
+    settings = _located(settings, "projector")
+    uvloop.run(_until_signalled(_project_current(settings) if name == "current" else _project_analytics(settings)))
+
+
+def rebuild(settings: Settings, name: str, progress: Progress) -> None:
+    """Replays a projection from the log beside the one in force, and then puts it in its place.
+
+    `progress` is called with position and end. Raises: LedgerError, AnalyticsBusy.
+    """
+    settings = _located(settings, "projector")
+    uvloop.run(_rebuild_current(settings, progress) if name == "current" else _rebuild_analytics(settings, progress))
+
+
+def provision(settings: Settings) -> None:
+    """Makes streams and buckets. Needs the admin credentials. Raises: LedgerUnavailable, UnsafeServer."""
+
+    async def run() -> None:
+        async with _connection(_located(settings, "admin"), "provision") as nc:
+            await provision_streams(nc, stream_limits(settings))
+
+    asyncio.run(run())
+
+
+def admin_token(settings: Settings) -> dict[str, Any]:
+    """A new administrator's SAT: `token`, `token_id`, `user_id`, `scope`, `expires_at`. Raises: LedgerError."""
+    located = _located(settings, "service")
+
+    async def run() -> dict[str, Any]:
+        async with _connection(located, "admin-token") as nc:
+            master = MasterKey.load(located.master_key, located.data_dir)
+            return await new_administrator(nc, located, master)
+
+    return asyncio.run(run())
+
+
+def _located(settings: Settings, role: str) -> Settings:
+    """Settings that name the server: the one given, else the embedded one of the data directory."""
+    if settings.nats_url is not None:
+        return settings
+    path = settings.data_dir / "bootstrap.json"
+    url = json.loads(path.read_bytes()).get("nats_url") if path.exists() else None
+    creds = settings.data_dir / "nats" / f"{role}.nk"
+    if url is None or not creds.exists():
+        raise LedgerUnavailable(f"no nats-server is known: {settings.data_dir} holds none, and nats_url is not set")
+    return replace(settings, nats_url=url, nats_creds=creds)
+
+
+@contextlib.asynccontextmanager
+async def _connection(settings: Settings, name: str) -> Any:
+    nc = await connect(settings.nats_url or "", settings.nats_creds, name=name)
+    try:
+        yield nc
+    finally:
+        await nc.close()
+
+
+async def _patiently(settings: Settings, name: str) -> Connection:
+    """A connection to a server that was checked, waited for as long as it takes."""
+    told = ""
+    while True:
+        nc = None
+        try:
+            nc = await connect(settings.nats_url or "", settings.nats_creds, name=name)
+            await check(nc, stream_limits(settings))
+            return nc
+        except LedgerError as error:
+            if nc is not None:
+                await nc.close()
+            if str(error) != told:
+                told = str(error)
+                level = log.error if isinstance(error, UnsafeServer) else log.warning
+                level("projector_waits", projector=name, why=told, fix=error.fix)
+        await asyncio.sleep(0.3)
+
+
+async def _project_current(settings: Settings) -> None:
+    writer = CurrentWriter(view_path(settings.data_dir))
+    nc = await _patiently(settings, "project-current")
+    log.info("projector_started", projector="current", position=writer.position(LEDGER))
+    try:
+        await _run_projection(nc, writer, (LEDGER,))
+    finally:
+        writer.close()
+        await nc.close()
+
+
+async def _run_projection(nc: Connection, projection: base.Projection, streams: tuple[str, ...]) -> None:
+    while True:
+        try:
+            await base.run(nc, projection, streams)
+        except LedgerUnavailable as error:
+            log.warning("projector_waits", projector=projection.name, why=str(error))
+            await asyncio.sleep(0.3)
+
+
+async def _project_analytics(settings: Settings) -> None:
+    store = analytics.open_analytics(
+        settings.data_dir / "analytics",
+        niceness=_ANALYTICS_NICENESS,
+        usage_age_seconds_max=settings.usage_retention_days * 86_400,
+    )
+    nc = await _patiently(settings, "project-analytics")
+    log.info("projector_started", projector="analytics")
+    try:
+        await asyncio.gather(_run_projection(nc, store, analytics.STREAMS), analytics.serve_queries(nc, store))
+    finally:
+        store.close()
+        await nc.close()
+
+
+async def _rebuild_current(settings: Settings, progress: Progress) -> None:
+    path = view_path(settings.data_dir)
+    built = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.rebuild")
+    async with _connection(settings, "rebuild-current") as nc:
+        # Not synced while it is built: a rebuild that is interrupted is begun again.
+        writer = CurrentWriter(built, sync=False)
+        try:
+            await base.run(nc, writer, (LEDGER,), progress=lambda _, at, end: progress(at, end), until_caught_up=True)
+            end = writer.position(LEDGER)
+            progress(end, end)
+            writer.close()
+            replace_view(built, path)
+        finally:
+            for left in path.parent.glob(f"{built.name}*"):
+                left.unlink(missing_ok=True)
+
+
+async def _rebuild_analytics(settings: Settings, progress: Progress) -> None:
+    positions: dict[str, tuple[int, int]] = {}
+
+    def both(stream: str, at: int, end: int) -> None:
+        positions[stream] = (at, end)
+        progress(sum(p[0] for p in positions.values()), sum(p[1] for p in positions.values()))
+
+    async with _connection(settings, "rebuild-analytics") as nc:
+        await analytics.rebuild(nc, settings.data_dir / "analytics", progress=both)
+
+
+def _end_with_parent() -> None:
+    """Asks the kernel to end this process with the supervisor, should that be killed."""
+    parent = os.environ.get(_SUPERVISED_BY)
+    if parent is None or not sys.platform.startswith("linux"):
+        return
+    set_pdeathsig = 1
+    ctypes.CDLL(None, use_errno=True).prctl(set_pdeathsig, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != int(parent):
+        sys.exit("the supervisor has ended")
+
+
+async def _until_signalled(work: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.create_task(work)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, task.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+class _Child:
+    """A process that is started again whenever it ends, more slowly the sooner it does."""
+
+    def __init__(self, name: str, arguments: list[str], environment: dict[str, str], stop_seconds: float) -> None:
+        self.name = name
+        self._arguments = arguments
+        self._environment = environment
+        self._stop_seconds = stop_seconds
+        self._process: asyncio.subprocess.Process | None = None
+        self._keeper: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        await self._spawn()
+        self._keeper = asyncio.create_task(self._keep())
+
+    async def _spawn(self) -> None:
+        environment = os.environ | self._environment | {_SUPERVISED_BY: str(os.getpid())}
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "service.cli", *self._arguments, env=environment, start_new_session=True
+        )
+
+    async def _keep(self) -> None:
+        pause = _RESTART_SECONDS_MIN
+        while True:
+            assert self._process is not None
+            started = time.monotonic()
+            code = await self._process.wait()
+            if time.monotonic() - started > _HEALTHY_AFTER_SECONDS:
+                pause = _RESTART_SECONDS_MIN
+            log.error("process_ended", process=self.name, code=code, action=f"starting it again in {pause:g} s")
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _RESTART_SECONDS_MAX)
+            await self._spawn()
+
+    async def stop(self) -> None:
+        if self._keeper is not None:
+            self._keeper.cancel()
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        process.terminate()
+        try:
+            async with asyncio.timeout(self._stop_seconds):
+                await process.wait()
+        except TimeoutError:
+            log.warning("process_killed", process=self.name, after_seconds=self._stop_seconds)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+
+
+async def _up(settings: Settings) -> None:
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    server: EmbeddedServer | None = None
+    stops: list[Callable[[], Awaitable[None]]] = []
+    try:
+        if settings.nats_url is None:
+            server = EmbeddedServer(settings.data_dir, settings.nats_port)
+            await server.start()
+            stops.append(server.stop)
+            settings = replace(settings, nats_url=server.url)
+        master = MasterKey.load(settings.master_key, settings.data_dir)
+        await _prepare(settings, server, master)
+        service, current, audit = (_child(settings, server, *words) for words in _CHILDREN)
+        for child in (current, audit, service):
+            await child.start()
+
+        async def stop_projectors() -> None:
+            await asyncio.gather(current.stop(), audit.stop())
+
+        stops += [stop_projectors, service.stop]
+        waiting = asyncio.create_task(_announce(settings))
+        await stop.wait()
+        waiting.cancel()
+        log.info("stopping")
+    finally:
+        # The API first, so that what it has promised is projected and the log takes it; the log last.
+        for stop_one in reversed(stops):
+            await stop_one()
+
+
+_CHILDREN: tuple[tuple[str, list[str]], ...] = (
+    ("service", ["serve"]),
+    ("projector", ["project", "current"]),
+    ("projector", ["project", "analytics"]),
+)
+
+
+def _child(settings: Settings, server: EmbeddedServer | None, role: str, arguments: list[str]) -> _Child:
+    creds = server.creds(role) if server is not None else settings.nats_creds
+    environment = replace(settings, nats_creds=creds).environment()
+    seconds = settings.drain_seconds + 1 if role == "service" else _STOP_PROJECTOR_SECONDS
+    return _Child(" ".join(arguments), arguments, environment, seconds)
+
+
+async def _prepare(settings: Settings, server: EmbeddedServer | None, master: MasterKey) -> None:
+    """Streams and the first administrator. Raises: LedgerError."""
+    creds = server.creds("admin") if server is not None else settings.nats_creds
+    async with _connection(replace(settings, nats_creds=creds), "provision") as nc:
+        await provision_streams(nc, stream_limits(settings))
+    creds = server.creds("service") if server is not None else settings.nats_creds
+    async with _connection(replace(settings, nats_creds=creds), "bootstrap") as nc:
+        await bootstrap(nc, settings, master)
+
+
+async def _announce(settings: Settings) -> None:
+    """Says on standard output when the service is ready, and where."""
+    import httpx  # noqa: PLC0415 - only `up` asks itself
+
+    host = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host  # noqa: S104 - what is listened on
+    url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+    async with httpx.AsyncClient(trust_env=False) as client:
+        while True:
+            with contextlib.suppress(httpx.HTTPError):
+                if (await client.get(f"{url}/health/ready", timeout=2)).status_code == 200:
+                    break
+            await asyncio.sleep(0.1)
+    path = settings.data_dir.absolute() / "bootstrap.json"
+    print(f"token-ledger is ready at {url}; the administrator's token is in {path}", flush=True)  # noqa: T201
