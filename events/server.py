@@ -241,6 +241,8 @@ def _projector_publishes() -> list[str]:
     # every message that it delivers with a reply subject, and those of a consumer all have one.
     allowed += _reads_directly(REVOCATIONS)
     allowed += ["_INBOX_service.>", "_INBOX_admin.>"]
+    # A health check asks the analytics process with the credentials that its container has.
+    allowed += ["analytics.status", "_INBOX_projector.>"]
     return allowed
 
 
