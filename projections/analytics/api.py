@@ -1,0 +1,545 @@
+"""What the analytics process answers over NATS (`nats.micro`, service `analytics`), and how it is asked.
+
+Requests and answers are JSON. Errors come in the headers of the micro protocol: 400 the request is not understood,
+404 no such token, 503 what was asked for is not there yet or too much is asked at once, 504 the query took too long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Annotated, Any, TypeVar
+
+import duckdb
+import msgspec
+import nats.errors
+import nats.micro
+import structlog
+from msgspec import Meta, Struct
+from nats.aio.client import Client
+from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER, Request, ServiceError
+
+from events.errors import LedgerUnavailable
+from events.streams import LEDGER, USAGE, stream_state
+from projections.analytics.rows import uuid_hex
+from projections.analytics.schema import SCHEMA_VERSION
+from projections.analytics.store import STREAMS, Analytics, set_aside_files
+
+log = structlog.get_logger()
+
+SERVICE = "analytics"
+_WAIT_SECONDS_MAX = 2.0
+_QUERY_SECONDS_MAX = 10.0
+_REQUESTS_MAX = 64  # at once; more are told to come back
+_THREADS = 2
+_REPLY_MARGIN_BYTES = 16 * 1024  # headers and what stands around the items
+
+Limit = Annotated[int, Meta(ge=1, le=1000)]
+Seq = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+A = TypeVar("A", bound=Struct)
+T = TypeVar("T")
+
+
+class EventsRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Recorded events in sequence order; all that is given must hold.
+
+    `from_` ≤ recorded_at < `to`. `token_id`: events that name the token; `grant_id`: all events of the grant.
+    `min_seq`: the answer waits until this sequence of LEDGER has been folded in.
+    """
+
+    type: str | None = None
+    subject: str | None = None
+    client_id: str | None = None
+    token_id: str | None = None
+    grant_id: str | None = None
+    from_: datetime | None = msgspec.field(default=None, name="from")
+    to: datetime | None = None
+    after_seq: Seq = 0
+    limit: Limit = 100
+    min_seq: Seq = 0
+
+
+class AuditEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """`body` is the event as recorded, without password hashes and without what is sealed."""
+
+    ledger_seq: int
+    recorded_at: datetime
+    occurred_at: datetime
+    type: str
+    by: str
+    request_id: str | None = None
+    subject: str | None = None
+    client_id: str | None = None
+    user_id: str | None = None
+    grant_id: str | None = None
+    token_ids: tuple[str, ...] = ()
+    body: msgspec.Raw
+
+
+class EventsAnswer(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """True at LEDGER sequence `position`. `next_after_seq` is there if there is more."""
+
+    items: list[AuditEvent] = msgspec.field(default_factory=list)
+    next_after_seq: int | None = None
+    position: int
+
+
+class UsesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The uses of one token by time. The answer has every use that was recorded when the request arrived."""
+
+    token_id: str
+    limit: Limit = 100
+    cursor: str | None = None
+
+
+class AuditUse(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One use. `block_seq` and `use_index` say where it stands in USAGE; `caller` is the token or client that asked."""
+
+    occurred_at: datetime
+    recorded_at: datetime
+    block_seq: int
+    use_index: int
+    outcome: str
+    endpoint: str
+    caller: str
+    scope: str | None = None
+    audience: str | None = None
+    ip: str | None = None
+    user_agent: str | None = None
+    method: str | None = None
+    path: str | None = None
+
+
+class UsesAnswer(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """True at USAGE sequence `usage_position`. `next_cursor` is there if there is more."""
+
+    items: list[AuditUse] = msgspec.field(default_factory=list)
+    next_cursor: str | None = None
+    usage_position: int
+
+
+class TokenRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    token_id: str
+    min_seq: Seq = 0
+
+
+class TokenFacts(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A token, however long ago it expired.
+
+    `expires_at` includes the end of a PAT or SAT that was rotated. `spent_at`: a refresh token was exchanged.
+    `ended_at`, `reason`, `ended_seq`: the first revocation that applies to it, of the token, its grant, client or
+    subject.
+    """
+
+    token_id: str
+    grant_id: str
+    ledger_seq: int
+    grant_seq: int | None = None
+    kind: str
+    client_id: str | None = None
+    subject: str | None = None
+    scope: str
+    audience: tuple[str, ...]
+    issued_at: datetime
+    expires_at: datetime
+    spent_at: datetime | None = None
+    ended_at: datetime | None = None
+    reason: str | None = None
+    ended_seq: int | None = None
+    kid: str | None = None
+    rotated_from: str | None = None
+
+
+class TokenAnswer(Struct, frozen=True, kw_only=True):
+    """True at LEDGER sequence `position`."""
+
+    token: TokenFacts
+    position: int
+
+
+class StatusRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class StreamStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """`end` and `lag` (messages not yet folded in) are left out when the server cannot be asked."""
+
+    stream: str
+    position: int
+    recorded_at: datetime | None = None
+    end: int | None = None
+    lag: int | None = None
+
+
+class StatusAnswer(Struct, frozen=True, kw_only=True):
+    """`set_aside`: names of files that were damaged or replaced and are kept for a look, the newest first."""
+
+    version: int
+    streams: list[StreamStatus]
+    file_bytes: int
+    set_aside: list[str]
+
+
+_SUBJECTS: dict[type[Struct], str] = {
+    EventsRequest: f"{SERVICE}.events",
+    UsesRequest: f"{SERVICE}.uses",
+    TokenRequest: f"{SERVICE}.tokens",
+    StatusRequest: f"{SERVICE}.status",
+}
+
+
+class AnalyticsRefused(Exception):
+    """The analytics process answered with an error, or (503) did not answer. `code` is that of HTTP."""
+
+    def __init__(self, code: int, description: str) -> None:
+        super().__init__(description)
+        self.code = code
+
+
+async def ask(nc: Client, request: Struct, answer: type[A], *, seconds: float = _QUERY_SECONDS_MAX + 5) -> A:
+    """Asks the analytics process; `answer` is the Struct that belongs to the request. Raises: AnalyticsRefused."""
+    try:
+        reply = await nc.request(_SUBJECTS[type(request)], msgspec.json.encode(request), timeout=seconds)
+    except (nats.errors.Error, TimeoutError, OSError) as error:
+        raise AnalyticsRefused(
+            503, f"the analytics process does not answer: {error or type(error).__name__}"
+        ) from error
+    if reply.headers and ERROR_CODE_HEADER in reply.headers:
+        raise AnalyticsRefused(int(reply.headers[ERROR_CODE_HEADER]), reply.headers.get(ERROR_HEADER, ""))
+    return msgspec.json.decode(reply.data, type=answer)
+
+
+async def serve_queries(nc: Client, analytics: Analytics) -> None:
+    """Answers until it is cancelled. Raises: whatever stopped the analytics' writer."""
+    queries = _Queries(nc, analytics)
+    try:
+        service = await nats.micro.add_service(
+            nc, name=SERVICE, version=f"{SCHEMA_VERSION}.0.0", description="audit queries of the token ledger"
+        )
+    except BaseException:
+        queries.close()
+        raise
+    try:
+        group = service.add_group(name=SERVICE)
+        for name, handler in queries.handlers().items():
+            await group.add_endpoint(name=name, handler=handler)
+        await nc.flush()
+        while True:
+            analytics.check()
+            await queries.changed()
+    finally:
+        with contextlib.suppress(nats.errors.Error, OSError):
+            await service.stop()
+        await queries.stop()
+
+
+class _Queries:
+    def __init__(self, nc: Client, analytics: Analytics) -> None:
+        self._nc = nc
+        self._analytics = analytics
+        self._loop = asyncio.get_running_loop()
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="analytics-query")
+        self._next: asyncio.Future[None] = self._loop.create_future()
+        self._tasks: set[asyncio.Task[None]] = set()
+        analytics.listeners.append(self._tell)
+
+    def handlers(self) -> dict[str, Callable[[Request], Awaitable[None]]]:
+        return {
+            "events": self._handler(EventsRequest, self._events),
+            "uses": self._handler(UsesRequest, self._uses),
+            "tokens": self._handler(TokenRequest, self._token),
+            "status": self._handler(StatusRequest, self._status),
+        }
+
+    def close(self) -> None:
+        if self._tell in self._analytics.listeners:
+            self._analytics.listeners.remove(self._tell)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def stop(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.close()
+
+    def _tell(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop may be closing
+            self._loop.call_soon_threadsafe(self._tick)
+
+    def _tick(self) -> None:
+        present, self._next = self._next, self._loop.create_future()
+        present.set_result(None)
+
+    async def changed(self) -> None:
+        """Returns after the next commit or failure."""
+        await asyncio.shield(self._next)
+
+    def _handler(
+        self, kind: type[T], answer: Callable[[T], Awaitable[Struct | bytes]]
+    ) -> Callable[[Request], Awaitable[None]]:
+        decoder = msgspec.json.Decoder(kind)
+
+        async def respond(request: Request) -> None:
+            try:
+                reply = await answer(decoder.decode(request.data or b"{}"))
+                await request.respond(reply if isinstance(reply, bytes) else msgspec.json.encode(reply))
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                await _refuse(request, ServiceError("400", str(error)))
+            except ServiceError as error:
+                await _refuse(request, error)
+            except Exception as error:
+                log.exception("analytics_query_failed", subject=request.subject)
+                self._analytics.report(error)
+                await _refuse(request, ServiceError("500", "the query failed; the analytics process logged why"))
+
+        async def handle(request: Request) -> None:
+            # The client hands over one request of an endpoint at a time; none may hold up the next.
+            if len(self._tasks) >= _REQUESTS_MAX:
+                await _refuse(request, ServiceError("503", f"{_REQUESTS_MAX} queries are already being answered"))
+                return
+            task = asyncio.create_task(respond(request))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+        return handle
+
+    async def _query(self, query: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
+        """Runs the query in one transaction of a thread, so that rows and positions belong together."""
+        cursor = self._analytics.cursor()
+
+        def run() -> T:
+            try:
+                cursor.begin()
+                try:
+                    return query(cursor)
+                finally:
+                    with contextlib.suppress(duckdb.Error):
+                        cursor.rollback()
+            finally:
+                cursor.close()
+
+        future = self._loop.run_in_executor(self._threads, run)
+        try:
+            return await asyncio.wait_for(asyncio.shield(future), _QUERY_SECONDS_MAX)
+        except (TimeoutError, asyncio.CancelledError) as error:
+            if future.cancel():  # it waited for a thread
+                cursor.close()
+            else:
+                future.add_done_callback(lambda done: done.exception())  # nobody else will look
+                with contextlib.suppress(duckdb.Error):
+                    cursor.interrupt()
+            if isinstance(error, TimeoutError):
+                raise ServiceError("504", f"the query took over {_QUERY_SECONDS_MAX:g} s; ask for less") from error
+            raise
+
+    async def _reach(self, stream: str, seq: int) -> None:
+        if self._analytics.position(stream) >= seq:
+            return
+        self._analytics.hasten(stream, seq)
+        deadline = self._loop.time() + _WAIT_SECONDS_MAX
+        with contextlib.suppress(TimeoutError):
+            while self._analytics.position(stream) < seq:
+                await asyncio.wait_for(self.changed(), deadline - self._loop.time())
+        position = self._analytics.position(stream)
+        if position < seq:
+            raise ServiceError("503", f"analytics has reached {stream} {position} and not yet {seq}; retry")
+
+    async def _events(self, request: EventsRequest) -> EventsAnswer:
+        await self._reach(LEDGER, request.min_seq)
+        sql, parameters = _events_sql(request)
+
+        def read(cursor: duckdb.DuckDBPyConnection) -> tuple[list[AuditEvent], int]:
+            position = _position(cursor, LEDGER)
+            return [_audit_event(row) for row in cursor.execute(sql, parameters).fetchall()], position
+
+        found, position = await self._query(read)
+        items = self._page(found, request.limit)
+        more = len(items) < len(found)
+        return EventsAnswer(items=items, next_after_seq=items[-1].ledger_seq if more else None, position=position)
+
+    async def _uses(self, request: UsesRequest) -> UsesAnswer:
+        occurred_at, block_seq, use_index = _parse_cursor(request.cursor)
+        await self._reach(USAGE, await self._end(USAGE))
+
+        def read(cursor: duckdb.DuckDBPyConnection) -> tuple[list[AuditUse], int]:
+            rows = cursor.execute(
+                _SELECT_USES,
+                [uuid_hex(request.token_id), occurred_at, occurred_at, block_seq, use_index, request.limit + 1],
+            ).fetchall()
+            return [_audit_use(row) for row in rows], _position(cursor, USAGE)
+
+        found, position = await self._query(read)
+        items = self._page(found, request.limit)
+        more = len(items) < len(found)
+        return UsesAnswer(items=items, next_cursor=_cursor(items[-1]) if more else None, usage_position=position)
+
+    async def _token(self, request: TokenRequest) -> TokenAnswer:
+        await self._reach(LEDGER, request.min_seq)
+
+        def read(cursor: duckdb.DuckDBPyConnection) -> tuple[TokenFacts | None, int]:
+            row = cursor.execute(_SELECT_ISSUED, [uuid_hex(request.token_id)]).fetchone()
+            return (_token_facts(row) if row else None), _position(cursor, LEDGER)
+
+        token, position = await self._query(read)
+        if token is None:
+            raise ServiceError("404", f"no token {request.token_id} was issued until sequence {position}")
+        return TokenAnswer(token=token, position=position)
+
+    async def _status(self, _: StatusRequest) -> StatusAnswer:
+        def read(cursor: duckdb.DuckDBPyConnection) -> list[tuple[str, int, datetime | None]]:
+            return cursor.execute("SELECT stream, seq, recorded_at FROM positions").fetchall()
+
+        positions = {stream: (seq, moment) for stream, seq, moment in await self._query(read)}
+        streams = []
+        for stream in STREAMS:
+            position, moment = positions[stream]
+            end = None
+            with contextlib.suppress(ServiceError):
+                end = await self._end(stream)
+            streams.append(
+                StreamStatus(
+                    stream=stream,
+                    position=position,
+                    recorded_at=_utc(moment),
+                    end=end,
+                    lag=None if end is None else max(0, end - position),
+                )
+            )
+        return StatusAnswer(
+            version=SCHEMA_VERSION,
+            streams=streams,
+            file_bytes=self._analytics.file_bytes(),
+            set_aside=[file.name for file in set_aside_files(self._analytics.path)],
+        )
+
+    async def _end(self, stream: str) -> int:
+        """The last sequence that can still be had; 0 when retention has taken all."""
+        try:
+            state = await stream_state(self._nc, stream, seconds=2)
+        except LedgerUnavailable as error:
+            raise ServiceError("503", str(error)) from error
+        return int(state["last_seq"]) if state["messages"] else 0
+
+    def _page(self, found: list[A], limit: int) -> list[A]:
+        """The items that fit into the request's limit and into one message; at least one if there is any."""
+        room = self._nc.max_payload - _REPLY_MARGIN_BYTES
+        for index, item in enumerate(found[:limit]):
+            room -= len(msgspec.json.encode(item)) + 1
+            if room < 0 and index > 0:
+                return found[:index]
+        return found[:limit]
+
+
+async def _refuse(request: Request, error: ServiceError) -> None:
+    with contextlib.suppress(nats.errors.Error, ValueError):  # the connection is gone, or nobody wants an answer
+        await request.respond_error(error.code, " ".join(error.description.split()))
+
+
+def _events_sql(request: EventsRequest) -> tuple[str, list[Any]]:
+    conditions, parameters = ["ledger_seq > ?"], [request.after_seq]
+    given: list[tuple[str, Any]] = [
+        ("type = ?", request.type),
+        ("subject = ?", request.subject),
+        ("client_id = ?", request.client_id),
+        ("list_contains(token_ids, ?::UUID)", request.token_id and uuid_hex(request.token_id)),
+        ("grant_id = ?::UUID", request.grant_id and uuid_hex(request.grant_id)),
+        ("recorded_at >= ?", request.from_ and _naive(request.from_)),
+        ("recorded_at < ?", request.to and _naive(request.to)),
+    ]
+    for condition, value in given:
+        if value is not None:
+            conditions.append(condition)
+            parameters.append(value)
+    sql = (
+        "SELECT ledger_seq, recorded_at, occurred_at, type, done_by, request_id, subject, client_id, user_id, "  # noqa: S608 - constants
+        f"grant_id, token_ids, body FROM events WHERE {' AND '.join(conditions)} "
+        "ORDER BY ledger_seq LIMIT ?"
+    )
+    return sql, [*parameters, request.limit + 1]
+
+
+_SELECT_USES = """
+SELECT occurred_at, recorded_at, block_seq, use_index, outcome, endpoint, caller, scope, audience,
+    ip, user_agent, method, path
+FROM uses
+WHERE token_no = (SELECT token_no FROM used_tokens WHERE token_id = ?::UUID)
+    AND occurred_at >= ? AND (occurred_at, block_seq, use_index) > (?, ?, ?)
+ORDER BY occurred_at, block_seq, use_index LIMIT ?
+"""
+
+_SELECT_ISSUED = """
+SELECT token_id, grant_id, ledger_seq, grant_seq, kind, client_id, subject, scope, audience, issued_at, expires_at,
+    spent_at, ended_at, reason, ended_seq, kid, rotated_from
+FROM tokens WHERE token_id = ?::UUID
+"""
+
+
+def _position(cursor: duckdb.DuckDBPyConnection, stream: str) -> int:
+    row = cursor.execute("SELECT seq FROM positions WHERE stream = ?", [stream]).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def _audit_event(row: tuple[Any, ...]) -> AuditEvent:
+    seq, recorded_at, occurred_at, kind, by, request_id, subject, client_id, user_id, grant_id, token_ids, body = row
+    return AuditEvent(
+        ledger_seq=seq,
+        recorded_at=_zoned(recorded_at),
+        occurred_at=_zoned(occurred_at),
+        type=kind,
+        by=by,
+        request_id=request_id,
+        subject=subject,
+        client_id=client_id,
+        user_id=user_id,
+        grant_id=grant_id and f"grt_{grant_id.hex}",
+        token_ids=tuple(f"tok_{token_id.hex}" for token_id in token_ids),
+        body=msgspec.Raw(body.encode()),
+    )
+
+
+def _audit_use(row: tuple[Any, ...]) -> AuditUse:
+    names = AuditUse.__struct_fields__
+    fields = dict(zip(names, row, strict=True))
+    return AuditUse(**fields | {"occurred_at": _zoned(row[0]), "recorded_at": _zoned(row[1])})
+
+
+def _token_facts(row: tuple[Any, ...]) -> TokenFacts:
+    fields = dict(zip(TokenFacts.__struct_fields__, row, strict=True))
+    for name in ("issued_at", "expires_at", "spent_at", "ended_at"):
+        fields[name] = _utc(fields[name])
+    fields["token_id"] = f"tok_{fields['token_id'].hex}"
+    fields["grant_id"] = f"grt_{fields['grant_id'].hex}"
+    fields["rotated_from"] = fields["rotated_from"] and f"tok_{fields['rotated_from'].hex}"
+    fields["audience"] = tuple(fields["audience"])
+    return TokenFacts(**fields)
+
+
+def _cursor(use: AuditUse) -> str:
+    return f"{_naive(use.occurred_at).isoformat()}_{use.block_seq}_{use.use_index}"
+
+
+def _parse_cursor(cursor: str | None) -> tuple[datetime, int, int]:
+    if cursor is None:
+        return datetime.min, -1, -1  # noqa: DTZ901 - DuckDB's TIMESTAMP has no zone
+    try:
+        moment, block_seq, use_index = cursor.split("_")
+        return _naive(datetime.fromisoformat(moment)), int(block_seq), int(use_index)
+    except ValueError as error:
+        raise ServiceError("400", "cursor is not one that an earlier answer gave") from error
+
+
+def _naive(moment: datetime) -> datetime:
+    """For DuckDB: UTC, without zone."""
+    return moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
+
+
+def _zoned(moment: datetime) -> datetime:
+    return moment.replace(tzinfo=UTC)
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    return moment and _zoned(moment)

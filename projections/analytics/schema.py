@@ -1,0 +1,161 @@
+"""The tables of the analytics store. What they mean stands in the package's docstring.
+
+Any change here takes a new SCHEMA_VERSION: the store then begins a new file and fills it by replay, beside the old.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+_TIME = pa.timestamp("us")
+_TEXTS = pa.list_(pa.string())
+_UUID = pa.string()  # 32 hex digits; DuckDB casts on insert
+
+# Columns of every table that is filled in batches: name, DuckDB type, Arrow type of the batch.
+_COLUMNS: dict[str, list[tuple[str, str, Any]]] = {
+    "events": [
+        ("ledger_seq", "BIGINT", pa.int64()),
+        ("recorded_at", "TIMESTAMP", _TIME),
+        ("occurred_at", "TIMESTAMP", _TIME),
+        ("type", "VARCHAR", pa.string()),
+        ("done_by", "VARCHAR", pa.string()),
+        ("request_id", "VARCHAR", pa.string()),
+        ("subject", "VARCHAR", pa.string()),
+        ("client_id", "VARCHAR", pa.string()),
+        ("user_id", "VARCHAR", pa.string()),
+        ("grant_id", "UUID", _UUID),
+        ("token_ids", "UUID[]", _TEXTS),
+        ("body", "JSON", pa.string()),
+    ],
+    "grants": [
+        ("grant_id", "UUID", _UUID),
+        ("ledger_seq", "BIGINT", pa.int64()),
+        ("subject", "VARCHAR", pa.string()),
+        ("client_id", "VARCHAR", pa.string()),
+        ("scope", "VARCHAR", pa.string()),
+        ("issued_at", "TIMESTAMP", _TIME),
+    ],
+    "issued_tokens": [
+        ("token_id", "UUID", _UUID),
+        ("grant_id", "UUID", _UUID),
+        ("ledger_seq", "BIGINT", pa.int64()),
+        ("grant_seq", "BIGINT", pa.int64()),
+        ("kind", "VARCHAR", pa.string()),
+        ("client_id", "VARCHAR", pa.string()),
+        ("subject", "VARCHAR", pa.string()),
+        ("scope", "VARCHAR", pa.string()),
+        ("audience", "VARCHAR[]", _TEXTS),
+        ("issued_at", "TIMESTAMP", _TIME),
+        ("expires_at", "TIMESTAMP", _TIME),
+        ("sha256", "BLOB", pa.binary()),
+        ("kid", "VARCHAR", pa.string()),
+        ("rotated_from", "UUID", _UUID),
+    ],
+    "ends": [
+        ("ledger_seq", "BIGINT", pa.int64()),
+        ("what", "VARCHAR", pa.string()),
+        ("token_id", "UUID", _UUID),
+        ("grant_id", "UUID", _UUID),
+        ("client_id", "VARCHAR", pa.string()),
+        ("subject", "VARCHAR", pa.string()),
+        ("cuts_before_seq", "BIGINT", pa.int64()),
+        ("ended_at", "TIMESTAMP", _TIME),
+        ("reason", "VARCHAR", pa.string()),
+    ],
+    "used_tokens": [
+        ("token_no", "UINTEGER", pa.uint32()),
+        ("token_id", "UUID", _UUID),
+    ],
+    "uses": [
+        ("occurred_at", "TIMESTAMP", _TIME),
+        ("recorded_at", "TIMESTAMP", _TIME),
+        ("block_seq", "BIGINT", pa.int64()),
+        ("use_index", "USMALLINT", pa.uint16()),
+        ("token_no", "UINTEGER", pa.uint32()),
+        ("token_sha256", "BLOB", pa.binary()),
+        ("outcome", "VARCHAR", pa.string()),
+        ("endpoint", "VARCHAR", pa.string()),
+        ("caller", "VARCHAR", pa.string()),
+        ("scope", "VARCHAR", pa.string()),
+        ("audience", "VARCHAR", pa.string()),
+        ("ip", "VARCHAR", pa.string()),
+        ("user_agent", "VARCHAR", pa.string()),
+        ("method", "VARCHAR", pa.string()),
+        ("path", "VARCHAR", pa.string()),
+    ],
+    "refused": [
+        ("minute", "TIMESTAMP", _TIME),
+        ("recorded_at", "TIMESTAMP", _TIME),
+        ("block_seq", "BIGINT", pa.int64()),
+        ("refused_index", "UINTEGER", pa.uint32()),
+        ("caller", "VARCHAR", pa.string()),
+        ("ip", "VARCHAR", pa.string()),
+        ("outcome", "VARCHAR", pa.string()),
+        ("endpoint", "VARCHAR", pa.string()),
+        ("requests", "BIGINT", pa.int64()),
+    ],
+    "gaps": [
+        ("block_seq", "BIGINT", pa.int64()),
+        ("recorded_at", "TIMESTAMP", _TIME),
+        ("writer", "VARCHAR", pa.string()),
+        ("lost", "BIGINT", pa.int64()),
+    ],
+}
+USAGE_TABLES = ("uses", "refused", "gaps")
+TABLES = (*_COLUMNS, "positions")
+
+# Nothing is ever updated: what ends a token is a row of its own, however many tokens it ends, and this view says
+# which ends apply. A cut-off by client or subject ends the grants that began before it, the first after the grant's
+# beginning counts; a disabled client or user has ended all.
+_TOKENS_VIEW = """
+CREATE VIEW tokens AS
+WITH revoked_token AS (
+    SELECT token_id, min({'at': ended_at, 'seq': ledger_seq, 'reason': reason}) AS one
+    FROM ends WHERE what = 'revoked' AND token_id IS NOT NULL GROUP BY token_id
+), revoked_grant AS (
+    SELECT grant_id, min({'at': ended_at, 'seq': ledger_seq, 'reason': reason}) AS one
+    FROM ends WHERE what = 'revoked' AND grant_id IS NOT NULL GROUP BY grant_id
+), cut_client AS (
+    SELECT client_id, cuts_before_seq, {'at': ended_at, 'seq': ledger_seq, 'reason': reason} AS one
+    FROM ends WHERE what = 'revoked' AND client_id IS NOT NULL
+), cut_subject AS (
+    SELECT subject, cuts_before_seq, {'at': ended_at, 'seq': ledger_seq, 'reason': reason} AS one
+    FROM ends WHERE what = 'revoked' AND subject IS NOT NULL
+), spent AS (
+    SELECT token_id, min(ended_at) AS spent_at FROM ends WHERE what = 'spent' GROUP BY token_id
+), superseded AS (
+    SELECT token_id, min(ended_at) AS ends_at FROM ends WHERE what = 'superseded' GROUP BY token_id
+), joined AS (
+    SELECT t.*, spent.spent_at, superseded.ends_at,
+        least(revoked_token.one, revoked_grant.one, cut_client.one, cut_subject.one) AS ended
+    FROM issued_tokens t
+    LEFT JOIN revoked_token ON revoked_token.token_id = t.token_id
+    LEFT JOIN revoked_grant ON revoked_grant.grant_id = t.grant_id
+    LEFT JOIN spent ON spent.token_id = t.token_id
+    LEFT JOIN superseded ON superseded.token_id = t.token_id
+    ASOF LEFT JOIN cut_client ON cut_client.client_id = t.client_id AND t.grant_seq < cut_client.cuts_before_seq
+    ASOF LEFT JOIN cut_subject ON cut_subject.subject = t.subject AND t.grant_seq < cut_subject.cuts_before_seq
+)
+SELECT token_id, grant_id, ledger_seq, grant_seq, kind, client_id, subject, scope, audience, issued_at,
+    least(expires_at, ends_at) AS expires_at, spent_at,
+    ended.at AS ended_at, ended.reason AS reason, ended.seq AS ended_seq,
+    sha256, kid, rotated_from
+FROM joined
+"""
+
+DDL = (
+    *(
+        f"CREATE TABLE {table} ({', '.join(f'{name} {sql_type}' for name, sql_type, _ in columns)})"
+        for table, columns in _COLUMNS.items()
+    ),
+    "CREATE TABLE positions (stream VARCHAR, seq BIGINT, recorded_at TIMESTAMP, created VARCHAR, version INTEGER)",
+    _TOKENS_VIEW,
+)
+
+ARROW_SCHEMAS: dict[str, Any] = {
+    table: pa.schema([(name, arrow_type) for name, _, arrow_type in columns]) for table, columns in _COLUMNS.items()
+}
