@@ -40,6 +40,7 @@ LEDGER_MESSAGE_BYTES_MAX = 256 * 1024
 IDEMPOTENCY_SECONDS = 24 * 3600
 DEDUPLICATION_SECONDS = 120
 _DELIVERED_MAX = 20_000  # messages held by one follower before it stops reading
+_DELIVERED_BYTES_MAX = 16 * 1024**2  # a block of uses has up to 0.9 MB
 _NS = 1_000_000_000
 
 
@@ -53,7 +54,7 @@ class StreamLimits(Struct, frozen=True, kw_only=True):
     answers_ttl_seconds: int = 60
 
 
-class RawMessage(Struct, frozen=True):
+class RawMessage(Struct, frozen=True, gc=False):
     """A message of a stream as it is stored. `recorded_at_ns`: JetStream's time, nanoseconds since 1970, UTC."""
 
     seq: int
@@ -362,6 +363,7 @@ class _Delivery:
         self.arrived = asyncio.Event()
         self.room = asyncio.Event()
         self.messages: list[RawMessage] = []
+        self.size_bytes = 0
 
     async def take(self, message: Msg) -> None:
         # $JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time ns>.<pending>
@@ -374,13 +376,15 @@ class _Delivery:
         else:
             self.position = seq
             self.messages.append(RawMessage(seq, int(fields[7]), message.subject, message.data))
+            self.size_bytes += len(message.data)
         self.arrived.set()
-        if len(self.messages) >= _DELIVERED_MAX:
+        if len(self.messages) >= _DELIVERED_MAX or self.size_bytes >= _DELIVERED_BYTES_MAX:
             self.room.clear()
             await self.room.wait()  # the server's flow control then holds back the rest
 
     def pop(self, count: int) -> list[RawMessage]:
         taken, self.messages = self.messages[:count], self.messages[count:]
+        self.size_bytes -= sum(len(message.data) for message in taken)
         self.room.set()
         return taken
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import structlog
 
@@ -92,7 +92,7 @@ async def _check_origin(nc: Connection, projection: Projection, stream: str) -> 
 
 
 async def _feed(nc: Connection, projection: Projection, stream: str, *, until_caught_up: bool) -> None:
-    end = int((await stream_state(nc, stream))["last_seq"]) if until_caught_up else None
+    end = _end(await stream_state(nc, stream)) if until_caught_up else None
     if end is not None and projection.position(stream) >= end:
         return
     async with contextlib.aclosing(follow(nc, stream, projection.position(stream))) as batches:  # type: ignore[type-var]
@@ -102,6 +102,11 @@ async def _feed(nc: Connection, projection: Projection, stream: str, *, until_ca
                 return
 
 
+def _end(state: dict[str, Any]) -> int:
+    """The last sequence that can still be had: retention may have taken all of a stream, and then nothing is."""
+    return int(state["last_seq"]) if state["messages"] else 0
+
+
 async def _confirm(
     nc: Connection, projection: Projection, stream: str, progress: Callable[[str, int, int], None] | None
 ) -> None:
@@ -109,7 +114,7 @@ async def _confirm(
     while True:
         asked_at = boot_time_ns()
         with contextlib.suppress(LedgerUnavailable):
-            end = int((await stream_state(nc, stream, seconds=1))["last_seq"])
+            end = _end(await stream_state(nc, stream, seconds=1))
             while projection.position(stream) < end:
                 if progress is not None:
                     progress(stream, projection.position(stream), end)
