@@ -44,7 +44,7 @@ MSG_ID = "Nats-Msg-Id"
 _EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 
 
-class Append(Struct, frozen=True):
+class Append(Struct, frozen=True, gc=False):
     """One event for one subject. `expected`: the subject's last sequence, 0 for a new subject, None for any."""
 
     subject: str
@@ -52,7 +52,7 @@ class Append(Struct, frozen=True):
     expected: int | None = None
 
 
-class _Message(Struct, frozen=True):
+class _Message(Struct, frozen=True, gc=False):
     subject: str
     data: bytes
     headers: dict[str, str]
@@ -88,6 +88,8 @@ class Ledger:
 
     def __init__(self, nc: Connection) -> None:
         self.nc = nc
+        self.appended = 0  # events since this process started, and conflicts
+        self.conflicts = 0
         self._publisher = Publisher(nc)
         self._waiting: deque[_Unit] = deque()
         self._waiting_events = 0
@@ -109,7 +111,13 @@ class Ledger:
         self._waiting_events += len(entries)
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write())
-        return await unit.done
+        try:
+            seqs = await unit.done
+        except Conflict:
+            self.conflicts += 1
+            raise
+        self.appended += len(seqs)
+        return seqs
 
     async def _write(self) -> None:
         while self._waiting:
@@ -176,14 +184,15 @@ class Ledger:
                     unit.succeed(await self._batch(unit.messages, [unit]))
                 return
             except Refused as refused:
-                seqs = await self._own_seqs(unit, refused)
-                if seqs:
-                    unit.succeed(seqs)
-                elif refused.err_code in WRONG_LAST_SEQUENCE:
-                    unit.fail(Conflict(f"another event came first on {unit.messages[0].subject}"))
-                else:
-                    unit.fail(refused.as_ledger_error())
-                return
+                with contextlib.suppress(LedgerUnavailable):  # then it is tried again: a conflict must be a certain one
+                    seqs = await self._own_seqs(unit, refused)
+                    if seqs:
+                        unit.succeed(seqs)
+                    elif refused.err_code in WRONG_LAST_SEQUENCE:
+                        unit.fail(Conflict(f"another event came first on {unit.messages[0].subject}"))
+                    else:
+                        unit.fail(refused.as_ledger_error())
+                    return
             except NotAcknowledged:
                 pass
             except LedgerUnavailable as error:
@@ -204,15 +213,14 @@ class Ledger:
         """Where the unit's events stand if an earlier attempt wrote them, else an empty list.
 
         JetStream checks the expectation before it looks for duplicates, so a second attempt is refused with "wrong
-        last sequence" although the first succeeded.
+        last sequence" although the first succeeded. Raises: LedgerUnavailable.
         """
         if refused.err_code not in WRONG_LAST_SEQUENCE | {10201}:
             return []
         found = {}
         for subject in {message.subject for message in unit.messages}:
-            with contextlib.suppress(LedgerError):
-                async for message in self._stored(subject):
-                    found[(message.headers or {}).get(MSG_ID)] = int((message.headers or {})["Nats-Sequence"])
+            async for message in self._stored(subject):
+                found[(message.headers or {}).get(MSG_ID)] = int((message.headers or {})["Nats-Sequence"])
         seqs = [found.get(message.headers[MSG_ID]) for message in unit.messages]
         return [seq for seq in seqs if seq is not None] if None not in seqs else []
 
