@@ -248,9 +248,7 @@ def read_raw(connection: socket.socket, started: float) -> RawResponse:
         return RawResponse(0, httpx.Headers(), b"", time.perf_counter() - started)
     finally:
         answer.close()
-    return RawResponse(
-        answer.status, httpx.Headers(answer.getheaders()), content, time.perf_counter() - started
-    )
+    return RawResponse(answer.status, httpx.Headers(answer.getheaders()), content, time.perf_counter() - started)
 
 
 # Clients and tokens, as tests hold them
@@ -426,6 +424,12 @@ class Service:
     def projector(self, name: str) -> Process:
         """`current` or `analytics`."""
         found = [process for process in self.tree() if process.command_line.endswith(f"project {name}")]
+        assert len(found) == 1, self.tree()
+        return found[0]
+
+    def api_server(self) -> Process:
+        """The parent of the API workers."""
+        found = [process for process in self.tree() if process.command_line.endswith(" serve")]
         assert len(found) == 1, self.tree()
         return found[0]
 
