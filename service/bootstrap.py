@@ -53,7 +53,13 @@ async def bootstrap(nc: Connection, settings: Settings, master: MasterKey) -> No
 async def new_administrator(nc: Connection, settings: Settings, master: MasterKey) -> dict[str, Any]:
     """Another administrator, for who lost the token of the first; its token takes its place in the file."""
     token = mint("sat")
-    _write(settings, token)
+    path = bootstrap_file(settings.data_dir)
+    if path.exists():
+        # The running service knows its addresses better: flags of its own start are not known here.
+        known = json.loads(path.read_bytes()) | {"admin_token": token}
+        write_private(path, msgspec.json.format(msgspec.json.encode(known), indent=2) + b"\n")
+    else:
+        _write(settings, token)
     event = await _append_administrator(nc, master, token)
     return {
         "token": token,

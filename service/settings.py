@@ -461,7 +461,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         return cls(**values)
 
     def environment(self) -> dict[str, str]:
-        """The environment that makes `load` give these settings again: for processes that this one starts."""
+        """What must stand in an environment for `load` to give these settings again."""
         variables = {}
         for name, about in described().items():
             value = getattr(self, name)
@@ -471,6 +471,11 @@ class Settings(Struct, frozen=True, kw_only=True):
             if value is not None:
                 variables[environment_name(name)] = base64.b64encode(value).decode() if about.secret else worded(value)
         return variables
+
+    def given_to(self, environ: Mapping[str, str]) -> dict[str, str]:
+        """`environ` for a process that is to have these settings, whatever settings stand in it."""
+        others = {name: text for name, text in environ.items() if not name.startswith(PREFIX) or name in CLIENT_NAMES}
+        return others | self.environment()
 
 
 def described() -> dict[str, About]:

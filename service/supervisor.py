@@ -67,7 +67,10 @@ def serve(settings: Settings) -> None:
     metrics_dir = settings.data_dir / "metrics"
     shutil.rmtree(metrics_dir, ignore_errors=True)
     metrics_dir.mkdir(mode=0o700, parents=True)
-    os.environ |= settings.environment() | {"PROMETHEUS_MULTIPROC_DIR": str(metrics_dir)}
+    # The workers read the settings from the environment, where they replace those that this process was given.
+    environment = settings.given_to(os.environ) | {"PROMETHEUS_MULTIPROC_DIR": str(metrics_dir)}
+    os.environ.clear()
+    os.environ |= environment
     Server(
         "service.worker:create",
         factory=True,
@@ -254,10 +257,10 @@ async def _until_signalled(work: Coroutine[Any, Any, None]) -> None:
 class _Child:
     """A process that is started again whenever it ends, more slowly the sooner it does."""
 
-    def __init__(self, name: str, arguments: list[str], environment: dict[str, str], stop_seconds: float) -> None:
+    def __init__(self, name: str, arguments: list[str], settings: Settings, stop_seconds: float) -> None:
         self.name = name
         self._arguments = arguments
-        self._environment = environment
+        self._settings = settings
         self._stop_seconds = stop_seconds
         self._process: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -267,7 +270,7 @@ class _Child:
         self._keeper = asyncio.create_task(self._keep())
 
     async def _spawn(self) -> None:
-        environment = os.environ | self._environment | {_SUPERVISED_BY: str(os.getpid())}
+        environment = self._settings.given_to(os.environ) | {_SUPERVISED_BY: str(os.getpid())}
         self._process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "service.cli", *self._arguments, env=environment, start_new_session=True
         )
@@ -344,9 +347,8 @@ _CHILDREN: tuple[tuple[str, list[str]], ...] = (
 
 def _child(settings: Settings, server: EmbeddedServer | None, role: str, arguments: list[str]) -> _Child:
     creds = server.creds(role) if server is not None else settings.nats_creds
-    environment = replace(settings, nats_creds=creds).environment()
     seconds = settings.drain_seconds + 1 if role == "service" else _STOP_PROJECTOR_SECONDS
-    return _Child(" ".join(arguments), arguments, environment, seconds)
+    return _Child(" ".join(arguments), arguments, replace(settings, nats_creds=creds), seconds)
 
 
 async def _prepare(settings: Settings, server: EmbeddedServer | None, master: MasterKey) -> None:

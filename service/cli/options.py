@@ -11,7 +11,6 @@ from typing import Any
 
 import click
 
-from events.errors import LedgerError
 from service.cli import output as out
 from service.cli.connection import Api, locate
 from service.cli.output import WRONG_USE, Failed
@@ -133,12 +132,16 @@ def runs_here(*names: str) -> Callable[[Command], Command]:
                 flags["log_format"] = "json"
             try:
                 command(Settings.load(overrides=flags), output, *args, **options)
-            except SettingsError as error:
-                out.fail(Failed(str(error), error.fix, code="settings", exit_code=WRONG_USE), output)
-            except LedgerError as error:
-                out.fail(Failed(str(error), error.fix, code="ledger"), output)
             except Failed as failure:
                 out.fail(failure, output)
+            except SettingsError as error:
+                out.fail(Failed(str(error), error.fix, code="settings", exit_code=WRONG_USE), output)
+            except Exception as error:
+                # Errors that are meant for people say what to do; any other is a defect and shows where it is.
+                fix = getattr(error, "fix", None)
+                if fix is None and not isinstance(error, OSError):
+                    raise
+                out.fail(Failed(str(error), fix or ""), output)
 
         if names[-1] == "log_format" and command.__name__ != "rebuild":
             wrapped = output_option(run, help_text="json: log lines as JSON.")

@@ -19,7 +19,7 @@ from service.cli import main
 from service.cli.options import Duration
 from service.cli.output import printable, worded
 from tests import running
-from tests.running import Service
+from tests.running import CANARY_NAME, CANARY_PASSWORD, CANARY_USERNAME, Service, unique
 
 DONE, REFUSED, WRONG_USE = 0, 1, 2
 Run = Callable[..., Result]
@@ -350,3 +350,236 @@ def test_cli_as_a_process_ends_with_the_documented_exit_codes(tmp_path: Path) ->
     assert code("token", "list", "--limit", "x") == WRONG_USE
     (tmp_path / "bootstrap.json").write_text("{")
     assert code("token", "list", "--data-dir", str(tmp_path)) == REFUSED
+
+
+# With the running service
+
+
+def scope_named(done: Callable[..., Any]) -> str:
+    name = unique("cli").replace("-", ":")
+    done("scope", "create", name, "--description", "for a test")
+    return name
+
+
+def person(done: Callable[..., Any], scope: str) -> str:
+    made = done("user", "create", unique(CANARY_USERNAME), "--scope", scope, "--display-name", unique(CANARY_NAME))
+    user_id: str = made["user_id"]
+    return user_id
+
+
+def pat(done: Callable[..., Any], *more: str) -> dict[str, Any]:
+    """A PAT of a new person with a new scope."""
+    scope = scope_named(done)
+    issued: dict[str, Any] = done(
+        "token", "issue", "--kind", "pat", "--subject", person(done, scope), "--name", "cli", "--scope", scope, *more
+    )
+    return issued
+
+
+def test_cli_token_lives_and_dies(run: Run, done: Callable[..., Any]) -> None:
+    issued = pat(done, "--expires-in", "1d")
+    token, token_id = issued["token"], issued["token_id"]
+    asked = ("--scope", issued["scope"])
+
+    assert done("token", "show", token_id)["status"] == "active"
+    assert [token_id] == [item["token_id"] for item in done("token", "list", "--subject", issued["subject"])["items"]]
+    valid = run("token", "validate", "-", *asked, "--ip", "192.0.2.1", "--path", "/orders", stdin=token + "\n")
+    assert valid.exit_code == DONE
+    assert re.search(r"^valid +yes$", valid.stdout, re.MULTILINE)
+
+    revoked = done("token", "revoke", token_id, "--reason", "compromised", "--comment", "seen in a chat")
+    assert revoked["ledger_seq"] > issued["ledger_seq"]
+    assert done("token", "revoke", token_id, "--reason", "admin") == revoked
+
+    refused = run("token", "validate", "-", "-o", "json", stdin=token)
+    assert refused.exit_code == REFUSED
+    assert json.loads(refused.stdout)["code"] == "revoked"
+    assert refused.stderr == ""
+
+
+def test_cli_history_is_a_timeline_of_events_and_uses(run: Run, done: Callable[..., Any]) -> None:
+    issued = pat(done)
+    token_id = issued["token_id"]
+    run("token", "validate", "-", stdin=issued["token"])
+    done("token", "revoke", token_id)
+    events = done("token", "history", token_id)["items"]
+    assert [event["type"].partition("/")[0] for event in events] == ["token.issued", "token.revoked"]
+
+    def timeline() -> list[str]:
+        return run("token", "history", token_id, "--uses").stdout.splitlines()
+
+    lines = running.until(lambda: len(timeline()) == 4 and timeline(), what="the use to be in the history")
+    assert lines[0].split() == ["ledger_seq", "occurred_at", "after", "what", "facts"]
+    assert str(issued["ledger_seq"]) == lines[1].split()[0]
+    assert lines[2].split()[0] == "use"
+    assert "token.revoked" in lines[3]
+    assert issued["token"] not in "".join(lines)
+
+
+def test_cli_secrets_are_shown_once_and_said_to_be(run: Run, done: Callable[..., Any]) -> None:
+    scope = scope_named(done)
+    created = run("client", "create", unique("app"), "--scope", scope, "--access-token-format", "opaque")
+    assert created.exit_code == DONE, created.output
+    client_id, secret = (
+        re.search(rf"^{name} +(\S+)$", created.stdout, re.MULTILINE)[1]  # type: ignore[index]
+        for name in ("client_id", "client_secret")
+    )
+    assert "client_secret is shown this once and never again" in created.stdout
+    rotated = run("client", "rotate-secret", client_id, "--overlap", "1h")
+    assert "client_secret is shown this once and never again" in rotated.stdout
+    shown = run("client", "show", client_id)
+    assert secret not in shown.stdout
+    assert "client_secret " not in shown.stdout
+    issued = run("token", "issue", "--kind", "pat", "--subject", person(done, scope), "--name", "x", "--scope", scope)
+    assert "token is shown this once and never again" in issued.stdout
+
+
+def test_cli_client_is_made_as_asked_listed_and_disabled(run: Run, done: Callable[..., Any]) -> None:
+    scope, name = scope_named(done), unique("app")
+    options = ["--scope", scope, "--grant-type", "client_credentials", "--grant-type", "refresh_token"]
+    options += ["--access-token-ttl", "10m", "--audience", "https://api.example", "--may-introspect"]
+    made = done("client", "create", name, *options)
+    shown = done("client", "show", made["client_id"])
+    assert shown["client_name"] == name
+    assert shown["grant_types"] == ["client_credentials", "refresh_token"]
+    assert shown["access_token_ttl_seconds"] == 600
+    assert shown["audience"] == ["https://api.example"]
+    assert shown["may_introspect"] is True
+    listed = run("client", "list", "--all")
+    assert made["client_id"] in listed.stdout
+    assert "ledger_seq" in done("client", "disable", made["client_id"])
+    assert done("client", "show", made["client_id"])["status"] == "disabled"
+
+
+def test_cli_user_is_made_with_a_password_from_stdin_and_disabled(run: Run, done: Callable[..., Any]) -> None:
+    username, password = unique(CANARY_USERNAME), unique(CANARY_PASSWORD)
+    made = done("user", "create", username, "--kind", "person", "--password", "-", stdin=password)
+    assert done("user", "show", made["user_id"])["username"] == username
+    assert username in run("user", "list", "--all").stdout
+    assert "ledger_seq" in done("user", "disable", made["user_id"], "--erase")
+    shown = run("user", "show", made["user_id"])
+    assert username not in shown.output
+
+
+def test_cli_token_rotation_gives_a_successor_and_an_overlap(run: Run, done: Callable[..., Any]) -> None:
+    issued = pat(done)
+    successor = done("token", "rotate", issued["token_id"], "--overlap", "1h")
+    assert successor["token_id"] != issued["token_id"]
+    for token in (issued["token"], successor["token"]):
+        assert run("token", "validate", "-", stdin=token).exit_code == DONE
+
+
+def test_cli_revoking_by_the_token_itself_and_by_breadth(run: Run, done: Callable[..., Any]) -> None:
+    issued = pat(done)
+    dry = done("token", "revoke", "--subject", issued["subject"], "--dry-run")
+    assert dry["affected"] == {"grants": 1, "tokens": 1}
+    assert run("token", "validate", "-", stdin=issued["token"]).exit_code == DONE
+    done("token", "revoke", "--token", "-", stdin=issued["token"])
+    assert run("token", "validate", "-", stdin=issued["token"]).exit_code == REFUSED
+
+
+def test_cli_list_pages_to_its_limit_and_says_how_to_go_on(run: Run, done: Callable[..., Any]) -> None:
+    names = sorted(scope_named(done) for _ in range(3))
+    first = run("scope", "list", "--limit", "2")
+    assert len(first.stdout.splitlines()) == 3
+    cursor = re.search(r"--cursor (\S+)", first.stderr)
+    assert cursor is not None
+    page = done("scope", "list", "--limit", "2")
+    assert page["next_cursor"] == cursor[1]
+    rest = done("scope", "list", "--all", "--cursor", cursor[1])
+    assert "next_cursor" not in rest
+    everything = [item["name"] for item in done("scope", "list", "--all")["items"]]
+    assert everything == [item["name"] for item in page["items"] + rest["items"]]
+    assert set(names) <= set(everything)
+
+
+def test_cli_repeated_create_with_the_same_key_creates_once(run: Run, done: Callable[..., Any]) -> None:
+    arguments = ("client", "create", unique("app"), "--idempotency-key", unique("key"))
+    assert done(*arguments) == done(*arguments)
+    other = run("client", "create", unique("app"), *arguments[3:])
+    assert other.exit_code == REFUSED
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(["token", "show", "tok_" + "0" * 32], id="token"),
+        pytest.param(["client", "show", "cli_" + "0" * 32], id="client"),
+        pytest.param(["user", "show", "usr_" + "0" * 32], id="user"),
+        pytest.param(["token", "revoke", "tok_" + "0" * 32], id="revoke"),
+    ],
+)
+def test_cli_what_is_not_there_is_told_with_exit_code_1(run: Run, arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.exit_code == REFUSED
+    assert result.stdout == ""
+    assert result.stderr.startswith("Error: ")
+    told = json.loads(run(*arguments, "-o", "json").stderr)
+    assert told["code"] == "not_found"
+    assert told["status"] == 404
+
+
+def test_cli_refusal_is_told_in_the_services_words_with_what_to_do(bare: Run, service: Service) -> None:
+    token = service.bearer("ledger:validate")
+    result = bare("client", "list", environ={"TOKEN_LEDGER_URL": service.url, "TOKEN_LEDGER_TOKEN": token})
+    assert result.exit_code == REFUSED
+    assert "ledger:clients" in result.stderr
+    assert "To do: " in result.stderr
+    assert token not in result.output
+
+
+def test_cli_data_dir_flag_wins_over_the_environment(bare: Run, service: Service) -> None:
+    environ = {"TOKEN_LEDGER_URL": "http://127.0.0.1:1", "TOKEN_LEDGER_TOKEN": "tl_sat_x"}
+    assert bare("key", "list", "--data-dir", str(service.data_dir), environ=environ).exit_code == DONE
+
+
+def test_cli_keys_are_listed_with_what_becomes_of_them(done: Callable[..., Any]) -> None:
+    keys = done("key", "list")["items"]
+    assert "active" in [key["state"] for key in keys]
+    assert {"kid", "alg", "introduced_at"} <= keys[0].keys()
+
+
+def test_cli_audit_events_are_in_order_and_filtered(run: Run, done: Callable[..., Any]) -> None:
+    issued = pat(done)
+    done("token", "revoke", issued["token_id"])
+    found = done("audit", "events", "--token-id", issued["token_id"])["items"]
+    assert [event["type"].partition("/")[0] for event in found] == ["token.issued", "token.revoked"]
+    after = done("audit", "events", "--after-seq", str(issued["ledger_seq"]), "--token-id", issued["token_id"])["items"]
+    assert after == found[1:]
+    timeline = run("audit", "events", "--after-seq", str(issued["ledger_seq"] - 1), "--limit", "1").stdout.splitlines()
+    assert timeline[1].split()[0] == str(issued["ledger_seq"])
+
+
+def test_doctor_finds_nothing_wrong_with_a_running_service(run: Run) -> None:
+    result = run("doctor", "-o", "json")
+    answer = json.loads(result.stdout)
+    assert [check for check in answer["checks"] if check["state"] == "problem"] == []
+    assert result.exit_code == DONE
+    names = {check["name"] for check in answer["checks"]}
+    assert {"API", "readiness", "administrator's token", "signing keys", "nats-server", "streams"} <= names
+    assert {"LEDGER", "USAGE", "current-token view", "disk", "master key", "secret files"} <= names
+    assert run("doctor").stdout.startswith(("ok ", "warning "))
+
+
+def test_cli_key_rotation_admin_token_and_rebuild_on_a_service_of_their_own(own_service: Any, bare: Run) -> None:
+    service = own_service(workers=1)
+    environ = {"TOKEN_LEDGER_DATA_DIR": str(service.data_dir)}
+
+    def done(*arguments: str) -> dict[str, Any]:
+        result = bare(*arguments, "-o", "json", environ=environ)
+        assert result.exit_code == DONE, result.output
+        answer: dict[str, Any] = json.loads(result.stdout)
+        return answer
+
+    before = {key["kid"] for key in done("key", "list")["items"] if key["state"] == "active"}
+    rotated = done("key", "rotate")
+    assert {rotated["retired_kid"]} <= before
+    states = {key["kid"]: key["state"] for key in done("key", "list")["items"]}
+    assert (states[rotated["kid"]], states[rotated["retired_kid"]]) == ("active", "retired")
+
+    new = done("admin-token")
+    token = new.get("token") or new["admin_token"]
+    assert token != service.admin_token
+    assert (
+        bare("client", "list", environ={"TOKEN_LEDGER_URL": service.url, "TOKEN_LEDGER_TOKEN": token}).exit_code == DONE
+    )

@@ -37,7 +37,7 @@ def test_settings_nothing_given_have_the_documented_defaults() -> None:
     assert settings.view_staleness_seconds_max == 5
     assert settings.refresh_retry_window_seconds == 10
     assert settings.usage_retention_days == 400
-    assert settings.usage_bytes_max == 64 * 1024**3
+    assert settings.usage_bytes_max == 16 * 1024**3
     assert settings.ledger_bytes_max is None
     assert settings.signing_algorithms == ("EdDSA",)
     assert settings.master_key is None
@@ -106,7 +106,7 @@ def test_settings_a_wrong_flag_is_named_as_the_flag() -> None:
         ),
         pytest.param("master_key", KEY.hex().upper(), KEY, id="key-hex"),
         pytest.param("log_level", "debug", "debug", id="log-level"),
-        pytest.param("drain_seconds", "9", 9, id="drain"),
+        pytest.param("drain_seconds", "6", 6, id="drain"),
     ],
 )
 def test_settings_value_that_can_be_read_is_converted(name: str, text: str, value: object) -> None:
@@ -156,7 +156,7 @@ def test_settings_value_that_can_be_read_is_converted(name: str, text: str, valu
         pytest.param("signing_algorithms", "EdDSA,EdDSA", "each algorithm once", id="algorithm-twice"),
         pytest.param("trusted_proxies", "10.0.0.1/8", "host bits set", id="proxies-host-bits"),
         pytest.param("trusted_proxies", "proxy.internal", "addresses or CIDR networks", id="proxies-name"),
-        pytest.param("drain_seconds", "10", "from 1 to 9", id="drain-beyond-the-promise"),
+        pytest.param("drain_seconds", "7", "from 1 to 6", id="drain-beyond-the-promise"),
         pytest.param("view_staleness_seconds_max", "0", "from 1 to", id="staleness-zero"),
     ],
 )
@@ -298,6 +298,16 @@ def test_settings_environment_of_a_process_told_where_the_server_is_leaves_its_p
     assert Settings.load(settings.environment()).nats_url == "nats://127.0.0.1:4333"
 
 
+def test_settings_given_to_a_process_replace_those_of_its_environment(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text(KEY.hex())
+    environ = {"TOKEN_LEDGER_MASTER_KEY_FILE": str(file), "TOKEN_LEDGER_NATS_PORT": "4333", "HOME": "/root"}
+    settings = msgspec.structs.replace(Settings.load(environ, {"port": 9000}), nats_url="nats://127.0.0.1:4333")
+    given = settings.given_to(environ | {"TOKEN_LEDGER_TOKEN": "tl_x"})
+    assert (given["HOME"], given["TOKEN_LEDGER_TOKEN"]) == ("/root", "tl_x")
+    assert Settings.load(given) == msgspec.structs.replace(settings, nats_port=None)
+
+
 def test_settings_each_is_described_once_with_its_unit() -> None:
     fields = [field.name for field in msgspec.structs.fields(Settings)]
     assert list(module.described()) == fields
@@ -313,6 +323,11 @@ def test_settings_defaults_lie_within_their_own_ranges() -> None:
         value = getattr(Settings(), name)
         if value is not None and value != () and not about.secret:
             assert about.parse(module.worded(value)) == value
+
+
+@pytest.mark.parametrize("name", ["usage_bytes_max", "request_body_bytes_max", "batch_body_bytes_max"])
+def test_settings_default_in_the_table_is_the_default(name: str) -> None:
+    assert module.described()[name].parse(module.default_worded(name)) == getattr(Settings(), name)
 
 
 def test_settings_known_names_hold_no_other_issues_names() -> None:
