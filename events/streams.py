@@ -79,6 +79,12 @@ class Connection(Client):
         self.lost_listeners: list[Callable[[], None]] = []
         self.back = asyncio.Event()
 
+    @staticmethod
+    def _parse_header_lines(raw: bytes) -> dict[str, str]:
+        """The client's own looks at every character of every name, which was half the time of a replay."""
+        pairs = (line.partition(":") for line in raw.decode("utf-8", "replace").split("\r\n"))
+        return {name: value.strip() for name, colon, value in pairs if colon}
+
     async def tell_lost(self) -> None:
         self.back.clear()
         for listener in self.lost_listeners:
@@ -390,7 +396,7 @@ class _Delivery:
 
 
 async def follow(
-    nc: Connection, stream: str, after: int, *, batch_max: int = 1000, idle_seconds: float = 0.5
+    nc: Connection, stream: str, after: int, *, batch_max: int = 5000, idle_seconds: float = 0.5
 ) -> AsyncIterator[list[RawMessage]]:
     """Every message of `stream` after sequence `after`, in order, for ever, in batches of what has arrived.
 

@@ -6,6 +6,8 @@ a default that means "not recorded"; anything else is a new tag, with an upcaste
 Identifiers are a prefix and the 32 hex digits of a UUIDv7: `tok_` token, `grt_` grant, `cli_` client, `usr_` user.
 `sealed_*` fields are AES-256-GCM under the key of the person or client they are about (`service/keys.py`).
 `by` is who did it: the caller's token id, a client id, or `system`.
+
+`gc=False`: these hold no cycles, so that the collector need not walk the millions that a replay makes.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ class Reason(StrEnum):
     CLIENT_REQUEST = "client_request"
 
 
-class Event(Struct, frozen=True, kw_only=True, tag_field="type", forbid_unknown_fields=False):
+class Event(Struct, frozen=True, kw_only=True, tag_field="type", gc=False):
     """What all events carry. `id` is also the `Nats-Msg-Id`; `occurred_at` is UTC, by the writing host's clock."""
 
     id: str
@@ -52,7 +54,7 @@ class Event(Struct, frozen=True, kw_only=True, tag_field="type", forbid_unknown_
     request_id: str | None = None
 
 
-class MintedToken(Struct, frozen=True, kw_only=True):
+class MintedToken(Struct, frozen=True, kw_only=True, gc=False):
     """One token of a grant. `sha256` is of the token string, hex. `kid` is set for JWTs. Expiry in whole seconds."""
 
     token_id: str
@@ -329,7 +331,7 @@ LedgerEvent = (
 )
 
 
-class Recorded(Struct, frozen=True, kw_only=True):
+class Recorded(Struct, frozen=True, kw_only=True, gc=False):
     """An event as it stands in the log. `seq` is its position in LEDGER, `recorded_at` JetStream's own time."""
 
     seq: int
@@ -341,7 +343,7 @@ class Recorded(Struct, frozen=True, kw_only=True):
 # Uses: usage.<tenant>.<writer>, MessagePack blocks. Positional: fields may only be appended, with a default.
 
 
-class Context(Struct, frozen=True, array_like=True):
+class Context(Struct, frozen=True, array_like=True, gc=False):
     """Where a use came from. The only place in the log with addresses and agents; kept for a limited time."""
 
     ip: str | None = None
@@ -350,7 +352,7 @@ class Context(Struct, frozen=True, array_like=True):
     path: str | None = None
 
 
-class TokenUsed(Struct, frozen=True, array_like=True):
+class TokenUsed(Struct, frozen=True, array_like=True, gc=False):
     """One validation or introspection of a token, allowed or refused.
 
     `occurred_at_us`: microseconds since 1970, UTC. `token_id` is None when the token is unknown; `token_sha256` is

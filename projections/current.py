@@ -74,7 +74,7 @@ _DUPLICATES = {"grant_token", "client_token", "subject_token", "expiry"}
 _TABLES = ("token", "hash", "grant", "cut", "client", "user", "username", "scope", "key", "meta", *sorted(_DUPLICATES))
 
 _STATE = struct.Struct("<QQ16s?")  # position, confirmed, boot id, retired
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NO_GRANT = NoGrant()
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_token = msgspec.msgpack.Decoder(Token).decode
@@ -104,7 +104,7 @@ def boot_id() -> bytes:
     return bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", ""))
 
 
-class Hit(Struct, frozen=True):
+class Hit(Struct, frozen=True, gc=False):
     """What the view knows of one token, read in one transaction. The two cuts are None where there is none."""
 
     token_id: str
@@ -114,7 +114,7 @@ class Hit(Struct, frozen=True):
     subject_cut: Cut | None
 
 
-class Freshness(Struct, frozen=True):
+class Freshness(Struct, frozen=True, gc=False):
     """`position`: the last applied sequence. `age_seconds`: since the view was last known to be complete."""
 
     position: int
@@ -143,6 +143,53 @@ def _open(path: Path, *, readonly: bool, sync: bool) -> tuple[lmdb.Environment, 
         for name in _TABLES
     }
     return env, tables
+
+
+class _Batch:
+    """The rows that one transaction changes: readable at once, written sorted and by the table at its end."""
+
+    def __init__(self, txn: Any, tables: dict[str, Any]) -> None:
+        self._txn = txn
+        self._tables = tables
+        self._rows: dict[str, dict[bytes, bytes | None]] = {name: {} for name in _TABLES if name not in _DUPLICATES}
+        self._added: dict[str, list[tuple[bytes, bytes]]] = {name: [] for name in _DUPLICATES}
+        self._removed: dict[str, list[tuple[bytes, bytes]]] = {name: [] for name in _DUPLICATES}
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        rows = self._rows[table]
+        if key in rows:
+            return rows[key]
+        value: bytes | None = self._txn.get(key, db=self._tables[table])
+        return value
+
+    def put(self, table: str, key: bytes, value: bytes | None) -> None:
+        """None deletes the row."""
+        self._rows[table][key] = value
+
+    def add(self, table: str, key: bytes, value: bytes) -> None:
+        """One more value for a key of an index."""
+        self._added[table].append((key, value))
+
+    def remove(self, table: str, key: bytes, value: bytes) -> None:
+        """Takes a value from a key of an index."""
+        self._removed[table].append((key, value))
+
+    def write(self) -> None:
+        for name, rows in self._rows.items():
+            kept = sorted((key, value) for key, value in rows.items() if value is not None)
+            self._put(name, kept)
+            for key, value in rows.items():
+                if value is None:
+                    self._txn.delete(key, db=self._tables[name])
+        for name, pairs in self._added.items():
+            self._put(name, sorted(pairs))
+            for key, value in self._removed[name]:
+                self._txn.delete(key, value, db=self._tables[name])
+
+    def _put(self, name: str, items: list[tuple[bytes, bytes]]) -> None:
+        if items:
+            with self._txn.cursor(db=self._tables[name]) as cursor:
+                cursor.putmulti(items)
 
 
 class CurrentWriter:
@@ -215,9 +262,11 @@ class CurrentWriter:
             return
         with self._write() as txn:
             position = self._state(txn)[0]
+            rows = _Batch(txn, self._db)
             for recorded in events:
                 if recorded.seq > position:
-                    self._fold(txn, recorded)
+                    self._fold(rows, recorded)
+            rows.write()
             position = max(position, events[-1].seq)
             self._put_state(txn, position)
         self._position = position
@@ -235,65 +284,53 @@ class CurrentWriter:
             self._confirmed = asked_at_ns
             self._put_state(txn, position)
 
-    def _fold(self, txn: Any, recorded: Recorded) -> None:
+    def _fold(self, rows: _Batch, recorded: Recorded) -> None:
         event = recorded.event
         match event:
             case TokenIssued() | RefreshReplayed() | GrantRevoked():
-                self._fold_grant(txn, recorded, event.grant_id, ())
+                self._fold_grant(rows, recorded, event.grant_id, ())
             case TokenRefreshed():
-                self._fold_grant(txn, recorded, event.grant_id, (event.spent_token_id,))
+                self._fold_grant(rows, recorded, event.grant_id, (event.spent_token_id,))
             case TokenRevoked() | TokenSuperseded():
-                self._fold_grant(txn, recorded, event.grant_id, (event.token_id,))
+                self._fold_grant(rows, recorded, event.grant_id, (event.token_id,))
             case _:
                 table, key = row_key(event)
-                raw = txn.get(key, db=self._db[table])
+                raw = rows.get(table, key)
                 row = registry.evolve(_decode_row[table](raw) if raw else None, recorded)
-                if row is not None:
-                    txn.put(key, _encode(row), db=self._db[table])
-                elif raw:
-                    txn.delete(key, db=self._db[table])
+                rows.put(table, key, _encode(row) if row is not None else None)
                 if table in {"client", "user"}:
-                    old = txn.get(key, db=self._db["cut"])
+                    old = rows.get("cut", key)
                     cut = registry.cut(_decode_cut(old) if old else None, recorded)
                     if cut is not None:
-                        txn.put(key, _encode(cut[1]), db=self._db["cut"])
+                        rows.put("cut", key, _encode(cut[1]))
 
-    def _fold_grant(self, txn: Any, recorded: Recorded, grant_id: str, token_ids: tuple[str, ...]) -> None:
-        db = self._db
+    def _fold_grant(self, rows: _Batch, recorded: Recorded, grant_id: str, token_ids: tuple[str, ...]) -> None:
         key = raw_id(grant_id)
-        raw = txn.get(key, db=db["grant"])
-        seq, grant = _decode_grant(raw) if raw else (0, NoGrant())
+        raw = rows.get("grant", key)
+        seq, grant = _decode_grant(raw) if raw else (0, _NO_GRANT)
         tokens = {}
         for token_id in token_ids:
-            raw_token = txn.get(raw_id(token_id), db=db["token"])
+            raw_token = rows.get("token", raw_id(token_id))
             if raw_token:
                 tokens[token_id] = _decode_token(raw_token)
-        before = Family(grant, tokens, seq)
-        after = grants.evolve(before, recorded)
+        after = grants.evolve(Family(grant, tokens, seq), recorded)
         if after.grant is not grant or after.seq != seq:
-            txn.put(key, _encode((after.seq, after.grant)), db=db["grant"])
+            rows.put("grant", key, _encode((after.seq, after.grant)))
         for token_id, token in after.tokens.items():
             old = tokens.get(token_id)
             if old is token:
                 continue
             token_key = raw_id(token_id)
-            txn.put(token_key, _encode(token), db=db["token"])
+            rows.put("token", token_key, _encode(token))
             if old is None:
-                txn.put(token.sha256, token_key, db=db["hash"])
-                txn.put(key, token_key, db=db["grant_token"])
-                known = facts(after.grant)
-                if known is not None:
-                    self._index(txn, known, token_key)
+                rows.put("hash", token.sha256, token_key)
+                rows.add("grant_token", key, token_key)
+                rows.add("expiry", _expiry_key(token), token_key)
+                for table, owner in _owners(facts(after.grant)):
+                    rows.add(table, owner, token_key)
             elif old.expires_at != token.expires_at:
-                txn.delete(_expiry_key(old), token_key, db=db["expiry"])
-            if old is None or old.expires_at != token.expires_at:
-                txn.put(_expiry_key(token), token_key, db=db["expiry"])
-
-    def _index(self, txn: Any, grant: grants.ActiveGrant, token_key: bytes) -> None:
-        if grant.client_id is not None:
-            txn.put(raw_id(grant.client_id), token_key, db=self._db["client_token"])
-        if grant.subject != grant.client_id:
-            txn.put(raw_id(grant.subject), token_key, db=self._db["subject_token"])
+                rows.remove("expiry", _expiry_key(old), token_key)
+                rows.add("expiry", _expiry_key(token), token_key)
 
     def trim(self, now: datetime, *, rows_max: int = _TRIM_ROWS_MAX) -> int:
         """Drops up to `rows_max` tokens that expired more than seven days before `now`; returns how many."""
@@ -319,12 +356,8 @@ class CurrentWriter:
         txn.delete(token.sha256, db=db["hash"])
         txn.delete(token.grant_id, token_key, db=db["grant_token"])
         raw_grant = txn.get(token.grant_id, db=db["grant"])
-        known = facts(_decode_grant(raw_grant)[1]) if raw_grant else None
-        if known is not None:
-            if known.client_id is not None:
-                txn.delete(raw_id(known.client_id), token_key, db=db["client_token"])
-            if known.subject != known.client_id:
-                txn.delete(raw_id(known.subject), token_key, db=db["subject_token"])
+        for table, owner in _owners(facts(_decode_grant(raw_grant)[1]) if raw_grant else None):
+            txn.delete(owner, token_key, db=db[table])
         if txn.get(token.grant_id, db=db["grant_token"]) is None:
             txn.delete(token.grant_id, db=db["grant"])
 
@@ -370,8 +403,18 @@ def _retire(env: lmdb.Environment, tables: dict[str, Any]) -> None:
         txn.put(b"state", _STATE.pack(0, 0, bytes(16), True), db=tables["meta"])
 
 
+def _owners(grant: grants.ActiveGrant | None) -> list[tuple[str, bytes]]:
+    """The index tables and keys under which a grant's tokens are found by client and by user."""
+    if grant is None:
+        return []
+    owners = [] if grant.client_id is None else [("client_token", raw_id(grant.client_id))]
+    if grant.subject != grant.client_id:
+        owners.append(("subject_token", raw_id(grant.subject)))
+    return owners
+
+
 def _minute(moment: datetime) -> bytes:
-    return (int((moment - _EPOCH).total_seconds()) // 60).to_bytes(5, "big")
+    return (int(moment.timestamp()) // 60).to_bytes(5, "big")
 
 
 def _expiry_key(token: Token) -> bytes:

@@ -28,7 +28,7 @@ from events.types import (
 GrantEvent = TokenIssued | TokenRefreshed | RefreshReplayed | TokenRevoked | TokenSuperseded | GrantRevoked
 
 
-class Ended(Struct, frozen=True, array_like=True):
+class Ended(Struct, frozen=True, array_like=True, gc=False):
     """How something was revoked. `seq` is the sequence of the event, `at` its recorded time."""
 
     seq: int
@@ -36,7 +36,7 @@ class Ended(Struct, frozen=True, array_like=True):
     reason: Reason
 
 
-class Token(Struct, frozen=True, array_like=True):
+class Token(Struct, frozen=True, array_like=True, gc=False):
     """One token. `scope` and `audience` are None where they are the grant's own; `sha256` is raw, 32 bytes."""
 
     grant_id: bytes
@@ -51,7 +51,7 @@ class Token(Struct, frozen=True, array_like=True):
     ended: Ended | None = None
 
 
-class Spent(Struct, frozen=True, array_like=True):
+class Spent(Struct, frozen=True, array_like=True, gc=False):
     """The refresh token before the current one: who lost the response may still ask for the same answer."""
 
     token_id: str
@@ -59,7 +59,7 @@ class Spent(Struct, frozen=True, array_like=True):
     at: datetime
 
 
-class RefreshChain(Struct, frozen=True, array_like=True):
+class RefreshChain(Struct, frozen=True, array_like=True, gc=False):
     """RFC 9700 §4.14.2. `current` is the only refresh token that may still be spent."""
 
     current: str
@@ -68,11 +68,11 @@ class RefreshChain(Struct, frozen=True, array_like=True):
     previous: Spent | None = None
 
 
-class NoGrant(Struct, frozen=True, array_like=True, tag=0):
+class NoGrant(Struct, frozen=True, array_like=True, gc=False, tag=0):
     """Nothing is recorded."""
 
 
-class ActiveGrant(Struct, frozen=True, array_like=True, tag=1):
+class ActiveGrant(Struct, frozen=True, array_like=True, gc=False, tag=1):
     """`first_seq` is the sequence of the grant's first event: cut-offs are compared with it, and with nothing later,
     so that a refresh cannot carry a family across one."""
 
@@ -87,7 +87,7 @@ class ActiveGrant(Struct, frozen=True, array_like=True, tag=1):
     rotated_from: str | None = None
 
 
-class RevokedGrant(Struct, frozen=True, array_like=True, tag=2):
+class RevokedGrant(Struct, frozen=True, array_like=True, gc=False, tag=2):
     """Terminal: no later event revives it. `was` is None when the revocation is all that is known."""
 
     ended: Ended
@@ -97,7 +97,7 @@ class RevokedGrant(Struct, frozen=True, array_like=True, tag=2):
 Grant = NoGrant | ActiveGrant | RevokedGrant
 
 
-class Family(Struct, frozen=True):
+class Family(Struct, frozen=True, gc=False):
     """A grant and those of its tokens that were loaded, by token id.
 
     `seq`: the last sequence of the grant's own subject, 0 if it has none yet; what the next append there expects.

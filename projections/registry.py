@@ -35,14 +35,14 @@ from events.types import (
 )
 
 
-class Secret(Struct, frozen=True, array_like=True):
+class Secret(Struct, frozen=True, array_like=True, gc=False):
     """SHA-256 of a client secret, hex. `ends_at` is None while it is the current one."""
 
     sha256: str
     ends_at: datetime | None = None
 
 
-class Client(Struct, frozen=True, array_like=True):
+class Client(Struct, frozen=True, array_like=True, gc=False):
     """RFC 6749 §2. `seq` is the last sequence of the client's subject. Disabled is for good."""
 
     client_id: str
@@ -53,7 +53,7 @@ class Client(Struct, frozen=True, array_like=True):
     disabled_at: datetime | None = None
 
 
-class User(Struct, frozen=True, array_like=True):
+class User(Struct, frozen=True, array_like=True, gc=False):
     """A person or a service. The profile is sealed; the password hash stays in the log."""
 
     user_id: str
@@ -68,12 +68,12 @@ class User(Struct, frozen=True, array_like=True):
     erased_at: datetime | None = None
 
 
-class Username(Struct, frozen=True, array_like=True):
+class Username(Struct, frozen=True, array_like=True, gc=False):
     user_id: str
     seq: int
 
 
-class Scope(Struct, frozen=True, array_like=True):
+class Scope(Struct, frozen=True, array_like=True, gc=False):
     """RFC 6749 §3.3."""
 
     name: str
@@ -84,7 +84,7 @@ class Scope(Struct, frozen=True, array_like=True):
     disabled_at: datetime | None = None
 
 
-class SigningKey(Struct, frozen=True, array_like=True):
+class SigningKey(Struct, frozen=True, array_like=True, gc=False):
     """`state` goes announced, active, retired; a removed key has no row."""
 
     kid: str
@@ -101,7 +101,7 @@ class SigningKey(Struct, frozen=True, array_like=True):
 Row = Client | User | Username | Scope | SigningKey
 
 
-class Cut(Struct, frozen=True, array_like=True):
+class Cut(Struct, frozen=True, array_like=True, gc=False):
     """Every grant of a client or subject that began before `seq` is revoked. `disabled`: the owner itself ended."""
 
     seq: int

@@ -44,7 +44,7 @@ Scope = Annotated[str, Meta(max_length=4096)]
 Audience = Annotated[str, Meta(max_length=500)]
 
 
-class RequestContext(Struct, frozen=True, forbid_unknown_fields=True):
+class RequestContext(Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """Where the token's bearer is, as the caller saw it."""
 
     ip: Annotated[str, Meta(max_length=45)] | None = None
@@ -53,7 +53,7 @@ class RequestContext(Struct, frozen=True, forbid_unknown_fields=True):
     path: Annotated[str, Meta(max_length=2048)] | None = None
 
 
-class ValidateRequest(Struct, frozen=True, forbid_unknown_fields=True):
+class ValidateRequest(Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """`scope` and `audience` are checked if they are given; `min_seq` is a `ledger_seq` the answer must know of."""
 
     token: Annotated[str, Meta(max_length=16_384)]
@@ -67,7 +67,7 @@ class BatchRequest(Struct, frozen=True, forbid_unknown_fields=True):
     requests: Annotated[list[ValidateRequest], Meta(min_length=1, max_length=BATCH_REQUESTS_MAX)]
 
 
-class ValidateAnswer(Struct, frozen=True, omit_defaults=True):
+class ValidateAnswer(Struct, frozen=True, gc=False, omit_defaults=True):
     """What is known of the token comes with it, valid or not. `ledger_seq`: the sequence the answer is true at."""
 
     valid: bool

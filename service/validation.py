@@ -50,7 +50,7 @@ class Code(StrEnum):
     VALID = "valid"
 
 
-class Asked(Struct, frozen=True):
+class Asked(Struct, frozen=True, gc=False):
     """What a token is asked to be good for. Empty scope and audience are not checked.
 
     `audience`: names of the resource server that asks; the token must be for one of them. `ip`: of the token's bearer.
@@ -62,7 +62,7 @@ class Asked(Struct, frozen=True):
     min_seq: int = 0
 
 
-class Verdict(Struct, frozen=True):
+class Verdict(Struct, frozen=True, gc=False):
     """`hit` is None unless the token is known here; `position` is the ledger sequence the verdict is true at."""
 
     code: Code
@@ -219,7 +219,7 @@ async def recorded(future: asyncio.Future[None] | None) -> None:
         raise Unavailable("the use cannot be recorded, so nothing is said", private=str(error)) from error
 
 
-class Caller(Struct, frozen=True):
+class Caller(Struct, frozen=True, gc=False):
     """Who calls the management API. `token` is the string itself, for sealing; it is never logged or stored."""
 
     token: str
