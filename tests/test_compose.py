@@ -352,10 +352,20 @@ while :; do read -r -t 1 < <(:) || :; sleep 0.02; done
 
     def until_both_run(self) -> dict[str, int]:
         deadline = time.monotonic() + SECONDS_MAX
-        while len(self.pids()) < 2:
+        while len(self.pids()) < 2 or "sleep" not in self._children():
             assert time.monotonic() < deadline
             assert self.process.poll() is None
         return self.pids()
+
+    def _children(self) -> list[str]:
+        """Names of what the script runs; `sleep` once it only watches."""
+        pid = self.process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        names = []
+        for child in children:
+            with contextlib.suppress(OSError):
+                names.append(Path(f"/proc/{child}/comm").read_text().strip())
+        return names
 
     def stops(self) -> list[str]:
         return re.findall(r"^(\w+) stops$", self.log.read_text(), re.MULTILINE)
