@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import structlog
 
 from events.errors import LedgerError, UnsafeServer
+from service import metrics
 from service.api import litestar_app
 from service.api.problems import render
 from service.doors import forward_auth, validate, validate_batch
@@ -40,6 +42,7 @@ class App:
         self._runtime: Runtime | None = None
         self._why_not = "the service is starting"
         self._starting: asyncio.Task[None] | None = None
+        metrics.bind(self.runtime)
         self._litestar = litestar_app(self.runtime)
         self._doors: dict[str, tuple[str, Handler]] = {
             "/v1/tokens/validate": ("POST", validate),
@@ -68,6 +71,7 @@ class App:
             await self._live(receive, send)
 
     async def _enter(self, door: tuple[str, Handler], scope: Any, receive: Any, send: Any) -> None:
+        started = time.perf_counter()
         incoming = Incoming(scope, receive)
         method, handler = door
         try:
@@ -77,6 +81,7 @@ class App:
         except Exception as error:
             response = render(error, incoming)
         await send_response(send, response, incoming.request_id)
+        metrics.request_done(incoming.path, incoming.method, response.status, time.perf_counter() - started)
 
     async def _live(self, receive: Any, send: Any) -> None:
         while True:

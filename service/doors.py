@@ -13,9 +13,11 @@ from msgspec import Meta, Struct
 
 from events.types import Context, TokenUsed
 from projections.grants import facts
-from service.errors import InvalidRequest, UnsupportedMediaType
+from service import metrics
+from service.errors import InvalidRequest
 from service.incoming import Incoming, parse_form
 from service.outgoing import NO_STORE, Response
+from service.parsing import decode_json, json_body
 from service.runtime import Runtime
 from service.tokens import now
 from service.validation import (
@@ -131,25 +133,19 @@ def _answer(verdict: Verdict) -> ValidateAnswer:
     )
 
 
-async def _json_body(runtime: Runtime, incoming: Incoming, bytes_max: int) -> bytes:
-    content_type = incoming.header("content-type") or ""
-    if content_type.partition(";")[0].strip().lower() != "application/json":
-        raise UnsupportedMediaType("the body must be application/json", fix="set Content-Type: application/json")
-    return await incoming.body(bytes_max, runtime.settings.request_seconds_max)
-
-
 async def validate(runtime: Runtime, incoming: Incoming) -> Response:
     """`POST /v1/tokens/validate`."""
-    body = await _json_body(runtime, incoming, runtime.settings.request_body_bytes_max)
+    body = await json_body(incoming, runtime.settings)
     authorization = incoming.header_values("authorization")
     here = incoming.context(runtime.settings)
     caller = await authenticate(runtime, authorization, NEEDS, here, endpoint="validate", record=False)
-    request = _decode_one(body)
+    request = decode_json(_decode_one, body)
     asked, moment = _asked(request), now()
     verdict = decide(runtime, request.token, asked, BEARER_KINDS, moment)
     if verdict is None:
         runtime.unknown_tokens.check("validate", caller.token_id)
         verdict = await resolve(runtime, request.token, asked, BEARER_KINDS)
+    metrics.validated(verdict.code)
     use = use_of(verdict, asked, endpoint="validate", caller=caller.token_id, context=_context(request), moment=moment)
     if use is not None:
         await recorded(runtime.usage.record(use))
@@ -166,11 +162,11 @@ def _refused(runtime: Runtime, caller: Caller, request: ValidateRequest, code: C
 
 async def validate_batch(runtime: Runtime, incoming: Incoming) -> Response:
     """`POST /v1/tokens/validate-batch`: up to 1,000 at once, answered in the same order."""
-    body = await _json_body(runtime, incoming, runtime.settings.batch_body_bytes_max)
+    body = await json_body(incoming, runtime.settings, bytes_max=runtime.settings.batch_body_bytes_max)
     authorization = incoming.header_values("authorization")
     here = incoming.context(runtime.settings)
     caller = await authenticate(runtime, authorization, NEEDS, here, endpoint="batch", record=False)
-    requests = _decode_batch(body).requests
+    requests = decode_json(_decode_batch, body).requests
     moment = now()
     asked = [_asked(request) for request in requests]
     verdicts = [
@@ -183,6 +179,7 @@ async def validate_batch(runtime: Runtime, incoming: Incoming) -> Response:
     uses: list[TokenUsed] = []
     answers = []
     for request, what, verdict in zip(requests, asked, resolved, strict=True):
+        metrics.validated(verdict.code)
         use = use_of(verdict, what, endpoint="batch", caller=caller.token_id, context=_context(request), moment=moment)
         if use is not None:
             uses.append(use)
@@ -206,6 +203,7 @@ async def forward_auth(runtime: Runtime, incoming: Incoming) -> Response:
     # A proxy that does not say for which audience it asks would let in tokens for anybody.
     if hit is not None and code is Code.VALID and not asked.audience and audience_of(hit):
         code = Code.WRONG_AUDIENCE
+    metrics.validated(code)
     use = use_of(
         Verdict(code, hit, verdict.position), asked, endpoint="forward-auth", caller="", context=here, moment=moment
     )
