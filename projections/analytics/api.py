@@ -461,13 +461,18 @@ def _events_sql(request: EventsRequest) -> tuple[str, list[Any]]:
     return sql, [*parameters, request.limit + 1]
 
 
+# In two steps: a token's uses lie in many places, and whole rows are read only of those that the page shows.
 _SELECT_USES = """
 SELECT occurred_at, recorded_at, block_seq, use_index, outcome, endpoint, caller, scope, audience,
     ip, user_agent, method, path
 FROM uses
-WHERE token_no = (SELECT token_no FROM used_tokens WHERE token_id = ?::UUID)
-    AND occurred_at >= ? AND (occurred_at, block_seq, use_index) > (?, ?, ?)
-ORDER BY occurred_at, block_seq, use_index LIMIT ?
+WHERE rowid IN (
+    SELECT rowid FROM uses
+    WHERE token_no = (SELECT token_no FROM used_tokens WHERE token_id = ?::UUID)
+        AND occurred_at >= ? AND (occurred_at, block_seq, use_index) > (?, ?, ?)
+    ORDER BY occurred_at, block_seq, use_index LIMIT ?
+)
+ORDER BY occurred_at, block_seq, use_index
 """
 
 _SELECT_ISSUED = """

@@ -109,29 +109,27 @@ USAGE_TABLES = ("uses", "refused", "gaps")
 TABLES = (*_COLUMNS, "positions")
 
 # Nothing is ever updated: what ends a token is a row of its own, however many tokens it ends, and this view says
-# which ends apply. A cut-off by client or subject ends the grants that began before it, the first after the grant's
-# beginning counts; a disabled client or user has ended all.
+# which end applies: the first, by sequence. A cut-off by client or subject ends the grants that began before it, so
+# the first after the grant's beginning counts; a disabled client or user has ended all.
 _TOKENS_VIEW = """
 CREATE VIEW tokens AS
-WITH revoked_token AS (
-    SELECT token_id, min({'at': ended_at, 'seq': ledger_seq, 'reason': reason}) AS one
-    FROM ends WHERE what = 'revoked' AND token_id IS NOT NULL GROUP BY token_id
+WITH revoked AS (
+    SELECT * FROM ends WHERE what = 'revoked'
+), revoked_token AS (
+    SELECT token_id, min(ledger_seq) AS seq FROM revoked WHERE token_id IS NOT NULL GROUP BY token_id
 ), revoked_grant AS (
-    SELECT grant_id, min({'at': ended_at, 'seq': ledger_seq, 'reason': reason}) AS one
-    FROM ends WHERE what = 'revoked' AND grant_id IS NOT NULL GROUP BY grant_id
+    SELECT grant_id, min(ledger_seq) AS seq FROM revoked WHERE grant_id IS NOT NULL GROUP BY grant_id
 ), cut_client AS (
-    SELECT client_id, cuts_before_seq, {'at': ended_at, 'seq': ledger_seq, 'reason': reason} AS one
-    FROM ends WHERE what = 'revoked' AND client_id IS NOT NULL
+    SELECT client_id, cuts_before_seq, ledger_seq AS seq FROM revoked WHERE client_id IS NOT NULL
 ), cut_subject AS (
-    SELECT subject, cuts_before_seq, {'at': ended_at, 'seq': ledger_seq, 'reason': reason} AS one
-    FROM ends WHERE what = 'revoked' AND subject IS NOT NULL
+    SELECT subject, cuts_before_seq, ledger_seq AS seq FROM revoked WHERE subject IS NOT NULL
 ), spent AS (
     SELECT token_id, min(ended_at) AS spent_at FROM ends WHERE what = 'spent' GROUP BY token_id
 ), superseded AS (
     SELECT token_id, min(ended_at) AS ends_at FROM ends WHERE what = 'superseded' GROUP BY token_id
 ), joined AS (
     SELECT t.*, spent.spent_at, superseded.ends_at,
-        least(revoked_token.one, revoked_grant.one, cut_client.one, cut_subject.one) AS ended
+        least(revoked_token.seq, revoked_grant.seq, cut_client.seq, cut_subject.seq) AS ended_seq
     FROM issued_tokens t
     LEFT JOIN revoked_token ON revoked_token.token_id = t.token_id
     LEFT JOIN revoked_grant ON revoked_grant.grant_id = t.grant_id
@@ -140,11 +138,10 @@ WITH revoked_token AS (
     ASOF LEFT JOIN cut_client ON cut_client.client_id = t.client_id AND t.grant_seq < cut_client.cuts_before_seq
     ASOF LEFT JOIN cut_subject ON cut_subject.subject = t.subject AND t.grant_seq < cut_subject.cuts_before_seq
 )
-SELECT token_id, grant_id, ledger_seq, grant_seq, kind, client_id, subject, scope, audience, issued_at,
-    least(expires_at, ends_at) AS expires_at, spent_at,
-    ended.at AS ended_at, ended.reason AS reason, ended.seq AS ended_seq,
-    sha256, kid, rotated_from
-FROM joined
+SELECT j.token_id, j.grant_id, j.ledger_seq, j.grant_seq, j.kind, j.client_id, j.subject, j.scope, j.audience,
+    j.issued_at, least(j.expires_at, j.ends_at) AS expires_at, j.spent_at, e.ended_at, e.reason, j.ended_seq,
+    j.sha256, j.kid, j.rotated_from
+FROM joined j LEFT JOIN revoked e ON e.ledger_seq = j.ended_seq
 """
 
 DDL = (

@@ -245,7 +245,10 @@ class Analytics:
             wal(file).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Commits what waits and closes the file. Does nothing when it is closed."""
+        """Commits what waits and closes the file. Does nothing when it is closed.
+
+        To be called before the process ends: DuckDB complains on standard error about what is still open then.
+        """
         self._stop(discard=False)
 
     def _stop(self, *, discard: bool) -> None:
