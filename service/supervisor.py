@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 import uvloop
@@ -34,6 +34,9 @@ from service.bootstrap import bootstrap, new_administrator
 from service.keys import MasterKey
 from service.runtime import stream_limits
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from granian.server.common import AbstractServer
 
 log = structlog.get_logger()
 
@@ -57,10 +60,6 @@ def up(settings: Settings) -> None:
 
 def serve(settings: Settings) -> None:
     """The HTTP API: Granian with its workers, until SIGTERM or SIGINT."""
-    from granian.constants import HTTPModes, Interfaces, Loops  # noqa: PLC0415 - the other processes need no server
-    from granian.http import HTTP1Settings  # noqa: PLC0415
-    from granian.server import Server  # noqa: PLC0415
-
     logs.configure(settings)
     _end_with_parent()
     settings = _located(settings, "service")
@@ -71,9 +70,18 @@ def serve(settings: Settings) -> None:
     environment = settings.given_to(os.environ) | {"PROMETHEUS_MULTIPROC_DIR": str(metrics_dir)}
     os.environ.clear()
     os.environ |= environment
-    Server(
-        "service.worker:create",
-        factory=True,
+    http_server("service.worker:create", settings, factory=True).serve()
+
+
+def http_server(target: str, settings: Settings, *, factory: bool) -> AbstractServer[Any]:
+    """Granian for an ASGI application, as the API is served. The benchmark's echo is served by it too."""
+    from granian.constants import HTTPModes, Interfaces, Loops  # noqa: PLC0415 - the other processes need no server
+    from granian.http import HTTP1Settings  # noqa: PLC0415
+    from granian.server import Server  # noqa: PLC0415
+
+    return Server(
+        target,
+        factory=factory,
         address=settings.host,
         port=settings.port,
         interface=Interfaces.ASGI,
@@ -89,7 +97,7 @@ def serve(settings: Settings) -> None:
         workers_kill_timeout=settings.drain_seconds,
         log_access=False,
         log_enabled=False,
-    ).serve()
+    )
 
 
 def project(settings: Settings, name: str) -> None:
