@@ -1,0 +1,178 @@
+"""`python -m tests.bench`, which `make bench` runs."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+
+from tests import running
+from tests.bench import load, machine, report, revocation, upkeep, wrk
+from tests.bench.fill import Filled, fill
+from tests.bench.processes import Memory, echo, settle
+from tests.bench.revocation import Revocations
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """How long and how much."""
+
+    tokens: int
+    connections: int
+    row_seconds: float
+    echo_seconds: float
+    revocations: int
+    workers: int
+
+
+class Bench:
+    """One run: a service on a directory of its own, and what was found so far."""
+
+    def __init__(self, plan: Plan, directory: Path, messages: Console) -> None:
+        self.plan = plan
+        self.directory = directory
+        self.messages = messages
+        self.began = time.perf_counter()
+        self.service: running.Service | None = None
+
+    def say(self, text: str) -> None:
+        self.messages.print(f"[{time.perf_counter() - self.began:5.0f} s] {text}", markup=False, highlight=False)
+
+    def start(self, **settings: Any) -> running.Service:
+        self.service = running.start(self.directory, workers=self.plan.workers, **settings)
+        return self.service
+
+    def stop(self) -> None:
+        """Whatever happened: ends the service."""
+        if self.service is not None and self.service.process.returncode is None:
+            self.service.stop()
+
+    def run(self, *, quick: bool) -> report.Report:
+        plan = self.plan
+        described = machine.describe(self.directory)
+        self.say(f"starting the service with {plan.workers} workers")
+        service = self.start()
+        self.say(f"filling the ledger with {plan.tokens:,} tokens")
+        filled = asyncio.run(fill(service, plan.tokens, self.directory, self._written))
+        settle(service)
+        view = upkeep.view(service.data_dir)
+        self.say("stopping and starting again")
+        service, restarted = upkeep.restart(service, self.directory)
+        self.service = service
+        self.say("rebuilding the view")
+        settle(service)
+        replayed = upkeep.rebuild(service)
+        settle(service)
+        with echo(plan.workers, self.directory / "echo.log") as echo_port:
+            rows, memory, revoked = self._rows(service, echo_port, filled)
+            rows.insert(1, self._buffered(echo_port, filled))
+        return report.Report(
+            quick=quick,
+            seconds=time.perf_counter() - self.began,
+            machine=described,
+            workers=plan.workers,
+            mix=filled.describe(),
+            filled=filled,
+            rows=rows,
+            revocations=revoked,
+            view=view,
+            memory=memory,
+            restart=restarted,
+            replay=replayed,
+        )
+
+    def _written(self, count: int) -> None:
+        if count % max(1, self.plan.tokens // 10) == 0:
+            self.say(f"  {count:,} of {self.plan.tokens:,} events")
+
+    def _durations(self) -> load.Durations:
+        return load.Durations(row_seconds=self.plan.row_seconds, echo_seconds=self.plan.echo_seconds)
+
+    def _rows(
+        self, service: running.Service, echo_port: int, filled: Filled
+    ) -> tuple[list[load.Row], list[Memory], Revocations]:
+        """All rows in `durable` mode, then the memory that they left the workers with, and the revocations."""
+        connections = self.plan.connections
+        loads = [
+            load.validation(service, filled, "durable", connections),
+            *load.others(service, filled, connections),
+        ]
+        rows = [load.measure(service, echo_port, one, self._durations(), self.say) for one in loads]
+        memory = upkeep.workers_memory(service)
+        self.say(f"revoking {self.plan.revocations} tokens, one after another")
+        settle(service)
+        revoked = asyncio.run(revocation.measure(service, filled.revocable[: self.plan.revocations]))
+        return rows, memory, revoked
+
+    def _buffered(self, echo_port: int, filled: Filled) -> load.Row:
+        """The same service started again, with the other way of recording uses."""
+        assert self.service is not None
+        self.service.stop()
+        self.say("starting the service with use_recording=buffered")
+        service = self.start(use_recording="buffered")
+        one = load.validation(service, filled, "buffered", self.plan.connections)
+        return load.measure(service, echo_port, one, self._durations(), self.say)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--quick", is_flag=True, help="10,000 tokens and rows of 3 seconds: shows that it works, not how fast.")
+@click.option("--tokens", type=click.IntRange(1000), help="Live tokens. [default: 1,000,000]")
+@click.option("--seconds", type=click.FloatRange(1), help="Length of each row. [default: 10]")
+@click.option("--connections", type=click.IntRange(2), default=64, show_default=True)
+@click.option("--workers", type=click.IntRange(1), help="API workers. [default: one a core]")
+@click.option("--directory", type=click.Path(file_okay=False, path_type=Path), help="Where the data goes meanwhile.")
+@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Also writes JSON there.")
+@click.option("--markdown", is_flag=True, help="Prints Markdown for the README instead of tables.")
+def main(
+    *,
+    quick: bool,
+    tokens: int | None,
+    seconds: float | None,
+    connections: int,
+    workers: int | None,
+    directory: Path | None,
+    json_path: Path | None,
+    markdown: bool,
+) -> None:
+    """Measures the service beside a bare ASGI echo, with load from wrk. About eight minutes."""
+    if wrk.find() is None:
+        click.echo(wrk.MISSING, err=True)
+        sys.exit(2)
+    plan = Plan(
+        tokens=tokens or (10_000 if quick else 1_000_000),
+        connections=connections,
+        row_seconds=seconds or (3 if quick else 10),
+        echo_seconds=1 if quick else 4,
+        revocations=20 if quick else 200,
+        workers=workers or machine.cores(),
+    )
+    messages = Console(stderr=True)
+    work = Path(tempfile.mkdtemp(prefix="token-ledger-bench-", dir=directory))
+    bench = Bench(plan, work, messages)
+    try:
+        found = bench.run(quick=quick)
+    except (load.BenchFailed, wrk.WrkFailed, RuntimeError, AssertionError, TimeoutError) as error:
+        messages.print(f"\nmake bench failed: {error}", style="bold red", markup=False, highlight=False)
+        sys.exit(1)
+    finally:
+        try:
+            bench.stop()
+        finally:
+            shutil.rmtree(work)
+    if json_path is not None:
+        json_path.write_bytes(report.to_json(found))
+    if markdown:
+        click.echo(report.to_markdown(found))
+    else:
+        report.to_people(found, Console())
+
+
+if __name__ == "__main__":
+    main()
