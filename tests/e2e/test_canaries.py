@@ -28,6 +28,7 @@ def plant(service: Service) -> list[str]:
     user = service.user(
         username=unique(CANARY_USERNAME),
         display_name=unique(CANARY_NAME) + SPECIAL,
+        email=unique(CANARY_NAME) + "@mail.example",
         password=password,
         scope=scope,
     )

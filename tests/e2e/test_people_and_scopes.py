@@ -402,7 +402,8 @@ def test_erased_user_is_readable_nowhere(service: Service) -> None:
     scope = service.scope()
     canary = {
         "username": unique(CANARY_USERNAME),
-        "display_name": unique(CANARY_NAME) + "@mail.example",
+        "display_name": unique(CANARY_NAME),
+        "email": unique(CANARY_NAME) + "@mail.example",
         "password": unique(CANARY_PASSWORD),
     }
     user = service.user(scope=scope, **canary)
@@ -414,9 +415,10 @@ def test_erased_user_is_readable_nowhere(service: Service) -> None:
     before = everything_readable(service, user["user_id"], made["token_id"])
     assert canary["username"] in before
     assert canary["display_name"] in before
+    assert canary["email"] in before
     done = service.done("DELETE", f"/v1/users/{user['user_id']}", params={"erase": "true"})
     assert done["ledger_seq"] > 0
-    everything = [canary["username"], canary["display_name"], token_name, comment]
+    everything = [canary["username"], canary["display_name"], canary["email"], token_name, comment]
 
     def gone() -> bool:
         after = everything_readable(service, user["user_id"], made["token_id"])
