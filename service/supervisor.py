@@ -63,6 +63,8 @@ def serve(settings: Settings) -> None:
     logs.configure(settings)
     _end_with_parent()
     settings = _located(settings, "service")
+    if not (settings.data_dir / "bootstrap.json").exists():
+        asyncio.run(_bootstrap_alone(settings))
     metrics_dir = settings.data_dir / "metrics"
     shutil.rmtree(metrics_dir, ignore_errors=True)
     metrics_dir.mkdir(mode=0o700, parents=True)
@@ -175,7 +177,7 @@ async def _patiently(settings: Settings, name: str) -> Connection:
             if str(error) != told:
                 told = str(error)
                 level = log.error if isinstance(error, UnsafeServer) else log.warning
-                level("projector_waits", projector=name, why=told, fix=error.fix)
+                level("waits_for_the_log", process=name, why=told, fix=error.fix)
         await asyncio.sleep(0.3)
 
 
@@ -367,6 +369,15 @@ async def _prepare(settings: Settings, server: EmbeddedServer | None, master: Ma
     creds = server.creds("service") if server is not None else settings.nats_creds
     async with _connection(replace(settings, nats_creds=creds), "bootstrap") as nc:
         await bootstrap(nc, settings, master)
+
+
+async def _bootstrap_alone(settings: Settings) -> None:
+    """The first administrator, where the API runs without `up`."""
+    nc = await _patiently(settings, "bootstrap")
+    try:
+        await bootstrap(nc, settings, MasterKey.load(settings.master_key, settings.data_dir))
+    finally:
+        await nc.close()
 
 
 async def _announce(settings: Settings) -> None:
