@@ -23,7 +23,7 @@ def encode(event: LedgerEvent) -> bytes:
     """
     data = _json_encoder.encode(event)
     if decode(data) != event:
-        raise ValueError(f"{type(event).__name__} does not survive encoding: {data!r}")
+        raise ValueError(f"{type(event).__name__} does not survive encoding")
     return data
 
 
@@ -35,7 +35,8 @@ def decode(data: bytes) -> LedgerEvent:
     try:
         return _json_decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UndecodableEvent(f"cannot read event {data[:200]!r}: {error}") from error
+        # Without the bytes: they may hold a password's hash, and the text goes to logs.
+        raise UndecodableEvent(f"cannot read an event of {len(data)} bytes: {error}") from error
 
 
 def encode_block(block: UseBlock) -> bytes:
@@ -51,4 +52,4 @@ def decode_block(data: bytes) -> UseBlock:
     try:
         return _block_decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UndecodableEvent(f"cannot read usage block {data[:64]!r}: {error}") from error
+        raise UndecodableEvent(f"cannot read a usage block of {len(data)} bytes: {error}") from error

@@ -38,8 +38,7 @@ import nkeys
 from msgspec import Struct
 
 from events.errors import LedgerUnavailable
-from events.streams import LEDGER, REVOCATIONS, SIGNING_KEYS,
-    SUBJECT_KEYS, USAGE, StreamLimits, stream_configs
+from events.streams import LEDGER, REVOCATIONS, SIGNING_KEYS, SUBJECT_KEYS, USAGE, StreamLimits, stream_configs
 from events.types import TENANT
 
 ROLES = ("admin", "service", "projector", "subscriber")
@@ -229,7 +228,8 @@ def _service_publishes() -> list[str]:
     for bucket in buckets:
         keys = f"$KV.{bucket.removeprefix('KV_')}.>"
         allowed += [keys, *_reads_directly(bucket), *_follows(bucket, keys)]
-    # A deleted message is overwritten on disk: that is how the key of an erased subject goes, and a removed signing key.
+    # A deleted message is overwritten on disk: that is how the key of an erased subject goes, and one that
+    # signed.
     allowed += [f"$JS.API.STREAM.MSG.DELETE.KV_{bucket}" for bucket in (SUBJECT_KEYS, SIGNING_KEYS)]
     return allowed
 

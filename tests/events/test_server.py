@@ -133,7 +133,7 @@ OTHERS = {
     "admin": ["ledger.main.grant.x", "usage.main.x", "revocations.main.token", "$KV.subject_keys.x"],
     "service": [
         "revocations.main.token",
-        "$JS.API.STREAM.MSG.DELETE.KV_signing_keys",
+        "$JS.API.STREAM.MSG.DELETE.KV_answers",
         "$JS.API.CONSUMER.CREATE.LEDGER",
         "$JS.API.CONSUMER.CREATE.USAGE.x.usage.>",
         "$JS.API.CONSUMER.DURABLE.CREATE.LEDGER.x",
