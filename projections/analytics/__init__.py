@@ -27,7 +27,19 @@ file that cannot be read is set aside as `….corrupt-<time>`, one that comes fr
 and the store is rebuilt; the newest two of these are kept.
 """  # noqa: E501 - the table is the README's
 
-from projections.analytics.api import (
+from projections.analytics.api import serve_queries
+from projections.analytics.schema import SCHEMA_VERSION
+from projections.analytics.store import (
+    STREAMS,
+    Analytics,
+    AnalyticsBusy,
+    AnalyticsCorrupt,
+    AnalyticsError,
+    open_analytics,
+    rebuild,
+    store_file,
+)
+from projections.asking import (
     AnalyticsRefused,
     AuditEvent,
     AuditUse,
@@ -42,18 +54,6 @@ from projections.analytics.api import (
     UsesAnswer,
     UsesRequest,
     ask,
-    serve_queries,
-)
-from projections.analytics.schema import SCHEMA_VERSION
-from projections.analytics.store import (
-    STREAMS,
-    Analytics,
-    AnalyticsBusy,
-    AnalyticsCorrupt,
-    AnalyticsError,
-    open_analytics,
-    rebuild,
-    store_file,
 )
 
 __all__ = [

@@ -1,0 +1,194 @@
+"""What the analytics process can be asked over NATS, and how. Apart from it, so that who asks loads no database.
+
+Requests and answers are JSON. Errors come in the headers of the micro protocol: 400 the request is not understood,
+404 no such token, 503 what was asked for is not there yet or too much is asked at once, 504 the query took too long.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, TypeVar
+
+import msgspec
+import nats.errors
+from msgspec import Meta, Struct
+from nats.aio.client import Client
+
+# Of nats.micro, which is not loaded for two names.
+ERROR_HEADER = "Nats-Service-Error"
+ERROR_CODE_HEADER = "Nats-Service-Error-Code"
+SERVICE = "analytics"
+QUERY_SECONDS_MAX = 10.0
+
+Limit = Annotated[int, Meta(ge=1, le=1000)]
+Seq = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+A = TypeVar("A", bound=Struct)
+
+
+class EventsRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Recorded events in sequence order; all that is given must hold.
+
+    `from_` ≤ recorded_at < `to`. `token_id`: events that name the token; `grant_id`: all events of the grant.
+    `min_seq`: the answer waits until this sequence of LEDGER has been folded in.
+    """
+
+    type: str | None = None
+    subject: str | None = None
+    client_id: str | None = None
+    token_id: str | None = None
+    grant_id: str | None = None
+    from_: datetime | None = msgspec.field(default=None, name="from")
+    to: datetime | None = None
+    after_seq: Seq = 0
+    limit: Limit = 100
+    min_seq: Seq = 0
+
+
+class AuditEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """`body` is the event as recorded, without password hashes and without what is sealed."""
+
+    ledger_seq: int
+    recorded_at: datetime
+    occurred_at: datetime
+    type: str
+    by: str
+    request_id: str | None = None
+    subject: str | None = None
+    client_id: str | None = None
+    user_id: str | None = None
+    grant_id: str | None = None
+    token_ids: tuple[str, ...] = ()
+    body: msgspec.Raw
+
+
+class EventsAnswer(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """True at LEDGER sequence `position`. `next_after_seq` is there if there is more."""
+
+    items: list[AuditEvent] = msgspec.field(default_factory=list)
+    next_after_seq: int | None = None
+    position: int
+
+
+class UsesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The uses of one token by time. The answer has every use that was recorded when the request arrived."""
+
+    token_id: str
+    limit: Limit = 100
+    cursor: str | None = None
+
+
+class AuditUse(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One use. `block_seq` and `use_index` say where it stands in USAGE; `caller` is the token or client that asked."""
+
+    occurred_at: datetime
+    recorded_at: datetime
+    block_seq: int
+    use_index: int
+    outcome: str
+    endpoint: str
+    caller: str
+    scope: str | None = None
+    audience: str | None = None
+    ip: str | None = None
+    user_agent: str | None = None
+    method: str | None = None
+    path: str | None = None
+
+
+class UsesAnswer(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """True at USAGE sequence `usage_position`. `next_cursor` is there if there is more."""
+
+    items: list[AuditUse] = msgspec.field(default_factory=list)
+    next_cursor: str | None = None
+    usage_position: int
+
+
+class TokenRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    token_id: str
+    min_seq: Seq = 0
+
+
+class TokenFacts(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A token, however long ago it expired.
+
+    `expires_at` includes the end of a PAT or SAT that was rotated. `spent_at`: a refresh token was exchanged.
+    `ended_at`, `reason`, `ended_seq`: the first revocation that applies to it, of the token, its grant, client or
+    subject.
+    """
+
+    token_id: str
+    grant_id: str
+    ledger_seq: int
+    grant_seq: int | None = None
+    kind: str
+    client_id: str | None = None
+    subject: str | None = None
+    scope: str
+    audience: tuple[str, ...]
+    issued_at: datetime
+    expires_at: datetime
+    spent_at: datetime | None = None
+    ended_at: datetime | None = None
+    reason: str | None = None
+    ended_seq: int | None = None
+    kid: str | None = None
+    rotated_from: str | None = None
+
+
+class TokenAnswer(Struct, frozen=True, kw_only=True):
+    """True at LEDGER sequence `position`."""
+
+    token: TokenFacts
+    position: int
+
+
+class StatusRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class StreamStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """`end` and `lag` (messages not yet folded in) are left out when the server cannot be asked."""
+
+    stream: str
+    position: int
+    recorded_at: datetime | None = None
+    end: int | None = None
+    lag: int | None = None
+
+
+class StatusAnswer(Struct, frozen=True, kw_only=True):
+    """`set_aside`: names of files that were damaged or replaced and are kept for a look, the newest first."""
+
+    version: int
+    streams: list[StreamStatus]
+    file_bytes: int
+    set_aside: list[str]
+
+
+_SUBJECTS: dict[type[Struct], str] = {
+    EventsRequest: f"{SERVICE}.events",
+    UsesRequest: f"{SERVICE}.uses",
+    TokenRequest: f"{SERVICE}.tokens",
+    StatusRequest: f"{SERVICE}.status",
+}
+
+
+class AnalyticsRefused(Exception):
+    """The analytics process answered with an error, or (503) did not answer. `code` is that of HTTP."""
+
+    def __init__(self, code: int, description: str) -> None:
+        super().__init__(description)
+        self.code = code
+
+
+async def ask(nc: Client, request: Struct, answer: type[A], *, seconds: float = QUERY_SECONDS_MAX + 5) -> A:
+    """Asks the analytics process; `answer` is the Struct that belongs to the request. Raises: AnalyticsRefused."""
+    try:
+        reply = await nc.request(_SUBJECTS[type(request)], msgspec.json.encode(request), timeout=seconds)
+    except (nats.errors.Error, TimeoutError, OSError) as error:
+        raise AnalyticsRefused(
+            503, f"the analytics process does not answer: {error or type(error).__name__}"
+        ) from error
+    if reply.headers and ERROR_CODE_HEADER in reply.headers:
+        raise AnalyticsRefused(int(reply.headers[ERROR_CODE_HEADER]), reply.headers.get(ERROR_HEADER, ""))
+    return msgspec.json.decode(reply.data, type=answer)
