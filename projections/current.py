@@ -18,18 +18,20 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import secrets
 import struct
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import lmdb
 import msgspec
 from msgspec import Struct
 
 from events import codec
+from events.errors import LedgerUnavailable
 from events.streams import LEDGER, RawMessage
 from events.types import (
     ClientChanged,
@@ -70,6 +72,7 @@ KEPT_AFTER_EXPIRY = timedelta(days=7)
 _MAP_BYTES = 256 * 1024**3  # address space, not disk: the file grows as it is used
 _READERS_MAX = 512
 _TRIM_ROWS_MAX = 500
+_READER_CHECK_SECONDS = 10
 _DUPLICATES = {"grant_token", "client_token", "subject_token", "expiry"}
 _TABLES = ("token", "hash", "grant", "cut", "client", "user", "username", "scope", "key", "meta", *sorted(_DUPLICATES))
 
@@ -96,7 +99,10 @@ def view_path(data_dir: Path) -> Path:
 
 def raw_id(identifier: str) -> bytes:
     """The 16 bytes of an id such as `tok_…`. Raises: ValueError if it is not one."""
-    return bytes.fromhex(identifier[4:])
+    raw = bytes.fromhex(identifier[4:])
+    if len(raw) != 16 or raw.hex() != identifier[4:]:  # fromhex is lenient about case and blanks
+        raise ValueError("an id is a prefix and 32 hex digits in lower case")
+    return raw
 
 
 def boot_id() -> bytes:
@@ -121,16 +127,55 @@ class Freshness(Struct, frozen=True, gc=False):
     age_seconds: float
 
 
-def _open(path: Path, *, readonly: bool, sync: bool) -> tuple[lmdb.Environment, dict[str, Any]]:
+@contextlib.contextmanager
+def _naming(path: Path, how: int) -> Iterator[None]:
+    """While it is held (`LOCK_SH` to open, `LOCK_EX` to change), `path` keeps naming the same file."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    env = lmdb.open(
+    with (path.parent / f"{path.name}.naming").open("w") as file:
+        fcntl.flock(file, how)
+        yield
+
+
+def _take_name(built: Path, path: Path) -> None:
+    """Gives the file `built` the name `path`. Only while nobody opens either.
+
+    LMDB's lock file changes its name with its data file. It holds the last transaction's number, by which readers
+    pick the newer one of a file's two roots: two data files with one lock file would mislead each other's readers.
+    """
+    built.rename(path)
+    Path(f"{built}-lock").rename(f"{path}-lock")
+
+
+def _open(path: Path, *, readonly: bool, sync: bool) -> tuple[lmdb.Environment, dict[str, Any]]:
+    """The file that `path` names; one that was never written is made, empty and unconfirmed, whole or not at all."""
+    while True:
+        with _naming(path, fcntl.LOCK_SH):
+            env = _environment(path, readonly=readonly, sync=sync) if path.exists() else None
+        if env is not None:
+            return env, _tables(env)
+        with _naming(path, fcntl.LOCK_EX):
+            if not path.exists():
+                _take_name(_make_file(path), path)
+
+
+def _make_file(path: Path) -> Path:
+    """An empty view beside `path`."""
+    made = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
+    env = _environment(made, readonly=False, sync=True, create=True)
+    _tables(env, create=True)
+    env.close()
+    return made
+
+
+def _environment(path: Path, *, readonly: bool, sync: bool, create: bool = False) -> lmdb.Environment:
+    return lmdb.open(
         str(path),
         map_size=_MAP_BYTES,
         subdir=False,
         max_dbs=len(_TABLES),
         max_readers=_READERS_MAX,
         readonly=readonly,
-        create=not readonly,
+        create=create,
         mode=0o600,
         # Crash-safe: data pages are on disk before the meta page names them. The last transactions before a power
         # cut may be lost, and are read again from the log.
@@ -138,11 +183,14 @@ def _open(path: Path, *, readonly: bool, sync: bool) -> tuple[lmdb.Environment, 
         metasync=False,
         readahead=False,
     )
-    tables = {
-        name: env.open_db(name.encode(), create=not readonly, dupsort=name in _DUPLICATES, dupfixed=name in _DUPLICATES)
+
+
+def _tables(env: lmdb.Environment, *, create: bool = False) -> dict[str, Any]:
+    """Waits for whoever writes, unless the file was opened to be read."""
+    return {
+        name: env.open_db(name.encode(), create=create, dupsort=name in _DUPLICATES, dupfixed=name in _DUPLICATES)
         for name in _TABLES
     }
-    return env, tables
 
 
 class _Batch:
@@ -202,6 +250,7 @@ class CurrentWriter:
         self.path = path
         self._sync = sync
         self._boot_id = boot_id()
+        self._readers_checked = 0.0
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = (path.parent / f"{path.name}.writer").open("w")
         try:
@@ -213,20 +262,17 @@ class CurrentWriter:
 
     def _open(self) -> None:
         self.env, self._db = _open(self.path, readonly=False, sync=self._sync)
-        self.env.reader_check()
         with self.env.begin() as txn:
-            self._position, self._confirmed = self._state(txn)[:2]
-
-    def _state(self, txn: Any) -> tuple[int, int, bytes, bool]:
-        raw: bytes | None = txn.get(b"state", db=self._db["meta"])
-        return _STATE.unpack(raw) if raw else (0, 0, self._boot_id, False)
+            self._position, confirmed, boot, _ = _state(txn, self._db)
+        # Boot time means nothing across boots: under this one's id an old time could lie in the future.
+        self._confirmed = confirmed if boot == self._boot_id else 0
 
     @contextlib.contextmanager
     def _write(self) -> Iterator[Any]:
         """A write transaction on the file that is in force, whoever replaced it meanwhile."""
         while True:
             txn = self.env.begin(write=True)
-            if not self._state(txn)[3]:
+            if not _state(txn, self._db)[3]:
                 break
             txn.abort()
             self.env.close()
@@ -247,21 +293,31 @@ class CurrentWriter:
 
     def reset(self) -> None:
         """Starts an empty file in place of this one. Readers are told by the mark in the old one."""
-        self.path.unlink(missing_ok=True)
-        _retire(self.env, self._db)
+        made = _make_file(self.path)
+        with self.env.begin(write=True) as txn:
+            _replace(txn, self._db, made, self.path)
         self.env.close()
         self._open()
 
     def apply(self, stream: str, batch: list[RawMessage]) -> None:
-        """One transaction for the batch. Raises: UndecodableEvent, with nothing of the batch applied."""
+        """One transaction for the batch. Nothing of it is applied if this raises.
+
+        Raises: UndecodableEvent; LedgerUnavailable if events are missing before it.
+        """
         events = [
             Recorded(seq=m.seq, recorded_at=m.recorded_at, subject=m.subject, event=codec.decode(m.data)) for m in batch
         ]
+        if time.monotonic() - self._readers_checked > _READER_CHECK_SECONDS:
+            # A reader that was killed in the middle of a transaction would keep every later page from reuse.
+            self.env.reader_check()
+            self._readers_checked = time.monotonic()
         if not events:
             self.trim(datetime.now(UTC))
             return
         with self._write() as txn:
-            position = self._state(txn)[0]
+            position = _state(txn, self._db)[0]
+            if events[0].seq > position + 1:
+                raise LedgerUnavailable(f"event {position + 1} is missing before {events[0].seq}: reading again")
             rows = _Batch(txn, self._db)
             for recorded in events:
                 if recorded.seq > position:
@@ -278,7 +334,7 @@ class CurrentWriter:
     def confirm(self, stream: str, end: int, asked_at_ns: int) -> None:
         """Notes that at boot time `asked_at_ns` the log ended at `end`, all of which is in the view."""
         with self._write() as txn:
-            position = self._state(txn)[0]
+            position = _state(txn, self._db)[0]
             if position < end:
                 return
             self._confirmed = asked_at_ns
@@ -381,26 +437,59 @@ class CurrentWriter:
         self._lock.close()
 
 
-def replace_view(built: Path, path: Path) -> None:
-    """Puts a rebuilt file in the place of the one in force. Its writer and readers move over by themselves.
+class HeldView:
+    """The view in force, whose writer waits until this is closed: so that a rebuilt one can catch up with it."""
 
-    The mark in the old file is set after the new one has taken its name: whoever sees the mark finds the new file,
-    and until then the old one is complete.
-    """
-    if not path.exists():
-        built.rename(path)
-        return
-    env, tables = _open(path, readonly=False, sync=True)
-    try:
-        built.rename(path)
-        _retire(env, tables)
-    finally:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        while True:
+            self._env, self._tables = _open(path, readonly=False, sync=True)
+            self._txn = self._env.begin(write=True)
+            if not _state(self._txn, self._tables)[3]:
+                break
+            self.close()  # replaced by another while this one waited
+
+    def replace_by(self, built: Path) -> None:
+        """Puts a rebuilt file, closed, in the place of the one in force. Its writer and readers move over.
+
+        Raises: ValueError if the rebuilt file is behind, since what was in force would be taken back.
+        """
+        env = _environment(built, readonly=True, sync=True)
+        tables = _tables(env)
+        with env.begin() as txn:
+            reached = _state(txn, tables)[0]
         env.close()
+        if reached < _state(self._txn, self._tables)[0]:
+            raise ValueError(f"the rebuilt view has reached {reached} and the one in force is further")
+        _replace(self._txn, self._tables, built, self._path)
+        self._txn.commit()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets the writer go on, with this view if it was not replaced."""
+        self._txn.abort()
+        self._env.close()
 
 
-def _retire(env: lmdb.Environment, tables: dict[str, Any]) -> None:
-    with env.begin(write=True) as txn:
-        txn.put(b"state", _STATE.pack(0, 0, bytes(16), True), db=tables["meta"])
+def _replace(txn: Any, tables: dict[str, Any], built: Path, path: Path) -> None:
+    """The mark in the old file is committed after the new one has taken its name.
+
+    Whoever sees the mark finds the new file, and until then the old one is complete, since its writer is held back.
+    """
+    with _naming(path, fcntl.LOCK_EX):
+        _take_name(built, path)
+    txn.put(b"state", _STATE.pack(0, 0, bytes(16), True), db=tables["meta"])
+
+
+def _state(txn: Any, tables: dict[str, Any]) -> tuple[int, int, bytes, bool]:
+    """Position, confirmed, boot id and whether the file was replaced."""
+    raw = txn.get(b"state", db=tables["meta"])
+    return _STATE.unpack(raw) if raw else (0, 0, bytes(16), False)
 
 
 def _owners(grant: grants.ActiveGrant | None) -> list[tuple[str, bytes]]:
@@ -454,9 +543,6 @@ class CurrentReader:
         self._open()
 
     def _open(self) -> None:
-        # A view that was never written is made here, empty and unconfirmed, so that the API can start first.
-        if not self.path.exists():
-            _open(self.path, readonly=False, sync=True)[0].close()
         self.env, tables = _open(self.path, readonly=True, sync=True)
         self._db = tables
         self._hash, self._token, self._grant, self._cut = (tables[n] for n in ("hash", "token", "grant", "cut"))
@@ -464,7 +550,7 @@ class CurrentReader:
 
     @contextlib.contextmanager
     def _read(self) -> Iterator[Any]:
-        for _ in range(3):
+        while True:
             txn = self.env.begin()
             raw = txn.get(b"state", db=self._meta)
             if raw is None or not _STATE.unpack(raw)[3]:
@@ -651,4 +737,4 @@ def wait_steps(seconds: float) -> Iterator[float]:
         pause = min(pause * 1.5, 0.02)
 
 
-__all__ = ["CurrentReader", "CurrentWriter", "Freshness", "Hit", "replace_view", "view_path"]
+__all__ = ["CurrentReader", "CurrentWriter", "Freshness", "HeldView", "Hit", "view_path"]

@@ -28,7 +28,7 @@ from events.server import EmbeddedServer
 from events.streams import LEDGER, Connection, check, connect
 from events.streams import provision as provision_streams
 from projections import analytics, base
-from projections.current import CurrentWriter, replace_view, view_path
+from projections.current import CurrentWriter, HeldView, view_path
 from service import logs
 from service.bootstrap import bootstrap, new_administrator
 from service.keys import MasterKey
@@ -46,6 +46,7 @@ _RESTART_SECONDS_MIN = 0.1
 _RESTART_SECONDS_MAX = 5.0
 _HEALTHY_AFTER_SECONDS = 10.0
 _STOP_PROJECTOR_SECONDS = 2.0
+_HELD_SECONDS_MAX = 10.0
 _SUPERVISED_BY = "SUPERVISED_BY"
 _ANALYTICS_NICENESS = 10
 
@@ -224,10 +225,16 @@ async def _rebuild_current(settings: Settings, progress: Progress) -> None:
         writer = CurrentWriter(built, sync=False)
         try:
             await base.run(nc, writer, (LEDGER,), progress=lambda _, at, end: progress(at, end), until_caught_up=True)
-            end = writer.position(LEDGER)
+            # The projector has gone on meanwhile. It waits for as long as the new view needs to overtake it.
+            with HeldView(path) as old:
+                async with asyncio.timeout(_HELD_SECONDS_MAX):
+                    await base.run(nc, writer, (LEDGER,), until_caught_up=True)
+                end = writer.position(LEDGER)
+                writer.close()
+                old.replace_by(built)
             progress(end, end)
-            writer.close()
-            replace_view(built, path)
+        except TimeoutError:
+            raise LedgerUnavailable("the log was too slow for the last events; the view stays as it was") from None
         finally:
             for left in path.parent.glob(f"{built.name}*"):
                 left.unlink(missing_ok=True)
