@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import re
+from itertools import count
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -16,6 +17,9 @@ from service.errors import BodyTooLarge, InvalidRequest, RequestTimeout, Unsuppo
 from service.settings import Network, Settings
 from service.tokens import uuid7_hex
 
+_PROCESS = uuid7_hex()[:20]  # ids of requests count up behind it
+_numbers = count(1)
+_SWEEP_SECONDS = 1.0
 _USER_AGENT_CHARS_MAX = 256
 _PATH_CHARS_MAX = 256
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -34,7 +38,7 @@ class Incoming:
         self._receive = receive
         self._headers: list[tuple[bytes, bytes]] = scope["headers"]
         given = self.header("x-request-id")
-        self.request_id = given if given and _REQUEST_ID.fullmatch(given) else uuid7_hex()
+        self.request_id = given if given and _REQUEST_ID.fullmatch(given) else f"{_PROCESS}-{next(_numbers):x}"
 
     def header_values(self, name: str) -> list[str]:
         """Every value of a header, in order."""
@@ -84,38 +88,86 @@ class Incoming:
             raise UnsupportedMediaType("compressed bodies are not taken", fix="send the body without Content-Encoding")
         length = self.header("content-length")
         if length is not None and length.isdigit() and int(length) > bytes_max:
-            raise BodyTooLarge(f"the body is larger than {bytes_max} bytes", fix="send less; the README lists limits")
-        message = await self._receive_within(seconds_max)
-        if message["type"] == "http.request" and not message.get("more_body"):
-            data: bytes = message["body"]
-        else:
-            data = await self._rest(message, bytes_max, seconds_max)
+            raise _too_large(bytes_max)
+        with _reading.within(seconds_max):
+            message = await self._receive()
+            data: bytes = message.get("body", b"")
+            if message.get("more_body"):
+                parts, total = [data], len(data)
+                while message.get("more_body") and total <= bytes_max:
+                    message = await self._receive()
+                    parts.append(message.get("body", b""))
+                    total += len(parts[-1])
+                data = b"".join(parts)
+        if message["type"] != "http.request":
+            raise InvalidRequest("the client went away before the body was complete")
         if len(data) > bytes_max:
-            raise BodyTooLarge(f"the body is larger than {bytes_max} bytes", fix="send less; the README lists limits")
+            raise _too_large(bytes_max)
         return data
 
-    async def _receive_within(self, seconds: float) -> Any:
-        try:
-            async with asyncio.timeout(seconds):
-                return await self._receive()
-        except TimeoutError as error:
-            raise RequestTimeout(f"the body did not arrive within {seconds} s") from error
 
-    async def _rest(self, message: Any, bytes_max: int, seconds_max: float) -> bytes:
-        parts, total = [], 0
-        try:
-            async with asyncio.timeout(seconds_max):
-                while message["type"] == "http.request":
-                    parts.append(message["body"])
-                    total += len(message["body"])
-                    if total > bytes_max:
-                        raise BodyTooLarge(f"the body is larger than {bytes_max} bytes", fix="send less")
-                    if not message.get("more_body"):
-                        return b"".join(parts)
-                    message = await self._receive()
-        except TimeoutError as error:
-            raise RequestTimeout(f"the body did not arrive within {seconds_max} s") from error
-        raise InvalidRequest("the client went away before the body was complete")
+def _too_large(bytes_max: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the body is larger than {bytes_max} bytes", fix="send less; the README lists limits")
+
+
+class _Deadlines:
+    """Ends tasks that take too long. One timer for all: a timer for each would cost more than reading a body does."""
+
+    def __init__(self) -> None:
+        self._deadlines: dict[asyncio.Task[Any], float] = {}
+        self._late: set[asyncio.Task[Any]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def within(self, seconds: float) -> _Within:
+        """A context for the current task. Raises: RequestTimeout from inside, up to a second late."""
+        return _Within(self, seconds)
+
+    def begin(self, task: asyncio.Task[Any], seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._deadlines[task] = loop.time() + seconds
+        if self._timer is None:
+            self._timer = loop.call_later(_SWEEP_SECONDS, self._sweep)
+
+    def end(self, task: asyncio.Task[Any]) -> bool:
+        """Whether the task was ended because it was late."""
+        self._deadlines.pop(task, None)
+        if task in self._late:
+            self._late.discard(task)
+            return True
+        return False
+
+    def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        clock = loop.time()
+        for task, deadline in list(self._deadlines.items()):
+            if clock > deadline:
+                del self._deadlines[task]
+                self._late.add(task)
+                task.cancel()
+        self._timer = loop.call_later(_SWEEP_SECONDS, self._sweep) if self._deadlines else None
+
+
+class _Within:
+    __slots__ = ("_deadlines", "_seconds", "_task")
+
+    def __init__(self, deadlines: _Deadlines, seconds: float) -> None:
+        self._deadlines = deadlines
+        self._seconds = seconds
+        self._task: asyncio.Task[Any] | None = None
+
+    def __enter__(self) -> None:
+        self._task = asyncio.current_task()
+        if self._task is not None:
+            self._deadlines.begin(self._task, self._seconds)
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        task = self._task
+        if task is not None and self._deadlines.end(task) and isinstance(error, asyncio.CancelledError):
+            task.uncancel()
+            raise RequestTimeout(f"the body did not arrive within {self._seconds} s")
+
+
+_reading = _Deadlines()
 
 
 def _within(ip: str, networks: tuple[Network, ...]) -> bool:

@@ -18,6 +18,7 @@ from events.types import Kind
 TOKEN_CHARS_MAX = 4096  # a JWT with a long scope stays far below; nothing longer is hashed
 
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
 _RANDOM_CHARS = 43
 _CHECK_CHARS = 6
 _LENGTH = len("tl_at_") + _RANDOM_CHARS + _CHECK_CHARS
@@ -40,7 +41,9 @@ def mint_kind(kind: Kind) -> str:
 
 def checksum(body: str) -> str:
     """Six base62 digits of the CRC-32 of everything before them."""
-    return _base62(zlib.crc32(body.encode()), _CHECK_CHARS)
+    high, low = divmod(zlib.crc32(body.encode()), 62**4)
+    middle, low = divmod(low, 62**2)
+    return _PAIRS[high] + _PAIRS[middle] + _PAIRS[low]
 
 
 def _base62(number: int, length: int) -> str:
