@@ -62,21 +62,30 @@ async def run(
 
     `progress` is called with stream, position and end, at most about five times a second.
 
-    Raises: UndecodableEvent; LedgerUnavailable if the server cannot be asked at the start.
+    Raises: UndecodableEvent; LedgerUnavailable if the server cannot be asked at the start, if a stream was replaced
+    by another one, or if events are missing. Called again, it begins where the projection stands.
     """
-    for stream in streams:
-        await _check_origin(nc, projection, stream)
+    created = {stream: await _check_origin(nc, projection, stream) for stream in streams}
     tasks = [asyncio.create_task(_feed(nc, projection, stream, until_caught_up=until_caught_up)) for stream in streams]
-    confirming = [asyncio.create_task(_confirm(nc, projection, stream, progress)) for stream in streams]
+    confirming = [
+        asyncio.create_task(_confirm(nc, projection, stream, created[stream], progress)) for stream in streams
+    ]
+    feeding: asyncio.Future[Any] = asyncio.gather(*tasks)
     try:
-        await asyncio.gather(*tasks)
+        # Whichever fails ends all: a projection that is fed and no more confirmed would be stale for ever.
+        await asyncio.wait({feeding, *confirming}, return_when=asyncio.FIRST_COMPLETED)
+        for task in confirming:
+            if task.done():
+                task.result()
+        await feeding
     finally:
         for task in tasks + confirming:
             task.cancel()
-        await asyncio.gather(*tasks, *confirming, return_exceptions=True)
+        await asyncio.gather(feeding, *tasks, *confirming, return_exceptions=True)
 
 
-async def _check_origin(nc: Connection, projection: Projection, stream: str) -> None:
+async def _check_origin(nc: Connection, projection: Projection, stream: str) -> str:
+    """When the stream was created, after a projection of another one was thrown away."""
     state = await stream_state(nc, stream)
     if not projection.belongs_to(stream, state["created"], int(state["last_seq"])):
         log.error(
@@ -89,6 +98,7 @@ async def _check_origin(nc: Connection, projection: Projection, stream: str) -> 
         )
         projection.reset()
         projection.belongs_to(stream, state["created"], int(state["last_seq"]))
+    return str(state["created"])
 
 
 async def _feed(nc: Connection, projection: Projection, stream: str, *, until_caught_up: bool) -> None:
@@ -108,13 +118,24 @@ def _end(state: dict[str, Any]) -> int:
 
 
 async def _confirm(
-    nc: Connection, projection: Projection, stream: str, progress: Callable[[str, int, int], None] | None
+    nc: Connection,
+    projection: Projection,
+    stream: str,
+    created: str,
+    progress: Callable[[str, int, int], None] | None,
 ) -> None:
     """Says again and again how fresh the projection is: the time at which the end that it has reached was asked."""
     while True:
-        asked_at = boot_time_ns()
-        with contextlib.suppress(LedgerUnavailable):
-            end = _end(await stream_state(nc, stream, seconds=1))
+        asked_at, reached = boot_time_ns(), projection.position(stream)
+        try:
+            state = await stream_state(nc, stream, seconds=1)
+        except LedgerUnavailable:
+            state = None
+        if state is not None:
+            if state["created"] != created or int(state["last_seq"]) < reached:
+                # A backup was restored under a running service: what is appended now would be taken for seen.
+                raise LedgerUnavailable(f"stream {stream} is another one than before, or ends before {reached}")
+            end = _end(state)
             while projection.position(stream) < end:
                 if progress is not None:
                     progress(stream, projection.position(stream), end)
