@@ -21,13 +21,14 @@ from events.types import TENANT, RefusedCount, TokenUsed, UseBlock
 
 UseRecording = Literal["durable", "buffered"]
 
-_BLOCK_USES_MAX = 2000  # 2,000 uses with long agents stay below the server's max_payload of 1 MiB
+_BLOCK_USES_MAX = 2000  # and as many counts: with long agents they stay below the server's max_payload of 1 MiB
 _BLOCK_BYTES_MAX = 900_000
 _BLOCKS_IN_FLIGHT_MAX = 2
 _WAITING_USES_MAX = 50_000
 _REFUSED_KEYS_MAX = 10_000
 _REFUSED_FLUSH_SECONDS = 5.0
 _DURABLE_SECONDS_MAX = 2.0
+_ATTEMPT_SECONDS_MAX = 1.0
 _RETRY_SECONDS = 0.2
 
 
@@ -51,7 +52,7 @@ class UsageLog:
         self._in_flight: set[asyncio.Task[None]] = set()
         self._refused_timer: asyncio.TimerHandle | None = None
         self._cut_is_due = False
-        self._closing = False
+        self._close_by: float | None = None
 
     @property
     def waiting(self) -> int:
@@ -69,13 +70,11 @@ class UsageLog:
                 self._unreported_loss += len(uses)
                 return None
             return _failed(LedgerUnavailable(f"{self._uses_max} uses already wait to be written"))
+        if self.mode == "durable" and not self.nc.is_connected:
+            return _failed(LedgerUnavailable("the connection to the nats-server is down"))
         self._uses.extend(uses)
         future: asyncio.Future[None] | None = None
         if self.mode == "durable":
-            if not self.nc.is_connected:
-                del self._uses[-len(uses) :]
-                return _failed(LedgerUnavailable("the connection to the nats-server is down"))
-            # One future for all that wait for the same block; a call is never split over two blocks.
             future = asyncio.get_running_loop().create_future()
             self._waiters.append(future)
         self._pump()
@@ -83,13 +82,15 @@ class UsageLog:
 
     def count_refused(self, *, caller: str, ip: str | None, outcome: str, endpoint: str) -> None:
         """Counts a request that named no known token. Counts are written once in a few seconds, never waited for."""
-        key = (int(time.time()) // 60, caller, ip, outcome, endpoint)
-        if key not in self._refused and len(self._refused) >= _REFUSED_KEYS_MAX:
-            key = (key[0], "", None, outcome, endpoint)  # still counted, no longer attributed
-        self._refused[key] += 1
+        self._count((int(time.time()) // 60, caller, ip, outcome, endpoint), 1)
         if self._refused_timer is None:
             loop = asyncio.get_running_loop()
             self._refused_timer = loop.call_later(_REFUSED_FLUSH_SECONDS, self._flush_refused)
+
+    def _count(self, key: tuple[int, str, str | None, str, str], count: int) -> None:
+        if key not in self._refused and len(self._refused) >= _REFUSED_KEYS_MAX:
+            key = (key[0], "", None, *key[3:])  # still counted, no longer attributed
+        self._refused[key] += count
 
     def _flush_refused(self) -> None:
         self._refused_timer = None
@@ -108,32 +109,39 @@ class UsageLog:
 
     def _sent(self, task: asyncio.Task[None]) -> None:
         self._in_flight.discard(task)
-        if self._uses and not self._closing:
+        if self._uses and self._close_by is None:
             self._pump()
 
     async def _send(self) -> None:
         self._cut_is_due = False
-        if not self._uses and not self._refused:
+        if not self._uses and not self._refused and not self._unreported_loss:
             return
         uses, waiters = self._uses, self._waiters
         self._uses, self._waiters = [], []
         refused, self._refused = self._refused, Counter()
         loss, self._unreported_loss = self._unreported_loss, 0
         counts = tuple(RefusedCount(*key, count) for key, count in refused.items())
+        written = 0  # of the uses, and of the counts
         try:
-            for start in range(0, max(len(uses), 1), _BLOCK_USES_MAX):
-                first = start == 0
-                await self._send_block(
-                    uses[start : start + _BLOCK_USES_MAX], counts if first else (), loss if first else 0
-                )
-        except LedgerError as error:
+            for start in range(0, max(len(uses), len(counts), 1), _BLOCK_USES_MAX):
+                end = start + _BLOCK_USES_MAX
+                await self._send_block(uses[start:end], counts[start:end], loss)
+                written, loss = end, 0
+        except Exception as error:
+            reason = error if isinstance(error, LedgerError) else LedgerUnavailable(f"cannot write: {error}")
             for waiter in waiters:
                 if not waiter.done():
-                    waiter.set_exception(error)
+                    waiter.set_exception(reason)
                     # A caller that went away is nobody's error.
                     waiter.exception()
-            self._refused.update(refused)
+            for key, count in list(refused.items())[written:]:
+                self._count(key, count)
+            if self.mode == "buffered":
+                self.lost += len(uses[written:])
+                loss += len(uses[written:])
             self._unreported_loss += loss
+            if reason is not error:
+                raise
         else:
             for waiter in waiters:
                 if not waiter.done():
@@ -151,35 +159,32 @@ class UsageLog:
             return
         deadline = time.monotonic() + _DURABLE_SECONDS_MAX
         while True:
+            by = deadline if self.mode == "durable" else self._close_by or time.monotonic() + 2 * _ATTEMPT_SECONDS_MAX
             try:
                 # The same id on every attempt: a block that was stored without an answer is not stored twice.
                 future = await self._publisher.publish(self._subject, data, {"Nats-Msg-Id": block.block_id})
-                await outcome(
-                    future,
-                    max(0.05, min(1.0, deadline - time.monotonic())) if self.mode == "durable" else 2.0,
-                )
+                await outcome(future, max(0.05, min(_ATTEMPT_SECONDS_MAX, by - time.monotonic())))
                 return
             except (NotAcknowledged, Refused, LedgerUnavailable) as error:
                 if self.mode == "durable" and (
                     time.monotonic() > deadline or isinstance(error, Refused | LedgerUnavailable)
                 ):
                     raise LedgerUnavailable(f"the use could not be recorded: {error}") from error
-                if self._closing and time.monotonic() > deadline:
-                    self.lost += len(uses)
+                if self._close_by is not None and time.monotonic() > self._close_by:
                     raise LedgerUnavailable(f"{len(uses)} uses could not be recorded before the stop") from error
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def close(self) -> None:
-        """Writes what is held, within two seconds or so."""
+        """Writes what is held, within three seconds or so."""
         if self._refused_timer is not None:
             self._refused_timer.cancel()
             self._refused_timer = None
-        self._closing = True
+        self._close_by = time.monotonic() + _DURABLE_SECONDS_MAX
         for _ in range(3):
             if self._in_flight:
                 with contextlib.suppress(Exception):
                     await asyncio.wait(self._in_flight, timeout=_DURABLE_SECONDS_MAX)
-            if self._uses or self._refused:
+            if self._uses or self._refused or self._unreported_loss:
                 with contextlib.suppress(LedgerError):
                     await self._send()
 
@@ -187,4 +192,5 @@ class UsageLog:
 def _failed(error: LedgerError) -> asyncio.Future[None]:
     future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     future.set_exception(error)
+    future.exception()  # a caller that went away is nobody's error
     return future
