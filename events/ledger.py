@@ -22,7 +22,7 @@ from nats.aio.msg import Msg
 
 from events import codec
 from events.errors import Conflict, LedgerError, LedgerUnavailable, MessageTooLarge, OutcomeUnknown
-from events.publisher import WRONG_LAST_SEQUENCE, NotAcknowledged, Publisher, Refused, outcome
+from events.publisher import DUPLICATE, WRONG_LAST_SEQUENCE, NotAcknowledged, Publisher, Refused, outcome
 from events.streams import (
     LEDGER,
     LEDGER_MESSAGE_BYTES_MAX,
@@ -36,6 +36,7 @@ from events.types import LedgerEvent, Recorded
 APPEND_SECONDS_MAX = 5.0
 WAITING_EVENTS_MAX = 20_000
 _ATTEMPT_SECONDS = 2.0
+_RETRY_SECONDS = 0.02
 _SINGLES_MAX = 12  # up to here single publishes are faster than an atomic batch
 _BATCH_EVENTS_MAX = 1000  # the server's limit, err_code 10199
 _READ_EVENTS_MAX = 100_000
@@ -77,10 +78,10 @@ class _Unit:
         if not self.done.done():
             self.done.set_result(seqs)
 
-    def out_of_time(self) -> LedgerError:
+    def unfinished(self, why: str) -> LedgerError:
         if self.sent:
-            return OutcomeUnknown("the log did not answer in time: the event may or may not be recorded")
-        return LedgerUnavailable("the log could not be reached in time: nothing was recorded")
+            return OutcomeUnknown(f"{why}: the event may or may not be recorded")
+        return LedgerUnavailable(f"{why}: nothing was recorded")
 
 
 class Ledger:
@@ -104,6 +105,8 @@ class Ledger:
 
         Raises: Conflict, LedgerUnavailable, OutcomeUnknown, StreamFull, MessageTooLarge.
         """
+        if len(entries) > _BATCH_EVENTS_MAX:
+            raise MessageTooLarge(f"{len(entries)} events cannot be appended as one: at most {_BATCH_EVENTS_MAX}")
         unit = _Unit(_messages(entries))
         if self._waiting_events + len(entries) > WAITING_EVENTS_MAX:
             raise LedgerUnavailable(f"{WAITING_EVENTS_MAX} events already wait to be written")
@@ -126,9 +129,7 @@ class Ledger:
                 await self._commit(units)
             except Exception as error:
                 for unit in units:
-                    unit.fail(error if isinstance(error, LedgerError) else LedgerUnavailable(f"cannot write: {error}"))
-                if not isinstance(error, LedgerError):
-                    raise
+                    unit.fail(error if isinstance(error, LedgerError) else unit.unfinished(f"cannot write: {error!r}"))
 
     def _next_group(self) -> list[_Unit]:
         """The units that may be committed together: the server takes one expectation a subject and batch."""
@@ -157,7 +158,7 @@ class Ledger:
             if unit.done.cancelled():
                 continue
             if time.monotonic() > unit.deadline:
-                unit.fail(unit.out_of_time())
+                unit.fail(unit.unfinished("the log did not answer in time"))
             else:
                 live.append(unit)
         if sum(len(unit.messages) for unit in live) <= _SINGLES_MAX:
@@ -177,6 +178,7 @@ class Ledger:
     async def _commit_alone(self, unit: _Unit) -> None:
         """One unit, sent again with the same ids until its outcome is known or its time is up."""
         while True:
+            unsure = unit.sent
             try:
                 if len(unit.messages) == 1:
                     unit.succeed([await self._single(unit)])
@@ -185,7 +187,9 @@ class Ledger:
                 return
             except Refused as refused:
                 with contextlib.suppress(LedgerUnavailable):  # then it is tried again: a conflict must be a certain one
-                    seqs = await self._own_seqs(unit, refused)
+                    # The server looks for duplicates after it has checked the expectation and its own limits.
+                    duplicate = unsure or refused.err_code in WRONG_LAST_SEQUENCE | {DUPLICATE}
+                    seqs = await self._own_seqs(unit) if duplicate else []
                     if seqs:
                         unit.succeed(seqs)
                     elif refused.err_code in WRONG_LAST_SEQUENCE:
@@ -204,19 +208,18 @@ class Ledger:
                 return
             remaining = unit.deadline - time.monotonic()
             if remaining <= 0:
-                unit.fail(unit.out_of_time())
+                unit.fail(unit.unfinished("the log did not answer in time"))
                 return
+            await asyncio.sleep(_RETRY_SECONDS)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.nc.back.wait(), remaining)
 
-    async def _own_seqs(self, unit: _Unit, refused: Refused) -> list[int]:
+    async def _own_seqs(self, unit: _Unit) -> list[int]:
         """Where the unit's events stand if an earlier attempt wrote them, else an empty list.
 
         JetStream checks the expectation before it looks for duplicates, so a second attempt is refused with "wrong
         last sequence" although the first succeeded. Raises: LedgerUnavailable.
         """
-        if refused.err_code not in WRONG_LAST_SEQUENCE | {10201}:
-            return []
         found = {}
         for subject in {message.subject for message in unit.messages}:
             async for message in self._stored(subject):

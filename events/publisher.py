@@ -17,15 +17,16 @@ from events.errors import LedgerError, LedgerUnavailable, MessageTooLarge, Strea
 from events.streams import Connection
 
 WRONG_LAST_SEQUENCE = {10071, 10164}
+DUPLICATE = 10201  # an atomic batch that holds a known id
 _FULL = {10077, 10023, 10047, 10028}
 _TOO_LARGE = {10054}
 
 
-class NotAcknowledged(Exception):  # noqa: N818 - an outcome to act on, never seen by callers
+class NotAcknowledged(Exception):
     """The message went out and no answer came: it may or may not be stored."""
 
 
-class Refused(Exception):  # noqa: N818 - an outcome to act on, never seen by callers
+class Refused(Exception):
     """The server answered with an error: nothing was stored."""
 
     def __init__(self, err_code: int, description: str) -> None:
