@@ -100,12 +100,12 @@ class Runtime:
     def __init__(self, settings: Settings, nc: Connection) -> None:
         self.settings = settings
         self.nc = nc
+        self.master = MasterKey.load(settings.master_key, settings.data_dir)
         self.ledger = Ledger(nc)
         writer = f"{socket.gethostname().split('.')[0]}-{os.getpid()}".replace(" ", "_").replace("*", "_")
         self.usage = UsageLog(nc, writer, settings.use_recording, buffered_uses_max=settings.use_buffer_max)
         self.view = CurrentReader(view_path(settings.data_dir))
         self.waiter = ViewWaiter(self.view)
-        self.master = MasterKey.load(settings.master_key, settings.data_dir)
         self.subject_keys = SubjectKeys(nc, self.master)
         self.signing_keys = SigningKeys(self)
         self.answers = Bucket(nc, ANSWERS)
@@ -121,9 +121,17 @@ class Runtime:
         if settings.nats_url is None:
             raise LedgerUnavailable("no nats_url: start the service with `token-ledger up`, or name the servers")
         nc = await connect(settings.nats_url, creds, name=f"api-{os.getpid()}")
-        await check(nc, stream_limits(settings))
-        runtime = cls(settings, nc)
-        await runtime.signing_keys.start()
+        runtime = None
+        try:
+            await check(nc, stream_limits(settings))
+            runtime = cls(settings, nc)
+            await runtime.signing_keys.start()
+        except BaseException:
+            # Whoever calls tries again, and LMDB opens a file only once in a process.
+            if runtime is not None:
+                runtime.view.close()
+            await nc.close()
+            raise
         return runtime
 
     async def stop(self) -> None:

@@ -24,6 +24,7 @@ from events.ledger import Append
 from events.streams import SIGNING_KEYS
 from events.types import TENANT, KeyActivated, KeyIntroduced, KeyRemoved, KeyRetired
 from projections.registry import SigningKey
+from service.errors import ServiceError
 from service.keys import Bucket
 from service.settings import Algorithm
 from service.tokens import now, uuid7_hex
@@ -122,11 +123,15 @@ class SigningKeys:
     async def _keep(self) -> None:
         """Announces, activates and removes keys when it is time; any number of processes may do this at once."""
         while True:
-            with contextlib.suppress(LedgerError, Conflict):
+            try:
                 await self._runtime.view_at_end()
                 for alg in self._runtime.settings.signing_algorithms:
                     await self._keep_algorithm(alg)
                 await self._remove_old()
+            except (LedgerError, ServiceError) as error:
+                log.debug("signing_keys_wait", why=str(error))  # the log or the view is not there at the moment
+            except Exception:
+                log.exception("signing_keys_cannot_be_kept")
             first = not all(self.active(alg) for alg in self._runtime.settings.signing_algorithms)
             await asyncio.sleep(0.5 if first else _CHECK_SECONDS)
 
@@ -215,7 +220,8 @@ class SigningKeys:
     async def _remove_old(self) -> None:
         for row in self.rows():
             if row.state == "retired" and row.remove_at is not None and now() >= row.remove_at:
-                event = KeyRemoved(id=uuid7_hex(), occurred_at=now(), by="system", kid=row.kid)
-                await self._runtime.ledger.append(Append(f"ledger.{TENANT}.key.{row.kid}", event, row.seq))
+                # First, since an interrupted removal is repeated only while the key is still listed.
                 await self._bucket.destroy(row.kid)
                 self._private.pop(row.kid, None)
+                event = KeyRemoved(id=uuid7_hex(), occurred_at=now(), by="system", kid=row.kid)
+                await self._runtime.ledger.append(Append(f"ledger.{TENANT}.key.{row.kid}", event, row.seq))
