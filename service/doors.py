@@ -195,10 +195,11 @@ async def forward_auth(runtime: Runtime, incoming: Incoming) -> Response:
     """`GET /v1/forward-auth`, for nginx `auth_request`, Traefik and Envoy: 200, 401 or 403 (RFC 6750 §3.1)."""
     token = bearer(incoming.header_values("authorization"))
     asked = _forward_asked(runtime, incoming)
-    here = incoming.context(runtime.settings)
-    runtime.unknown_tokens.check("forward-auth", here.ip or "")
-    moment = now()
-    verdict = decide(runtime, token, asked, BEARER_KINDS, moment) or await resolve(runtime, token, asked, BEARER_KINDS)
+    here, moment = incoming.context(runtime.settings), now()
+    verdict = decide(runtime, token, asked, BEARER_KINDS, moment)
+    if verdict is None or verdict.hit is None:
+        runtime.unknown_tokens.check("forward-auth", here.ip or "")
+    verdict = verdict or await resolve(runtime, token, asked, BEARER_KINDS)
     code, hit = verdict.code, verdict.hit
     # A proxy that does not say for which audience it asks would let in tokens for anybody.
     if hit is not None and code is Code.VALID and not asked.audience and audience_of(hit):

@@ -147,7 +147,8 @@ def decide(runtime: Runtime, token: str, asked: Asked, kinds: frozenset[Kind], m
     Raises: Unavailable when the view is staler than its bound.
     """
     if not well_formed(token):
-        return Verdict(Code.MALFORMED, None, runtime.view.freshness().position)
+        position = runtime.view.freshness().position
+        return Verdict(Code.MALFORMED, None, position) if position >= asked.min_seq else None
     hit, fresh = _look_up(runtime, sha256(token))
     if hit is None or fresh.position < asked.min_seq:
         return None
@@ -278,11 +279,14 @@ async def authenticate(
     Raises: Unauthorized, InvalidToken, InsufficientScope, TooManyRequests, Unavailable.
     """
     token = bearer(authorization)
-    runtime.unknown_tokens.check("bearer", context.ip or "")
     # The management API takes tokens whose audience is the issuer or absent.
     asked = Asked(audience=(runtime.settings.issuer,), ip=context.ip)
     moment = now()
-    verdict = decide(runtime, token, asked, BEARER_KINDS, moment) or await resolve(runtime, token, asked, BEARER_KINDS)
+    verdict = decide(runtime, token, asked, BEARER_KINDS, moment)
+    if verdict is None or verdict.hit is None:
+        # Only now: many may come from one address, and what is known is taken from all of them.
+        runtime.unknown_tokens.check("bearer", context.ip or "")
+    verdict = verdict or await resolve(runtime, token, asked, BEARER_KINDS)
     hit = verdict.hit
     if hit is None:
         runtime.unknown_tokens.count("bearer", context.ip or "")
