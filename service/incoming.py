@@ -38,7 +38,9 @@ class Incoming:
         self._receive = receive
         self._headers: list[tuple[bytes, bytes]] = scope["headers"]
         given = self.header("x-request-id")
-        self.request_id = given if given and _REQUEST_ID.fullmatch(given) else f"{_PROCESS}-{next(_numbers):x}"
+        # It stands in the log for ever, so it may be no token.
+        fit = given is not None and _REQUEST_ID.fullmatch(given) and not given.startswith("tl_")
+        self.request_id = given if given and fit else f"{_PROCESS}-{next(_numbers):x}"
 
     def header_values(self, name: str) -> list[str]:
         """Every value of a header, in order."""
@@ -66,6 +68,8 @@ class Incoming:
                 ipaddress.ip_address(hop)
             except ValueError:
                 return ip
+            if "%" in hop:  # a zone means nothing here, and may be any text of any length
+                return ip
             ip = hop
             if not _within(hop, settings.trusted_proxies):
                 break
@@ -87,7 +91,7 @@ class Incoming:
         if encoding is not None and encoding.lower() != "identity":
             raise UnsupportedMediaType("compressed bodies are not taken", fix="send the body without Content-Encoding")
         length = self.header("content-length")
-        if length is not None and length.isdigit() and int(length) > bytes_max:
+        if length is not None and length.isascii() and length.isdigit() and int(length[:20]) > bytes_max:
             raise _too_large(bytes_max)
         with _reading.within(seconds_max):
             message = await self._receive()

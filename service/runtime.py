@@ -12,7 +12,7 @@ from events.errors import LedgerUnavailable
 from events.ledger import Ledger
 from events.streams import ANSWERS, IDEMPOTENCY, Connection, StreamLimits, check, connect
 from events.usage import UsageLog
-from projections.current import CurrentReader, view_path
+from projections.current import CurrentReader, Freshness, view_path
 from service.errors import TooManyRequests, Unavailable
 from service.keys import Bucket, MasterKey, SubjectKeys
 from service.settings import Settings
@@ -140,6 +140,14 @@ class Runtime:
         await self.usage.close()
         await self.nc.close()
         self.view.close()
+
+    def check_fresh(self, fresh: Freshness) -> None:
+        """Nothing is said from a view that may have missed too much. Raises: Unavailable."""
+        if fresh.age_seconds > self.settings.view_staleness_seconds_max:
+            raise Unavailable(
+                "the view of current tokens is older than it may be",
+                fix="wait until the projector has caught up; `token-ledger doctor` says what holds it up",
+            )
 
     async def applied(self, seq: int) -> None:
         """Waits until this host's view has applied `seq`. Raises: Unavailable, naming the sequence."""

@@ -133,11 +133,7 @@ def audience_of(hit: Hit) -> tuple[str, ...]:
 
 def _look_up(runtime: Runtime, digest: bytes) -> tuple[Hit | None, Freshness]:
     hit, fresh = runtime.view.look_up(digest)
-    if fresh.age_seconds > runtime.settings.view_staleness_seconds_max:
-        raise Unavailable(
-            "the view of current tokens is older than it may be",
-            fix="wait until the projector has caught up; `token-ledger doctor` says what holds it up",
-        )
+    runtime.check_fresh(fresh)
     return hit, fresh
 
 

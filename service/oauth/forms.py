@@ -80,6 +80,8 @@ async def authenticate_client(runtime: Runtime, incoming: Incoming, form: Form, 
     ip = incoming.client_ip(runtime.settings) or ""
     runtime.client_failures.check(client_id, ip)
     moment = now()
+    # Whoever was disabled, or whose secret was replaced, while the view stood still gets nothing.
+    runtime.check_fresh(runtime.view.freshness())
     client = runtime.view.client(client_id)
     if client is None or not _proves(client, secret, moment):
         # Registered or given a new secret a moment ago, perhaps on another host.
