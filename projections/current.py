@@ -72,6 +72,8 @@ KEPT_AFTER_EXPIRY = timedelta(days=7)
 _MAP_BYTES = 256 * 1024**3  # address space, not disk: the file grows as it is used
 _READERS_MAX = 512
 _TRIM_ROWS_MAX = 500
+_TRIM_SECONDS = 1.0
+_TRIM_AGE_NS_MAX = 10 * 1_000_000_000
 _READER_CHECK_SECONDS = 10
 _DUPLICATES = {"grant_token", "client_token", "subject_token", "expiry"}
 _TABLES = ("token", "hash", "grant", "cut", "client", "user", "username", "scope", "key", "meta", *sorted(_DUPLICATES))
@@ -250,7 +252,8 @@ class CurrentWriter:
         self.path = path
         self._sync = sync
         self._boot_id = boot_id()
-        self._readers_checked = 0.0
+        self._readers_checked = self._trimmed = 0.0
+        self._untrimmed = 0  # events applied since
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = (path.parent / f"{path.name}.writer").open("w")
         try:
@@ -312,7 +315,7 @@ class CurrentWriter:
             self.env.reader_check()
             self._readers_checked = time.monotonic()
         if not events:
-            self.trim(datetime.now(UTC))
+            self._trim_if_fresh()
             return
         with self._write() as txn:
             position = _state(txn, self._db)[0]
@@ -326,6 +329,15 @@ class CurrentWriter:
             position = max(position, events[-1].seq)
             self._put_state(txn, position)
         self._position = position
+        self._untrimmed += len(events)
+        if time.monotonic() - self._trimmed > _TRIM_SECONDS:
+            self._trim_if_fresh()
+
+    def _trim_if_fresh(self) -> None:
+        """Not in the middle of a replay: a grant that looks long expired there may have been refreshed since."""
+        if self._confirmed and boot_time_ns() - self._confirmed < _TRIM_AGE_NS_MAX:
+            self.trim(datetime.now(UTC), rows_max=max(_TRIM_ROWS_MAX, 2 * self._untrimmed))
+            self._trimmed, self._untrimmed = time.monotonic(), 0
 
     def _put_state(self, txn: Any, position: int) -> None:
         state = _STATE.pack(position, self._confirmed, self._boot_id, False)
