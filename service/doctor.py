@@ -212,18 +212,29 @@ def _readiness(api: Api) -> Iterator[Finding]:
     response = api.ask("GET", "/health/ready")
     try:
         answer = response.json()
-        status, checks = answer["status"], answer["checks"]
+        status, checks = str(answer["status"]), dict(answer["checks"])
     except (ValueError, KeyError, TypeError):
         yield Finding("readiness", "problem", f"/health/ready answered {response.status_code} and no checks", "")
         return
-    state: State = "problem" if response.status_code != 200 else "ok" if status in ("ok", "ready") else "warning"
-    yield Finding("readiness", state, str(status), "" if state == "ok" else "see the checks that follow")
-    for name, outcome in checks.items():
-        yield _readiness_check(name, outcome)
+    state: State = "ok" if status == "ready" else "warning" if status == "degraded" else "problem"
+    yield Finding("readiness", state, status, "" if state == "ok" else "see the checks that follow")
+    for name, one in checks.items():
+        found = str(one["detail"]) + (f"; {one['lag']} behind" if one.get("lag") else "")
+        if one["ok"]:
+            yield Finding(f"readiness: {name}", "ok", found)
+        else:
+            bad: State = "problem" if one["needed"] else "warning"
+            yield Finding(f"readiness: {name}", bad, found, _READY.get(name, ""))
 
 
-def _readiness_check(name: str, outcome: Any) -> Finding:
-    return Finding(f"readiness: {name}", "ok", str(outcome))
+# What to do about a check of readiness that fails.
+_READY = {
+    "start": "look at the log of the service",
+    "nats": "start the nats-server; the service connects by itself",
+    "view": "`token-ledger project current` must run on the service's host",
+    "signing_key": "`token-ledger key rotate`",
+    "analytics": "`token-ledger project analytics` must run on one host; validation goes on without",
+}
 
 
 def _own_token(api: Api) -> Finding:

@@ -131,10 +131,8 @@ class Api:
             page = self.call("GET", path, query={**query, "limit": wanted, "cursor": cursor})
             items += page["items"]
             before, cursor = cursor, page.get("next_cursor")
-            if not cursor:
-                return {"items": items}
-            if limit is not None and len(items) >= limit:
-                return {"items": items, "next_cursor": cursor}
+            if not cursor or (limit is not None and len(items) >= limit):
+                return {**page, "items": items}
             if cursor == before:
                 raise Failed(f"{path} answers the same page again and again", "report this: it is a defect")
 
@@ -161,6 +159,7 @@ def _answer(response: httpx.Response) -> dict[str, Any]:
             str(answer.get("fix") or ""),
             code=str(answer.get("code") or ""),
             status=response.status_code,
+            request_id=str(answer.get("request_id") or ""),
         )
     raise Failed(
         f"{response.request.url.copy_with(query=None)} answered {response.status_code} "

@@ -20,15 +20,24 @@ from rich.text import Text
 
 OUTPUTS = ("table", "json")
 DONE, REFUSED, WRONG_USE = 0, 1, 2
+EMPTY: tuple[object, ...] = (None, "", [], {}, ())
 
 
 class Failed(Exception):
     """A command that did not do what was asked. `detail` says what happened, `fix` what to do."""
 
     def __init__(
-        self, detail: str, fix: str = "", *, code: str = "", status: int | None = None, exit_code: int = REFUSED
+        self,
+        detail: str,
+        fix: str = "",
+        *,
+        code: str = "",
+        status: int | None = None,
+        request_id: str = "",
+        exit_code: int = REFUSED,
     ) -> None:
         super().__init__(detail)
+        self.request_id = request_id
         self.detail = detail
         self.fix = fix
         self.code = code
@@ -39,12 +48,20 @@ class Failed(Exception):
 def fail(failure: Failed, output: str) -> NoReturn:
     """Prints the failure on stderr and ends with its exit code."""
     if output == "json":
-        members = {"status": failure.status, "code": failure.code, "detail": failure.detail, "fix": failure.fix}
+        members = {
+            "status": failure.status,
+            "code": failure.code,
+            "detail": failure.detail,
+            "fix": failure.fix,
+            "request_id": failure.request_id,
+        }
         click.echo(json.dumps({name: value for name, value in members.items() if value}), err=True)
     else:
         click.echo(f"Error: {printable(failure.detail, lines=True)}", err=True)
         if failure.fix:
             click.echo(f"To do: {printable(failure.fix, lines=True)}", err=True)
+        if failure.request_id and failure.status and failure.status >= 500:
+            click.echo(f"The log knows it as request_id {printable(failure.request_id)}.", err=True)
     sys.exit(failure.exit_code)
 
 
@@ -66,11 +83,15 @@ def worded(value: object) -> str:
         case str():
             return printable(_time(value) or value)
         case Mapping():
-            return " ".join(f"{printable(str(key))}={worded(one)}" for key, one in value.items())
+            return " ".join(f"{printable(str(name))}={_nested(one)}" for name, one in value.items() if one not in EMPTY)
         case Sequence():
-            return " ".join(worded(one) for one in value)
+            return " ".join(map(_nested, value))
         case _:
             return printable(str(value))
+
+
+def _nested(value: object) -> str:
+    return f"({worded(value)})" if isinstance(value, Mapping) else worded(value)
 
 
 def _time(value: str) -> str | None:
@@ -97,10 +118,10 @@ def print_json(value: object) -> None:
 
 def print_object(answer: Mapping[str, Any]) -> None:
     """One name and value a line, never folded, so that they can be copied."""
-    width = max((len(name) for name in answer), default=0)
-    for name, value in answer.items():
-        if value is not None:
-            click.echo(f"{printable(name):<{width}}  {worded(value)}".rstrip())
+    shown = {name: value for name, value in answer.items() if value is not None and value != []}
+    width = max((len(name) for name in shown), default=0)
+    for name, value in shown.items():
+        click.echo(f"{printable(name):<{width}}  {worded(value)}".rstrip())
 
 
 def print_table(items: Sequence[Mapping[str, Any]], columns: Iterable[str]) -> None:
@@ -108,7 +129,7 @@ def print_table(items: Sequence[Mapping[str, Any]], columns: Iterable[str]) -> N
     if not items:
         click.echo("Nothing found.", err=True)
         return
-    shown = [name for name in columns if any(item.get(name) not in (None, "", [], {}) for item in items)]
+    shown = [name for name in columns if any(item.get(name) not in EMPTY for item in items)]
     rows = [[worded(item.get(name)) for name in shown] for item in items]
     if not sys.stdout.isatty():
         # For other programs and files: one line an item, nothing folded.
@@ -146,11 +167,13 @@ def print_timeline(items: Sequence[Mapping[str, Any]]) -> None:
 
 
 # Said by the other columns, or of no use to a person.
-_NO_FACTS = {"ledger_seq", "occurred_at", "type", "id", "request_id"}
+_NO_FACTS = {"ledger_seq", "occurred_at", "recorded_at", "type", "id", "request_id", "body"}
 
 
 def _facts(item: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in item.items() if name not in _NO_FACTS and value not in (None, "", [], {})}
+    """What an event says besides when and what; `body`, if it has one, is the event as it was recorded."""
+    members = {**item, **(item.get("body") or {})}
+    return {name: value for name, value in members.items() if name not in _NO_FACTS and value not in EMPTY}
 
 
 def _elapsed(before: datetime | None, after: datetime | None) -> str:

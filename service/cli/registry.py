@@ -115,6 +115,7 @@ def user() -> None:
 @click.option("--kind", type=click.Choice(["person", "service"]), default="person", show_default=True)
 @click.option("--scope", default="", help="What tokens may do in the user's name, separated by spaces.")
 @click.option("--display-name")
+@click.option("--email")
 @click.option("--password", help="The password, or - to read it from stdin.")
 @repeatable
 @asks_service

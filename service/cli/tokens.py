@@ -121,7 +121,7 @@ def token_validate(session: Session, token_string: str, **asked: Any) -> None:
 @click.option("--client-id", help="Every token of a client.")
 @click.option("--subject", help="Every token of a user.")
 @click.option("--reason", type=click.Choice(REASONS), default="admin", show_default=True)
-@click.option("--comment", help="For the audit trail. With TOKEN_ID only.")
+@click.option("--comment", help="For the audit trail; kept sealed.")
 @click.option("--dry-run", is_flag=True, help="Say how many tokens it would end, and end none.")
 @asks_service
 def token_revoke(
@@ -144,13 +144,11 @@ def token_revoke(
             "--subject": breadth["subject"],
         }
     )
+    why = {"reason": reason, "comment": comment}
     if token_id is not None and not dry_run:
-        answer = session.call("POST", f"/v1/tokens/{segment(token_id)}/revoke", {"reason": reason, "comment": comment})
-        session.show(answer)
+        session.show(session.call("POST", f"/v1/tokens/{segment(token_id)}/revoke", why))
         return
-    if comment is not None:
-        raise click.UsageError("--comment goes with TOKEN_ID, without --dry-run")
-    wanted: dict[str, Any] = {"token_id": token_id, **breadth, "reason": reason, "dry_run": dry_run or None}
+    wanted: dict[str, Any] = {"token_id": token_id, **breadth, **why, "dry_run": dry_run or None}
     if token_string is not None:
         wanted["token"] = secret_argument(token_string, "Token")
     session.show(session.call("POST", "/v1/revocations", wanted))
