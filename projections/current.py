@@ -78,6 +78,8 @@ _READER_CHECK_SECONDS = 10
 _DUPLICATES = {"grant_token", "client_token", "subject_token", "expiry"}
 _TABLES = ("token", "hash", "grant", "cut", "client", "user", "username", "scope", "key", "meta", *sorted(_DUPLICATES))
 
+_NO_STATE = (0, 0, bytes(16), False)
+_RECENT_MAX = 4096  # decoded tokens that a reader remembers, as long as nothing changes
 _STATE = struct.Struct("<QQ16s?")  # position, confirmed, boot id, retired
 _NO_GRANT = NoGrant()
 
@@ -552,9 +554,11 @@ class CurrentReader:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._boot_id = boot_id()
+        self._recent: dict[bytes, tuple[int, Hit]] = {}
         self._open()
 
     def _open(self) -> None:
+        self._recent.clear()
         self.env, tables = _open(self.path, readonly=True, sync=True)
         self._db = tables
         self._hash, self._token, self._grant, self._cut = (tables[n] for n in ("hash", "token", "grant", "cut"))
@@ -582,18 +586,27 @@ class CurrentReader:
         txn = self.env.begin()
         try:
             state = txn.get(b"state", db=self._meta)
-            token_key = txn.get(sha256, db=self._hash)
-            hit = self._hit(txn, token_key) if token_key is not None else None
+            position, confirmed, boot, retired = _STATE.unpack(state) if state is not None else _NO_STATE
+            # Rows change with the position and not otherwise, so that what was decoded at this one still holds.
+            recent = self._recent.get(sha256)
+            if recent is not None and recent[0] == position:
+                hit: Hit | None = recent[1]
+            else:
+                token_key = txn.get(sha256, db=self._hash)
+                hit = self._hit(txn, token_key) if token_key is not None else None
         finally:
             txn.abort()
-        if state is None:
-            return None, Freshness(0, float("inf"))
-        position, confirmed, boot, retired = _STATE.unpack(state)
         if retired:
             self._reopen()
             return self.look_up(sha256)
-        age = (boot_time_ns() - confirmed) / 1e9 if boot == self._boot_id and confirmed else float("inf")
-        return hit, Freshness(position, age)
+        if hit is not None:
+            if len(self._recent) >= _RECENT_MAX:
+                self._recent.clear()
+            self._recent[sha256] = (position, hit)
+        return hit, Freshness(position, self._age_seconds(confirmed, boot))
+
+    def _age_seconds(self, confirmed: int, boot: bytes) -> float:
+        return (boot_time_ns() - confirmed) / 1e9 if boot == self._boot_id and confirmed else float("inf")
 
     def _hit(self, txn: Any, token_key: bytes) -> Hit | None:
         raw_token = txn.get(token_key, db=self._token)
@@ -617,7 +630,10 @@ class CurrentReader:
 
     def freshness(self) -> Freshness:
         """How fresh the view is now."""
-        return self.look_up(b"\0" * 32)[1]
+        with self._read() as txn:
+            state = txn.get(b"state", db=self._meta)
+        position, confirmed, boot, _ = _STATE.unpack(state) if state is not None else _NO_STATE
+        return Freshness(position, self._age_seconds(confirmed, boot))
 
     def hit(self, token_id: str) -> Hit | None:
         """The token with this id. Raises: ValueError if it is not an id."""
