@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
-pytest.register_assert_rewrite("tests.running")
+pytest.register_assert_rewrite("tests.running", "tests.leaks", "tests.attacks", "tests.faults.load")
 
 from tests import leaks, running  # noqa: E402
 

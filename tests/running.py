@@ -429,7 +429,8 @@ class Service:
 
     def api_server(self) -> Process:
         """The parent of the API workers."""
-        found = [process for process in self.tree() if process.command_line.endswith(" serve")]
+        ours = [process for process in self.tree() if process.parent == self.process.pid]
+        found = [process for process in ours if process.command_line.endswith(" serve")]
         assert len(found) == 1, self.tree()
         return found[0]
 

@@ -133,7 +133,7 @@ def _scan(stage: Stage, path: str, headers: list[tuple[str, str]], seconds_max: 
 def scanning_is_limited(stage: Stage) -> None:
     """A resource server that passes on what its users send it must not be cut off by one of them: a token that is
     known is answered all the same."""
-    limited = Stage(stage.service_with(unknown_tokens_per_minute_max=20), stage.service_with)
+    limited = stage.odd
     _scan(limited, "/oauth2/introspect", [basic(*limited.checker.basic)])
     token = limited.refreshable()["access_token"]
     for _ in range(4):
@@ -145,7 +145,7 @@ def scanning_is_limited(stage: Stage) -> None:
 def scanning_with_bearer_tokens_is_limited(stage: Stage) -> None:
     """Nobody is known who could be limited but the address. Behind a proxy it is everybody's: a token that is known
     is taken all the same."""
-    service = stage.service_with(unknown_tokens_per_minute_max=20)
+    service = stage.odd.service
     with service.caller(source="127.0.0.3") as scanner:
         for _ in range(100):
             answer = scanner.get("/v1/clients", headers={"Authorization": f"Bearer {UNKNOWN_PAT}"})

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.attacks.table import Stage, attack, form, variants
-from tests.running import App, oauth_error, until
-
-STRICT = {"refresh_retry_window_seconds": 0}
+from tests.attacks.table import ODD, Stage, attack, form, variants
+from tests.running import oauth_error, until
 
 
 def refresh_body(token: str, **more: str) -> str:
     return form(grant_type="refresh_token", refresh_token=token, **more)
-
-
-def strict_app(stage: Stage) -> tuple[Stage, App]:
-    """A service where every reuse is an attack, and a client of it."""
-    strict = Stage(stage.service_with(**STRICT), stage.service_with)
-    return strict, strict.new_app()
 
 
 @attack("112", "P, RFC 8725 §3.12: one kind of token is not another")
@@ -91,7 +83,7 @@ def replay_after_the_successor_was_used_revokes_the_family(stage: Stage) -> None
 
 @attack("118", "RFC 9700 §4.14.2 (strict mode)")
 def replay_in_strict_mode_revokes_the_family(stage: Stage) -> None:
-    strict, app = strict_app(stage)
+    strict, app = stage.strict, stage.strict.app
     first = strict.refreshable(app)
     second = strict.token(app, refresh_body(first["refresh_token"])).json()
     oauth_error(strict.token(app, refresh_body(first["refresh_token"])), 400, "invalid_grant")
@@ -101,7 +93,7 @@ def replay_in_strict_mode_revokes_the_family(stage: Stage) -> None:
 
 @attack("119", "P, RFC 9700 §4.14.2 (strict mode)")
 def two_concurrent_refreshes_in_strict_mode_end_the_family(stage: Stage) -> None:
-    strict, app = strict_app(stage)
+    strict, app = stage.strict, stage.strict.app
     token = strict.refreshable(app)["refresh_token"]
     with ThreadPoolExecutor(2) as pool:
         answers = list(pool.map(lambda body: strict.token(app, body), [refresh_body(token)] * 2))
@@ -210,13 +202,12 @@ def retry_within_the_window_gets_the_same_answer(stage: Stage) -> None:
 
 @attack("130", "P: the window ends")
 def retry_after_the_window_revokes_the_family(stage: Stage) -> None:
-    seconds = 1
-    short = Stage(stage.service_with(refresh_retry_window_seconds=seconds), stage.service_with)
+    short = stage.odd
     first = short.refreshable()
     second = short.token(short.app, refresh_body(first["refresh_token"])).json()
 
     def refused() -> bool:
         return short.token(short.app, refresh_body(first["refresh_token"])).status_code == 400
 
-    until(refused, seconds=seconds + 3)
+    until(refused, seconds=ODD["refresh_retry_window_seconds"] + 3)
     assert short.service.code(second["access_token"]) == "revoked"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 
 from service.tokens import mint
-from tests.attacks.table import Stage, attack, basic, bearer, form, variants
+from tests.attacks.table import ODD_ISSUER, Stage, attack, basic, bearer, form, variants
 from tests.running import CANARY_QUERY, oauth_error
 
 METADATA = "/.well-known/oauth-authorization-server"
@@ -108,13 +108,11 @@ def metadata_names_the_issuer(stage: Stage) -> None:
 
 @attack("199", "RFC 8414 §3: the path of the issuer follows the well-known part")
 def metadata_of_an_issuer_with_path(stage: Stage) -> None:
-    issuer = "https://auth.example/tenant/one"
-    service = stage.service_with(issuer=issuer)
-    answer = service.http.get(f"{METADATA}/tenant/one")
+    answer = stage.odd.service.http.get(f"{METADATA}/tenant/one")
     assert answer.status_code == 200
     metadata = answer.json()
-    assert metadata["issuer"] == issuer
-    assert metadata["token_endpoint"].startswith(issuer + "/")
+    assert metadata["issuer"] == ODD_ISSUER
+    assert metadata["token_endpoint"].startswith(ODD_ISSUER + "/")
 
 
 @attack("200", "RFC 7517 §4, §9.2")

@@ -10,11 +10,22 @@ import base64
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 from urllib.parse import urlencode
 
 from tests.running import FORM, App, RawResponse, Service
 
 StartService = Callable[..., Service]
+
+# Two services with settings of their own: every start takes seconds.
+ODD_ISSUER = "https://auth.example/tenant/one"
+ODD: dict[str, Any] = {
+    "issuer": ODD_ISSUER,
+    "refresh_retry_window_seconds": 1,
+    "request_seconds_max": 2,
+    "unknown_tokens_per_minute_max": 20,
+}
+STRICT = {"refresh_retry_window_seconds": 0}
 
 
 @dataclass
@@ -23,6 +34,15 @@ class Stage:
 
     service: Service
     service_with: StartService
+
+    @cached_property
+    def odd(self) -> Stage:
+        return Stage(self.service_with(**ODD), self.service_with)
+
+    @cached_property
+    def strict(self) -> Stage:
+        """Where every reuse of a refresh token is an attack."""
+        return Stage(self.service_with(**STRICT), self.service_with)
 
     @cached_property
     def read(self) -> str:

@@ -6,7 +6,7 @@ import gzip
 import socket
 import time
 
-from tests.attacks.table import CREDENTIALS, Stage, attack, basic, bearer, form, variants
+from tests.attacks.table import CREDENTIALS, ODD, Stage, attack, basic, bearer, form, variants
 from tests.running import CANARY_QUERY, FORM, oauth_error, raw_request, unique
 
 FORM_ENDPOINTS = {
@@ -188,8 +188,8 @@ def chunked_body_without_end_is_cut(stage: Stage) -> None:
 @attack("20", "P, CWE-400")
 def slow_body_is_cut_and_harms_nobody(stage: Stage) -> None:
     """One byte a second. The other requests are made between two bytes."""
-    seconds_max = 2
-    service = stage.service_with(request_seconds_max=seconds_max)
+    seconds_max = ODD["request_seconds_max"]
+    service = stage.odd.service
     head = raw_request("POST", "/oauth2/token", [("Content-Type", FORM), ("Content-Length", "60")], host="x")
     started = time.monotonic()
     with socket.create_connection(("127.0.0.1", service.port), timeout=1.0) as slow:
