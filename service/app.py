@@ -32,6 +32,7 @@ log = structlog.get_logger()
 Handler = Callable[[Runtime, Incoming], Awaitable[Response]]
 
 _RETRY_SECONDS = 0.2
+_START_SECONDS_MAX = 5.0
 
 
 class App:
@@ -88,6 +89,9 @@ class App:
             message = await receive()
             if message["type"] == "lifespan.startup":
                 self._starting = asyncio.create_task(self._start())
+                # Until this is answered the worker takes no connections, so that those which are ready get them. When
+                # the log is away for long it takes them all the same, and says why it cannot answer.
+                await asyncio.wait({self._starting}, timeout=_START_SECONDS_MAX)
                 await send({"type": "lifespan.startup.complete"})
             elif message["type"] == "lifespan.shutdown":
                 if self._starting is not None:

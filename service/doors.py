@@ -135,11 +135,10 @@ def _answer(verdict: Verdict) -> ValidateAnswer:
 
 async def validate(runtime: Runtime, incoming: Incoming) -> Response:
     """`POST /v1/tokens/validate`."""
-    body = await json_body(incoming, runtime.settings)
     authorization = incoming.header_values("authorization")
     here = incoming.context(runtime.settings)
     caller = await authenticate(runtime, authorization, NEEDS, here, endpoint="validate", record=False)
-    request = decode_json(_decode_one, body)
+    request = decode_json(_decode_one, await json_body(incoming, runtime.settings))
     asked, moment = _asked(request), now()
     verdict = decide(runtime, request.token, asked, BEARER_KINDS, moment)
     if verdict is None:
@@ -162,10 +161,10 @@ def _refused(runtime: Runtime, caller: Caller, request: ValidateRequest, code: C
 
 async def validate_batch(runtime: Runtime, incoming: Incoming) -> Response:
     """`POST /v1/tokens/validate-batch`: up to 1,000 at once, answered in the same order."""
-    body = await json_body(incoming, runtime.settings, bytes_max=runtime.settings.batch_body_bytes_max)
     authorization = incoming.header_values("authorization")
     here = incoming.context(runtime.settings)
     caller = await authenticate(runtime, authorization, NEEDS, here, endpoint="batch", record=False)
+    body = await json_body(incoming, runtime.settings, bytes_max=runtime.settings.batch_body_bytes_max)
     requests = decode_json(_decode_batch, body).requests
     moment = now()
     asked = [_asked(request) for request in requests]
