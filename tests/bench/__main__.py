@@ -17,7 +17,7 @@ from rich.console import Console
 from tests import running
 from tests.bench import load, machine, report, revocation, upkeep, wrk
 from tests.bench.fill import Filled, fill
-from tests.bench.processes import Memory, echo, settle
+from tests.bench.processes import Memory, echo, settle, wait_ready
 from tests.bench.revocation import Revocations
 
 
@@ -40,13 +40,16 @@ class Bench:
         self.directory = directory
         self.messages = messages
         self.began = time.perf_counter()
+        self.port = running.free_port()  # the same for every start: the issuer, and so the audience, holds it
         self.service: running.Service | None = None
 
     def say(self, text: str) -> None:
         self.messages.print(f"[{time.perf_counter() - self.began:5.0f} s] {text}", markup=False, highlight=False)
 
     def start(self, **settings: Any) -> running.Service:
-        self.service = running.start(self.directory, workers=self.plan.workers, **settings)
+        workers = self.plan.workers
+        self.service = running.start(self.directory, workers=workers, port=self.port, **settings)
+        wait_ready(self.service, workers)
         return self.service
 
     def stop(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import http.client
 import os
 import signal
 import socket
@@ -10,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 
 import msgspec
@@ -92,8 +95,7 @@ def connection_to_each_worker(service: running.Service) -> dict[int, socket.sock
     for _ in range(PROBES * len(workers)):
         connection = socket.create_connection(("127.0.0.1", service.port), timeout=10)
         # Answered once, so that a worker has taken the connection from the listening socket.
-        connection.sendall(f"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1:{service.port}\r\n\r\n".encode())
-        connection.recv(65536)
+        _says_ready(connection)
         inode = _server_side(service.port, connection.getsockname()[1])
         owner = next((worker.pid for worker in workers if inode in running._open_files(worker.pid)), None)
         if owner is None or owner in chosen:
@@ -103,6 +105,22 @@ def connection_to_each_worker(service: running.Service) -> dict[int, socket.sock
         if len(chosen) == len(workers):
             return chosen
     raise RuntimeError(f"reached {len(chosen)} of {len(workers)} workers by {PROBES * len(workers)} connections")
+
+
+def wait_ready(service: running.Service, workers: int) -> None:
+    """Waits until every worker says that it is ready: the answer to one connection is that of one worker."""
+    running.until(lambda: len(service.workers()) == workers, seconds=20, what=f"{workers} workers")
+    for pid, connection in connection_to_each_worker(service).items():
+        with connection:
+            running.until(functools.partial(_says_ready, connection), seconds=20, what=f"worker {pid} is ready")
+
+
+def _says_ready(connection: socket.socket) -> bool:
+    connection.sendall(b"GET /health/ready HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    with http.client.HTTPResponse(connection) as answer:
+        answer.begin()
+        answer.read()
+        return answer.status == HTTPStatus.OK
 
 
 def _server_side(port: int, client_port: int) -> str:

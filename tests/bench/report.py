@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -58,6 +59,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     replay: Replay
 
 
+PLAIN_COLUMNS = 150
 LOAD_HEADINGS = ("row", "conn.", "requests/s", "echo/s", "ratio", "p50 ms", "p99 ms", "failed", "uses kept")
 FIGURE_HEADINGS = ("what", "measured", "target", "")
 CPU_ROLES = ("API", "nats-server", "project current", "project analytics", "wrk")
@@ -115,8 +117,7 @@ def _of_revocations(found: Revocations) -> list[Figure]:
             value=found.refused_p99,
             unit="ms",
             target=20,
-            note=f"{found.count} revocations; from sending each to the first refusal of the last of {found.workers} "
-            "workers, all asked without pause",
+            note=f"{found.count} revocations",
         ),
         Figure(what="the same: p50", value=found.refused_p50, unit="ms"),
         Figure(what="revocation answered: p50", value=found.answered_p50, unit="ms"),
@@ -134,7 +135,7 @@ def _of_upkeep(report: Report) -> list[Figure]:
             unit="events/s",
             target=30_000,
             at_least=True,
-            note=f"`rebuild current` beside the service: {replay.events:,} events in {replay.seconds:.1f} s",
+            note=f"`rebuild current`, {replay.events:,} events",
         ),
         Figure(what="restart: until ready", value=restart.ready_seconds, unit="s", target=3),
         Figure(what="restart: SIGTERM to the end", value=restart.stop_seconds, unit="s"),
@@ -158,7 +159,7 @@ def _of_size(report: Report) -> list[Figure]:
             value=max(one.own for one in memory),
             unit="MiB",
             target=150,
-            note="resident, without the view's pages in the page cache, which all workers share",
+            note="view's pages apart",
         ),
         Figure(what="the same: resident with them", value=max(one.resident for one in memory), unit="MiB"),
         Figure(what="the same: proportional", value=max(one.proportional for one in memory), unit="MiB"),
@@ -198,7 +199,7 @@ def to_markdown(report: Report) -> str:
 
 def to_json(report: Report) -> bytes:
     """Everything, with what is computed from it."""
-    content = msgspec.to_builtins(report)
+    content = msgspec.to_builtins(report, enc_hook=str)
     for shown, row in zip(content["rows"], report.rows, strict=True):
         shown |= {
             "requests_per_second": row.run.per_second,
@@ -217,7 +218,10 @@ def _setting(report: Report) -> str:
         f"{report.mix}. {report.workers} API workers; wrk on the same machine. The echo is a bare ASGI application "
         "behind the same server with the same options, asked the same with as many connections before and after each "
         "row. `uses kept`: uses found in USAGE afterwards, for each token that was answered; those of wrk's last "
-        "requests, whose answers it did not wait for, come on top."
+        "requests, whose answers it did not wait for, come on top. Revoked to refused: from sending the revocation to "
+        "the first refusal by the last of the workers, each of which is asked without pause by a connection of its "
+        "own. Replay: the whole command, beside the running service. Memory: what is resident without the pages of "
+        "the view's file, which belong to the page cache and are shared."
     )
 
 
@@ -232,14 +236,13 @@ def _number(value: float) -> str:
 
 
 def _table(console: Console, headings: tuple[str, ...], lines: list[tuple[str, ...]]) -> None:
-    table = Table(*headings[:1], box=None if not console.is_terminal else Table().box, pad_edge=False)
-    for heading in headings[1:]:
-        table.add_column(heading, justify="right", no_wrap=True)
+    # Without a terminal there is no width to keep to, and nothing may be cut.
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
     for line in lines:
-        styles = {"missed": "bold red", "met": "green"}
-        table.add_row(*line, style=styles.get(line[-1], ""))
-    console.print(table)
-    console.print()
+        table.add_row(*line, style={"missed": "bold red", "met": "green"}.get(line[-1], ""))
+    console.print(table, width=None if console.is_terminal else PLAIN_COLUMNS, crop=False)
 
 
 def _markdown_table(headings: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:

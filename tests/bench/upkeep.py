@@ -12,7 +12,7 @@ import msgspec
 
 from projections.current import CurrentReader, view_path
 from tests import running
-from tests.bench.processes import Memory, memory
+from tests.bench.processes import Memory, memory, wait_ready
 
 REBUILD_SECONDS_MAX = 600
 
@@ -50,12 +50,13 @@ class Restart(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def restart(service: running.Service, directory: Path, **settings: Any) -> tuple[running.Service, Restart]:
-    """SIGTERM, wait, start again on the same data: until /health/ready says 200."""
-    workers = len(service.workers())
+    """SIGTERM, wait, start again on the same data: until every worker says that it is ready."""
+    workers, port = len(service.workers()), service.port
     began = time.perf_counter()
     service.stop()
     stopped = time.perf_counter()
-    again = running.start(directory, workers=workers, **settings)
+    again = running.start(directory, workers=workers, port=port, **settings)
+    wait_ready(again, workers)
     return again, Restart(stop_seconds=stopped - began, ready_seconds=time.perf_counter() - stopped)
 
 
