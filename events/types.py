@@ -14,11 +14,14 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 TENANT = "main"
+
+# A time without its zone cannot be compared with others: recorded once, it would stop every projection for good.
+Moment = Annotated[datetime, Meta(tz=True)]
 
 
 class Kind(StrEnum):
@@ -41,7 +44,7 @@ class Reason(StrEnum):
     UNUSED = "unused"
     REUSE_DETECTED = "reuse_detected"
     DISABLED = "disabled"
-    PASSWORD_CHANGED = "password_changed"  # noqa: S105 - a reason, not a password
+    PASSWORD_CHANGED = "password_changed"
     CLIENT_REQUEST = "client_request"
 
 
@@ -49,7 +52,7 @@ class Event(Struct, frozen=True, kw_only=True, tag_field="type", gc=False):
     """What all events carry. `id` is also the `Nats-Msg-Id`; `occurred_at` is UTC, by the writing host's clock."""
 
     id: str
-    occurred_at: datetime
+    occurred_at: Moment
     by: str
     request_id: str | None = None
 
@@ -62,7 +65,7 @@ class MintedToken(Struct, frozen=True, kw_only=True, gc=False):
     kind: Kind
     scope: str
     audience: tuple[str, ...]
-    expires_at: datetime
+    expires_at: Moment
     kid: str | None = None
 
 
@@ -85,7 +88,7 @@ class TokenIssued(Event, frozen=True, kw_only=True, tag="token.issued/1"):
     audience: tuple[str, ...]
     tokens: tuple[MintedToken, ...]
     refresh_idle_ttl_seconds: int | None = None
-    refresh_ends_at: datetime | None = None
+    refresh_ends_at: Moment | None = None
     allowed_ips: tuple[str, ...] = ()
     sealed_name: bytes | None = None
     rotated_from: str | None = None
@@ -123,7 +126,7 @@ class TokenSuperseded(Event, frozen=True, kw_only=True, tag="token.superseded/1"
     grant_id: str
     token_id: str
     successor_id: str
-    ends_at: datetime
+    ends_at: Moment
 
 
 class GrantRevoked(Event, frozen=True, kw_only=True, tag="grant.revoked/1"):
@@ -172,7 +175,7 @@ class ClientSecretRotated(Event, frozen=True, kw_only=True, tag="client.secret_r
 
     client_id: str
     secret_sha256: str
-    previous_ends_at: datetime
+    previous_ends_at: Moment
 
 
 class ClientRevoked(Event, frozen=True, kw_only=True, tag="client.revoked/1"):
@@ -293,7 +296,7 @@ class KeyRetired(Event, frozen=True, kw_only=True, tag="key.retired/1"):
     """The key signs no more; it stays in the JWKS until `remove_at`, when the last token it signed has expired."""
 
     kid: str
-    remove_at: datetime
+    remove_at: Moment
 
 
 class KeyRemoved(Event, frozen=True, kw_only=True, tag="key.removed/1"):
@@ -335,7 +338,7 @@ class Recorded(Struct, frozen=True, kw_only=True, gc=False):
     """An event as it stands in the log. `seq` is its position in LEDGER, `recorded_at` JetStream's own time."""
 
     seq: int
-    recorded_at: datetime
+    recorded_at: Moment
     subject: str
     event: LedgerEvent
 
