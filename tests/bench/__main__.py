@@ -174,7 +174,7 @@ def main(
     if markdown:
         click.echo(report.to_markdown(found))
     else:
-        report.to_people(found, Console())
+        report.to_people(found, Console(width=None if sys.stdout.isatty() else report.PLAIN_COLUMNS))
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     replay: Replay
 
 
-PLAIN_COLUMNS = 150
+PLAIN_COLUMNS = 150  # where there is no terminal, whose width would hold
 LOAD_HEADINGS = ("row", "conn.", "requests/s", "echo/s", "ratio", "p50 ms", "p99 ms", "failed", "uses kept")
 FIGURE_HEADINGS = ("what", "measured", "target", "")
 CPU_ROLES = ("API", "nats-server", "project current", "project analytics", "wrk")
@@ -236,13 +236,12 @@ def _number(value: float) -> str:
 
 
 def _table(console: Console, headings: tuple[str, ...], lines: list[tuple[str, ...]]) -> None:
-    # Without a terminal there is no width to keep to, and nothing may be cut.
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="right" if number else "left", no_wrap=True)
     for line in lines:
         table.add_row(*line, style={"missed": "bold red", "met": "green"}.get(line[-1], ""))
-    console.print(table, width=None if console.is_terminal else PLAIN_COLUMNS, crop=False)
+    console.print(table)
 
 
 def _markdown_table(headings: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
