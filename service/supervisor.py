@@ -14,9 +14,10 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -53,16 +54,25 @@ _ANALYTICS_NICENESS = 10
 Progress = Callable[[int, int], None]
 
 
+class CannotListen(Exception):
+    """The address of the HTTP API is taken, or none of this machine's."""
+
+    fix = "end what listens there, or choose another --port or --host"
+
+
 def up(settings: Settings) -> None:
-    """Everything on this machine, until SIGTERM or SIGINT. Raises: LedgerError, OSError."""
+    """Everything on this machine, until SIGTERM or SIGINT. Raises: CannotListen, LedgerError, OSError."""
     logs.configure(settings)
+    _check_address(settings)
     uvloop.run(_up(settings))
 
 
 def serve(settings: Settings) -> None:
-    """The HTTP API: Granian with its workers, until SIGTERM or SIGINT."""
+    """The HTTP API: Granian with its workers, until SIGTERM or SIGINT. Raises: CannotListen, LedgerUnavailable."""
     logs.configure(settings)
     _end_with_parent()
+    if _SUPERVISED_BY not in os.environ:
+        _check_address(settings)
     settings = _located(settings, "service")
     if not (settings.data_dir / "bootstrap.json").exists():
         asyncio.run(_bootstrap_alone(settings))
@@ -116,30 +126,34 @@ def rebuild(settings: Settings, name: str, progress: Progress) -> None:
 
     `progress` is called with position and end. Raises: LedgerError, AnalyticsBusy.
     """
-    settings = _located(settings, "projector")
-    uvloop.run(_rebuild_current(settings, progress) if name == "current" else _rebuild_analytics(settings, progress))
+    rebuild_one = _rebuild_current if name == "current" else _rebuild_analytics
+
+    async def run() -> None:
+        async with _running_server(settings, "projector") as located:
+            await rebuild_one(located, progress)
+
+    uvloop.run(run())
 
 
 def provision(settings: Settings) -> None:
     """Makes streams and buckets. Needs the admin credentials. Raises: LedgerUnavailable, UnsafeServer."""
 
     async def run() -> None:
-        async with _connection(_located(settings, "admin"), "provision") as nc:
+        async with _running_server(settings, "admin") as located, _connection(located, "provision") as nc:
             await provision_streams(nc, stream_limits(settings))
 
-    asyncio.run(run())
+    uvloop.run(run())
 
 
 def admin_token(settings: Settings) -> dict[str, Any]:
     """A new administrator's SAT: `token`, `token_id`, `user_id`, `scope`, `expires_at`. Raises: LedgerError."""
-    located = _located(settings, "service")
 
     async def run() -> dict[str, Any]:
-        async with _connection(located, "admin-token") as nc:
+        async with _running_server(settings, "service") as located, _connection(located, "admin-token") as nc:
             master = MasterKey.load(located.master_key, located.data_dir)
             return await new_administrator(nc, located, master)
 
-    return asyncio.run(run())
+    return uvloop.run(run())
 
 
 def _located(settings: Settings, role: str) -> Settings:
@@ -152,6 +166,26 @@ def _located(settings: Settings, role: str) -> Settings:
     if url is None or not creds.exists():
         raise LedgerUnavailable(f"no nats-server is known: {settings.data_dir} holds none, and nats_url is not set")
     return replace(settings, nats_url=url, nats_creds=creds)
+
+
+@contextlib.asynccontextmanager
+async def _running_server(settings: Settings, role: str) -> AsyncIterator[Settings]:
+    """Settings that name a server that runs: the given one, the running service's, else its own, run meanwhile."""
+    located = _located(settings, role)
+    server: EmbeddedServer | None = None
+    if settings.nats_url is None:
+        try:
+            await (await connect(located.nats_url or "", located.nats_creds, name="probe", seconds_max=1)).close()
+        except LedgerUnavailable:
+            # Refused if the service runs after all: then it alone may start the server.
+            server = EmbeddedServer(settings.data_dir, settings.nats_port)
+            await server.start()
+            located = replace(located, nats_url=server.url)
+    try:
+        yield located
+    finally:
+        if server is not None:
+            await server.stop()
 
 
 @contextlib.asynccontextmanager
@@ -249,6 +283,17 @@ async def _rebuild_analytics(settings: Settings, progress: Progress) -> None:
 
     async with _connection(settings, "rebuild-analytics") as nc:
         await analytics.rebuild(nc, settings.data_dir / "analytics", progress=both)
+
+
+def _check_address(settings: Settings) -> None:
+    """Says at once what the HTTP server would find out again and again. Raises: CannotListen."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise CannotListen(f"cannot listen on {settings.host} port {settings.port}: {error.strerror}") from None
 
 
 def _end_with_parent() -> None:

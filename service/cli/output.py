@@ -126,10 +126,7 @@ def print_object(answer: Mapping[str, Any]) -> None:
 
 def print_table(items: Sequence[Mapping[str, Any]], columns: Iterable[str]) -> None:
     """One row an item. A column that no item has is left out."""
-    if not items:
-        click.echo("Nothing found.", err=True)
-        return
-    shown = [name for name in columns if any(item.get(name) not in EMPTY for item in items)]
+    shown = [name for name in columns if not items or any(item.get(name) not in EMPTY for item in items)]
     rows = [[worded(item.get(name)) for name in shown] for item in items]
     if not sys.stdout.isatty():
         # For other programs and files: one line an item, nothing folded.
