@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import structlog
@@ -45,7 +45,7 @@ class App:
         self._starting: asyncio.Task[None] | None = None
         metrics.bind(self.runtime)
         self._litestar = litestar_app(self.runtime)
-        self._doors: dict[str, tuple[str, Handler]] = {
+        self._doors: Mapping[str, tuple[str, Handler]] = {
             "/v1/tokens/validate": ("POST", validate),
             "/v1/tokens/validate-batch": ("POST", validate_batch),
             "/v1/forward-auth": ("GET", forward_auth),
