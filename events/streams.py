@@ -41,6 +41,7 @@ IDEMPOTENCY_SECONDS = 24 * 3600
 DEDUPLICATION_SECONDS = 120
 _DELIVERED_MAX = 20_000  # messages held by one follower before it stops reading
 _DELIVERED_BYTES_MAX = 16 * 1024**2  # a block of uses has up to 0.9 MB
+_CLOSE_SECONDS_MAX = 2.0
 _NS = 1_000_000_000
 
 
@@ -84,6 +85,14 @@ class Connection(Client):
         """The client's own looks at every character of every name, which was half the time of a replay."""
         pairs = (line.partition(":") for line in raw.decode("utf-8", "replace").split("\r\n"))
         return {name: value.strip() for name, colon, value in pairs if colon}
+
+    async def close(self) -> None:
+        """Ends the connection, whether the server is there or not."""
+        if not self.is_connected:
+            # It would be written to a broken pipe, whose error would leave everything else open.
+            self._pending, self._pending_data_size = [], 0
+        with contextlib.suppress(OSError, TimeoutError):
+            await asyncio.wait_for(super().close(), _CLOSE_SECONDS_MAX)
 
     async def tell_lost(self) -> None:
         self.back.clear()
@@ -230,6 +239,8 @@ def _bucket(name: str, limits: StreamLimits, *, bytes_max: int, ttl_seconds: int
 
 async def _ask(nc: Client, subject: str, body: dict[str, Any] | None = None, *, seconds: float = 5) -> dict[str, Any]:
     """One JetStream API request. Raises: LedgerUnavailable."""
+    if not nc.is_connected:  # the client would hold the request until it is connected again
+        raise LedgerUnavailable("the connection to the nats-server is down")
     try:
         reply = await nc.request(subject, json.dumps(body).encode() if body else b"", timeout=seconds)
     except (nats.errors.Error, TimeoutError, OSError) as error:
