@@ -5,6 +5,8 @@ These speak ASGI themselves, since they are called for every request of every ap
 
 from __future__ import annotations
 
+import functools
+import ipaddress
 from datetime import datetime
 from typing import Annotated
 
@@ -95,7 +97,19 @@ _decode_batch = msgspec.json.Decoder(BatchRequest).decode
 _encode = msgspec.json.Encoder().encode
 
 
+@functools.lru_cache(maxsize=10_000)
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _asked(request: ValidateRequest) -> Asked:
+    """Raises: InvalidRequest for an address that is none: it would be refused by some tokens and recorded for all."""
+    if request.context is not None and request.context.ip is not None and not _is_address(request.context.ip):
+        raise InvalidRequest("context.ip is not an IP address", fix="send it without port, brackets or prefix length")
     audience = request.audience
     names = (audience,) if isinstance(audience, str) and audience else tuple(audience)
     return Asked(request.scope, names, request.context.ip if request.context else None, request.min_seq)

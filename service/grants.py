@@ -20,7 +20,7 @@ from events.types import (
     SubjectRevoked,
     TokenIssued,
 )
-from projections.grants import ActiveGrant, Family, facts
+from projections.grants import ActiveGrant, Family, Token, facts
 from projections.registry import Client, User
 from service.commands import (
     Prepared,
@@ -180,7 +180,9 @@ async def prepare_rotate(
     fresh: bool,
     request_id: str | None = None,
 ) -> Prepared:
-    """A successor for a PAT or SAT, which ends after the overlap. The successor lives as long as the old one did.
+    """A successor for a PAT or SAT, which ends after the overlap.
+
+    The successor lives as long as the old one was to live, and has of its scope what the user still has.
 
     Raises: NotFound, Gone, InvalidRequest, InsufficientScope, Unavailable.
     """
@@ -199,14 +201,17 @@ async def prepare_rotate(
     old = family.tokens.get(token_id)
     if known is None or old is None:
         raise NotFound("there is no such token")
-    check_confers(caller, known.scope, through="the successor")
     _check_owner_is_active(runtime, known)
+    scopes = known_scopes(runtime)
+    disabled = frozenset(name for name, row in scopes.items() if row.disabled_at is not None)
+    held = expand(scopes, (await find_user(runtime, known.subject)).scope)
+    scope = granted_scope(None, known.scope, held, disabled=disabled)
+    check_confers(caller, scope, through="the successor")
     token = mint_kind(old.kind)
     mark = stamp(caller.token_id, request_id, events=2)
     name = await runtime.subject_keys.unseal(known.subject, known.sealed_name, "token name")
-    successor = minted_token(
-        token, old.kind, known.scope, known.audience, whole_second(mark.at + (old.expires_at - old.issued_at))
-    )
+    lifetime = await _lifetime(runtime, token_id, old)
+    successor = minted_token(token, old.kind, scope, known.audience, whole_second(mark.at + lifetime))
     command = RotateToken(
         stamp=mark,
         grant_id=grant_id,
@@ -222,6 +227,19 @@ async def prepare_rotate(
         Append(subject("grant", grant_id), superseded, family.seq),
     )
     return Prepared(entries, _shown_once(issued, token, name))
+
+
+async def _lifetime(runtime: Runtime, token_id: str, token: Token) -> timedelta:
+    """How long the token was to live when it was issued: one that was rotated before ends sooner than that."""
+    try:
+        issued = await runtime.ledger.get(token.issued_seq)
+    except LedgerError as error:
+        raise refused(error) from error
+    if issued is not None and isinstance(issued.event, TokenIssued):
+        for minted in issued.event.tokens:
+            if minted.token_id == token_id:
+                return minted.expires_at - whole_second(issued.event.occurred_at)
+    return token.expires_at - token.issued_at
 
 
 def _check_owner_is_active(runtime: Runtime, grant: ActiveGrant) -> None:
@@ -264,7 +282,7 @@ class AccessFor(Struct, frozen=True):
 async def mint_access(runtime: Runtime, client: Client, grant: AccessFor, at: datetime) -> tuple[str, MintedToken]:
     """A new access token, opaque or a JWT (RFC 9068 §2.2), and what the ledger keeps of it. Raises: LedgerError."""
     expires_at = whole_second(at) + timedelta(seconds=client.metadata.access_token_ttl_seconds)
-    if client.metadata.access_token_format != "jwt":  # noqa: S105 - a format
+    if client.metadata.access_token_format != "jwt":
         token = mint_kind(Kind.ACCESS)
         return token, minted_token(token, Kind.ACCESS, grant.scope, grant.audience, expires_at)
     token_id = new_id("tok")

@@ -18,7 +18,7 @@ from events.ledger import Append
 from events.types import Kind
 from projections.grants import ActiveGrant, Family, RefreshChain, facts
 from projections.registry import Client
-from service.commands import load_family, refused, subject
+from service.commands import expand, known_scopes, load_family, refused, subject
 from service.errors import InvalidGrant, InvalidTarget, Unavailable
 from service.grants import AccessFor, mint_access, minted_token, stamp, whole_second
 from service.keys import derive, seal, unseal
@@ -106,7 +106,11 @@ async def _spend(  # noqa: PLR0917 - one step of `refresh`
     expected: int,
 ) -> bytes | None:
     """Rotates; None when another presentation was first."""
-    scope = granted_scope(presented.scope, grant.scope)
+    # What the client may no longer have, or nobody may, a refresh gives no more; the grant itself stays as it was.
+    scopes = known_scopes(runtime)
+    disabled = frozenset(name for name, row in scopes.items() if row.disabled_at is not None)
+    held = expand(scopes, presented.client.metadata.scope)
+    scope = granted_scope(presented.scope, grant.scope, held, disabled=disabled)
     if any(name not in grant.audience for name in presented.resources):
         raise InvalidTarget("the grant is not for this resource")
     audience = tuple(dict.fromkeys(presented.resources)) or grant.audience

@@ -264,7 +264,7 @@ def decide_rotate(command: RotateToken, family: Family, *, now: datetime) -> tup
         grant_id=command.successor_grant_id,
         subject=known.subject,
         client_id=known.client_id,
-        scope=known.scope,
+        scope=command.successor.scope,
         audience=known.audience,
         tokens=(command.successor,),
         allowed_ips=known.allowed_ips,
