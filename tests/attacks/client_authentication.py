@@ -193,7 +193,8 @@ def rotated_secret_without_overlap_ends_at_once(stage: Stage) -> None:
 def secrets_are_compared_in_constant_time(stage: Stage) -> None:
     """Over a socket, twenty wrong guesses a minute measure nothing; so the source itself is asked.
 
-    Nothing in `service/` compares a secret, digest or hash by `==`, and `hmac.compare_digest` is used.
+    Nothing in `service/` compares a secret, digest or hash by `==`, and `hmac.compare_digest` is used. The hash of a
+    request's body proves nothing to anybody.
     """
     suspicious = ("secret", "digest", "sha256", "password_hash", "hmac")
     found, safe = [], 0
@@ -204,6 +205,8 @@ def secrets_are_compared_in_constant_time(stage: Stage) -> None:
             if isinstance(node, ast.Compare) and any(isinstance(op, ast.Eq | ast.NotEq) for op in node.ops):
                 sides = [ast.unparse(side) for side in (node.left, *node.comparators)]
                 names = [side for side in sides if side.isidentifier() or "." in side]
+                if any("body_sha256" in side for side in names):
+                    continue
                 if len(names) == 2 and all(any(word in side for word in suspicious) for side in names):
                     found.append(f"{path.name}:{node.lineno} {ast.unparse(node)}")
     assert found == []

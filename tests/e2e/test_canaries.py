@@ -36,7 +36,9 @@ def plant(service: Service) -> list[str]:
     made = service.issue(user["user_id"], scope)
     rotated = service.done("POST", f"/v1/tokens/{made['token_id']}/rotate", json={"overlap_seconds": 60})
     app = service.app(grant_types=["client_credentials", "refresh_token"], access_token_format="jwt", scope=scope)
-    new_secret = service.done("POST", f"/v1/clients/{app.client_id}/secrets", json={})["client_secret"]
+    new_secret = service.done("POST", f"/v1/clients/{app.client_id}/secrets", json={"overlap_seconds": 600})[
+        "client_secret"
+    ]
     first = service.grant(app)
     second = service.refresh(app, first["refresh_token"]).json()
     again = service.refresh(app, first["refresh_token"]).json()

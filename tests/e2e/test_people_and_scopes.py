@@ -41,8 +41,8 @@ def test_user_is_shown_as_registered_without_password(service: Service) -> None:
         {"username": None},
         {"username": 1},
         {"kind": "robot"},
-        {"scope": "no:such:scope"},
         {"scope": ["a"]},
+        {"scope": 'a"b'},
         {"password": ""},
         {"password": "a" * 100_000},
         {"display_name": "a" * 10_000},
@@ -146,7 +146,7 @@ def test_scopes_are_listed_as_registered(service: Service) -> None:
         {"name": "ledger:admin"},
         {"name": "ledger:mine"},
         {"implies": ["ledger:admin"]},
-        {"implies": ["no:such:scope"]},
+        {"implies": ["a b"]},
         {"description": 1},
     ],
     ids=str,
@@ -208,7 +208,7 @@ def test_idempotency_key_with_another_body_is_refused(service: Service, what: st
     path, body = creations(service)[what]
     key = unique("key")
     assert keyed(service, what, body, key, path).status_code == 201
-    other = {**body, "description" if what == "scope" else next(iter(body)): "other"}
+    other = {**body, {"scope": "description", "token": "name"}.get(what, next(iter(body))): "other"}
     if what in {"secret", "rotate"}:
         other = {"overlap_seconds": 61}
     problem(keyed(service, what, other, key, path), 422)
@@ -240,7 +240,7 @@ def test_idempotency_key_in_a_race_creates_once(service: Service) -> None:
     assert len([one for one in service.items("/v1/clients", limit=1000) if one["client_name"] == name]) == 1
 
 
-@pytest.mark.parametrize("key", ["", "a" * 1_000, "\x7f"], ids=["empty", "long", "control"])
+@pytest.mark.parametrize("key", ["", "a" * 1_000, "a\tb"], ids=["empty", "long", "tab"])
 def test_wrong_idempotency_key_is_refused(service: Service, key: str) -> None:
     problem(keyed(service, "client", {"client_name": "x"}, key, "/v1/clients"), 400)
 
