@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import click
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -128,31 +129,40 @@ def print_table(items: Sequence[Mapping[str, Any]], columns: Iterable[str]) -> N
     """One row an item. A column that no item has is left out."""
     shown = [name for name in columns if not items or any(item.get(name) not in EMPTY for item in items)]
     rows = [[worded(item.get(name)) for name in shown] for item in items]
+    widths = [max(map(cell_len, column)) for column in zip(shown, *rows, strict=True)]
     if not sys.stdout.isatty():
         # For other programs and files: one line an item, nothing folded.
-        widths = [max(map(len, column)) for column in zip(shown, *rows, strict=True)]
         for row in [shown, *rows]:
             click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
         return
+    if sum(widths) + 3 * len(widths) > console().width:
+        # Nothing is folded that is to be copied into the next command.
+        for number, item in enumerate(items):
+            if number:
+                click.echo()
+            print_object({name: item.get(name) for name in shown if item.get(name) not in EMPTY})
+        return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in shown:
-        # What is copied into the next command is folded, never cut.
-        table.add_column(Text(name), overflow="fold", no_wrap=name.endswith("_at"))
+        table.add_column(Text(name), no_wrap=True)
     for row in rows:
         table.add_row(*map(Text, row))
     console().print(table)
 
 
 def print_timeline(items: Sequence[Mapping[str, Any]]) -> None:
-    """Events, and uses among them, in order: when, how long after the one before, what, and its facts."""
-    rows = []
+    """Events, and uses among them, in order: when, how long after the one before, what, and its facts.
+
+    On a terminal each fact has a line of its own.
+    """
+    rows: list[dict[str, Any]] = []
     before: datetime | None = None
     for item in items:
         when = moment_of(item.get("occurred_at"))
         seq = item.get("ledger_seq")
         rows.append(
             {
-                "ledger_seq": seq if seq is not None else "use",
+                "ledger_seq": "use" if seq is None else seq,
                 "occurred_at": item.get("occurred_at"),
                 "after": _elapsed(before, when),
                 "what": item.get("type"),
@@ -160,17 +170,30 @@ def print_timeline(items: Sequence[Mapping[str, Any]]) -> None:
             }
         )
         before = when or before
-    print_table(rows, ("ledger_seq", "occurred_at", "after", "what", "facts"))
+    if not sys.stdout.isatty():
+        print_table(rows, ("ledger_seq", "occurred_at", "after", "what", "facts"))
+        return
+    for row in rows:
+        head = "  ".join(worded(row[name]) for name in ("ledger_seq", "occurred_at", "what", "after") if row[name])
+        click.secho(head, bold=True)
+        for name, value in row["facts"].items():
+            click.echo(f"    {printable(name):<12} {worded(value)}")
 
 
 # Said by the other columns, or of no use to a person.
-_NO_FACTS = {"ledger_seq", "occurred_at", "recorded_at", "type", "id", "request_id", "body"}
+_NO_FACTS = {"ledger_seq", "occurred_at", "recorded_at", "type", "id", "request_id", "body", "token_ids"}
+_NO_FACTS |= {"sha256", "username_hash", "secret_sha256"}
 
 
 def _facts(item: Mapping[str, Any]) -> dict[str, Any]:
     """What an event says besides when and what; `body`, if it has one, is the event as it was recorded."""
     members = {**item, **(item.get("body") or {})}
-    return {name: value for name, value in members.items() if name not in _NO_FACTS and value not in EMPTY}
+    facts = {name: value for name, value in members.items() if name not in _NO_FACTS and value not in EMPTY}
+    if facts.get("user_id") == facts.get("subject"):
+        facts.pop("user_id", None)
+    if isinstance(facts.get("tokens"), list):
+        facts["tokens"] = [_facts(token) if isinstance(token, Mapping) else token for token in facts["tokens"]]
+    return facts
 
 
 def _elapsed(before: datetime | None, after: datetime | None) -> str:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
 import re
 import stat
+import struct
 import subprocess
+import termios
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -71,6 +76,9 @@ def elsewhere() -> Iterator[Callable[[Callable[[str], Answer]], str]]:
 
     def serve(answer: Callable[[str], Answer]) -> str:
         class Handler(BaseHTTPRequestHandler):
+            def do_DELETE(self) -> None:
+                self.do_GET()
+
             def do_GET(self) -> None:
                 status, content_type, body = answer(self.path)
                 self.send_response(status)
@@ -345,6 +353,78 @@ def test_cli_as_a_process_ends_with_the_documented_exit_codes(tmp_path: Path) ->
     assert code("token", "list", "--limit", "x") == WRONG_USE
     (tmp_path / "bootstrap.json").write_text("{")
     assert code("token", "list", "--data-dir", str(tmp_path)) == REFUSED
+
+
+# On a terminal
+
+
+def on_terminal(*arguments: str, columns: int, environ: dict[str, str], typed: str = "") -> str:
+    """What a person sees: the output of a command on a real pseudo-terminal."""
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    clean = {name: text for name, text in os.environ.items() if not name.startswith("TOKEN_LEDGER_")}
+    process = subprocess.Popen(
+        [*running.command(), *arguments],
+        cwd=running.ROOT,
+        env={**clean, "TERM": "xterm", **environ},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    os.write(ours, typed.encode())
+    seen = b""
+    # The terminal reports an error once nobody holds its other end.
+    with contextlib.suppress(OSError):
+        while piece := os.read(ours, 65_536):
+            seen += piece
+    os.close(ours)
+    process.wait(10)
+    return re.sub(r"\x1b\[[0-9;]*m", "", seen.decode()).replace("\r\n", "\n")
+
+
+@pytest.fixture
+def two_clients(elsewhere: Any) -> dict[str, str]:
+    items = [{"client_id": f"cli_{n * 32}", "client_name": "shop", "scope": "orders:read"} for n in "01"]
+    url = elsewhere(lambda _: (200, "application/json", json.dumps({"items": items}).encode()))
+    return {"TOKEN_LEDGER_URL": url, "TOKEN_LEDGER_TOKEN": "x"}
+
+
+def test_cli_table_on_a_wide_terminal_has_a_row_an_item(two_clients: dict[str, str]) -> None:
+    seen = on_terminal("client", "list", columns=120, environ=two_clients)
+    assert re.search(r"^ *client_id +client_name +scope *$", seen, re.MULTILINE)
+    assert re.search(rf"^ *cli_{'0' * 32} +shop +orders:read *$", seen, re.MULTILINE)
+
+
+def test_cli_table_on_a_narrow_terminal_keeps_ids_whole(two_clients: dict[str, str]) -> None:
+    seen = on_terminal("client", "list", columns=40, environ=two_clients)
+    assert re.findall(r"^client_id +(\S+)$", seen, re.MULTILINE) == [f"cli_{n * 32}" for n in "01"]
+
+
+def test_cli_timeline_on_a_terminal_has_a_line_a_fact(elsewhere: Any) -> None:
+    items = [
+        {"ledger_seq": 4, "type": "token.issued", "occurred_at": "2026-11-22T10:00:00Z", "by": "tok_1"},
+        {"ledger_seq": None, "type": "token.used", "occurred_at": "2026-11-22T10:01:30Z", "outcome": "valid"},
+    ]
+    url = elsewhere(lambda _: (200, "application/json", json.dumps({"items": items}).encode()))
+    environ = {"TOKEN_LEDGER_URL": url, "TOKEN_LEDGER_TOKEN": "x"}
+    assert on_terminal("token", "history", "tok_2", columns=80, environ=environ).splitlines() == [
+        "4  2026-11-22 10:00:00Z  token.issued",
+        "    by           tok_1",
+        "use  2026-11-22 10:01:30Z  token.used  +1.5 min",
+        "    outcome      valid",
+    ]
+
+
+def test_cli_what_cannot_be_undone_asks_a_person_and_no_program(elsewhere: Any) -> None:
+    url = elsewhere(lambda _: (200, "application/json", b'{"ledger_seq": 7}'))
+    environ = {"TOKEN_LEDGER_URL": url, "TOKEN_LEDGER_TOKEN": "x"}
+    command = ("client", "disable", "cli_1")
+    refused = on_terminal(*command, columns=80, environ=environ, typed="n\n")
+    assert "This cannot be undone. Go on?" in refused
+    assert "ledger_seq" not in refused
+    assert "ledger_seq  7" in on_terminal(*command, columns=80, environ=environ, typed="y\n")
+    assert CliRunner(env=environ).invoke(main, command).output.strip() == "ledger_seq  7"
 
 
 # With the running service
