@@ -21,7 +21,7 @@ from service.incoming import Incoming, parse_form
 from service.outgoing import NO_STORE, Response
 from service.parsing import decode_json, json_body
 from service.runtime import Runtime
-from service.tokens import now
+from service.tokens import now, redacted
 from service.validation import (
     BEARER_KINDS,
     SCOPE_SYNTAX,
@@ -122,7 +122,10 @@ def _context(request: ValidateRequest) -> Context | None:
     agent, path = given.user_agent, given.path
     # No query string is kept: it may hold secrets of the application.
     return Context(
-        given.ip, agent[:256] if agent else None, given.method, path.partition("?")[0][:256] if path else None
+        given.ip,
+        redacted(agent)[:256] if agent else None,
+        given.method,
+        redacted(path.partition("?")[0])[:256] if path else None,
     )
 
 

@@ -15,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 from events.types import Context
 from service.errors import BodyTooLarge, InvalidRequest, RequestTimeout, UnsupportedMediaType
 from service.settings import Network, Settings
-from service.tokens import uuid7_hex
+from service.tokens import redacted, uuid7_hex
 
 _PROCESS = uuid7_hex()[:20]  # ids of requests count up behind it
 _numbers = count(1)
@@ -80,9 +80,9 @@ class Incoming:
         agent = self.header("user-agent")
         return Context(
             self.client_ip(settings),
-            agent[:_USER_AGENT_CHARS_MAX] if agent else None,
+            redacted(agent)[:_USER_AGENT_CHARS_MAX] if agent else None,
             self.method,
-            self.path[:_PATH_CHARS_MAX],
+            redacted(self.path)[:_PATH_CHARS_MAX],
         )
 
     async def body(self, bytes_max: int, seconds_max: float) -> bytes:

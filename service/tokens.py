@@ -7,6 +7,7 @@ a scanner find leaked tokens and lets a typo be refused before any look-up; it i
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 import time
 import zlib
@@ -23,6 +24,8 @@ _RANDOM_CHARS = 43
 _CHECK_CHARS = 6
 _LENGTH = len("tl_at_") + _RANDOM_CHARS + _CHECK_CHARS
 _LENGTH_LONG = _LENGTH + 1  # `pat` and `sat` have three letters
+
+_SECRET = re.compile(r"tl_[a-z]{2,3}_[0-9A-Za-z]+|eyJ[0-9A-Za-z_-]{8,}(?:\.[0-9A-Za-z_-]*)*")
 
 Prefix = Literal["at", "rt", "pat", "sat", "ac", "cs"]
 _KINDS: dict[Kind, Prefix] = {Kind.ACCESS: "at", Kind.REFRESH: "rt", Kind.PAT: "pat", Kind.SAT: "sat"}
@@ -63,6 +66,13 @@ def well_formed(token: str) -> bool:
             return False
         return checksum(token[:-_CHECK_CHARS]) == token[-_CHECK_CHARS:]
     return token.startswith("eyJ") and token.count(".") == 2
+
+
+def redacted(text: str) -> str:
+    """`text` without tokens and secrets, for what is kept: people paste them into paths and headers."""
+    if "tl_" not in text and "eyJ" not in text:
+        return text
+    return _SECRET.sub(lambda match: match[0][:7] + "…", text)
 
 
 def sha256(token: str) -> bytes:
