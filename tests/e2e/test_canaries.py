@@ -77,6 +77,7 @@ def misuse(service: Service, app: running.App, secrets: list[str]) -> None:
         service.call("GET", f"/v1/clients?access_token={secret}", token=None)
         service.call("GET", f"/v1/tokens/{secret}")
         service.call("GET", f"/v1/tokens/{secret}/history")
+        service.validate(secret, context={"path": f"/a/{secret}?b={secret}", "user_agent": secret})
         service.call("GET", "/v1/tokens", params={"subject": secret})
         service.call("POST", "/v1/tokens", json={"kind": secret, "subject": secret, "name": "x", "scope": secret})
         service.call("POST", "/v1/scopes", json={"name": secret + " ", "description": "x"})
