@@ -244,6 +244,12 @@ class _Batch:
                 cursor.putmulti(items)
 
 
+class ViewBusy(RuntimeError):
+    """Another process writes the view."""
+
+    fix = "stop the service, or the other `token-ledger project current`, first"
+
+
 class CurrentWriter:
     """The only writer of the view on a host. Raises at construction if another one runs."""
 
@@ -262,7 +268,7 @@ class CurrentWriter:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock.close()
-            raise RuntimeError(f"another projector already writes {path}; stop it first") from None
+            raise ViewBusy(f"another projector writes {path}") from None
         self._open()
 
     def _open(self) -> None:

@@ -114,7 +114,7 @@ def http_server(target: str, settings: Settings, *, factory: bool) -> AbstractSe
 
 
 def project(settings: Settings, name: str) -> None:
-    """One projector, until SIGTERM or SIGINT. Raises: UndecodableEvent, RuntimeError if another one runs here."""
+    """One projector, until SIGTERM or SIGINT. Raises: UndecodableEvent; ViewBusy, AnalyticsBusy."""
     logs.configure(settings)
     _end_with_parent()
     settings = _located(settings, "projector")

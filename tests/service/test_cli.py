@@ -658,3 +658,19 @@ def test_cli_key_rotation_admin_token_and_rebuild_on_a_service_of_their_own(own_
     assert (
         bare("client", "list", environ={"TOKEN_LEDGER_URL": service.url, "TOKEN_LEDGER_TOKEN": token}).exit_code == DONE
     )
+
+    assert done("rebuild", "current")["replayed"] >= rotated["ledger_seq"]
+    assert bare("key", "list", environ=environ).exit_code == DONE
+    refused = bare("rebuild", "analytics", environ=environ)
+    assert refused.exit_code == REFUSED
+    assert "is in use" in refused.stderr
+    assert "To do: stop the service" in refused.stderr
+
+
+def test_cli_second_projector_on_a_directory_is_refused(service: Service) -> None:
+    command = [*running.command(), "project", "current", "--data-dir", str(service.data_dir)]
+    ended = subprocess.run(command, cwd=running.ROOT, capture_output=True, text=True, timeout=30, check=False)
+    assert ended.returncode == REFUSED
+    assert "another projector writes" in ended.stderr
+    assert "To do: stop the service" in ended.stderr
+    assert "Traceback" not in ended.stderr
