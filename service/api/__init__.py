@@ -1,0 +1,57 @@
+"""The management API: everything over HTTP that is not asked for with every request of an application."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from litestar import Litestar, Request, Response
+from litestar.exceptions import HTTPException
+
+from service import metrics
+from service.api import audit, clients, keys, scopes, tokens, users
+from service.api.health import live, metric_text, ready
+from service.api.openapi import PATH, document
+from service.api.problems import render
+from service.api.routing import GetRuntime, open_route, routes
+from service.incoming import Incoming
+from service.outgoing import JSON
+from service.outgoing import Response as Answer
+
+_RESOURCES = (audit, clients, keys, scopes, tokens, users)  # imported for the operations that they declare
+
+
+async def _openapi(_: Incoming) -> Answer:
+    return Answer(200, document(), (*JSON, (b"cache-control", b"no-cache")))
+
+
+def _render(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """What is raised outside of a handler: no such path, no such method."""
+    incoming = Incoming(request.scope, request.receive)
+    answer = render(error, incoming)
+    metrics.request_done("none", incoming.method, answer.status, 0.0)
+    headers = {name.decode(): value.decode("latin-1") for name, value in answer.headers}
+    media_type = headers.pop("content-type")
+    return Response(
+        answer.body,
+        status_code=answer.status,
+        headers=headers | {"x-request-id": incoming.request_id},
+        media_type=media_type,
+    )
+
+
+def litestar_app(get_runtime: GetRuntime) -> Litestar:
+    """The routes. `get_runtime` gives what handlers work with, or raises Unavailable while there is nothing yet."""
+    metrics.bind(get_runtime)
+    return Litestar(
+        route_handlers=[
+            *routes(get_runtime),
+            open_route("/health/live", lambda _: live()),
+            open_route("/health/ready", lambda _: ready(get_runtime)),
+            open_route("/metrics", functools.partial(metric_text, get_runtime)),
+            open_route(PATH, _openapi),
+        ],
+        exception_handlers={HTTPException: _render, Exception: _render},
+        openapi_config=None,
+        logging_config=None,
+    )

@@ -201,7 +201,7 @@ def check_redirect_uri(uri: str) -> None:
     elif scheme == "http" and not is_loopback(host):
         wrong = "must use https; http is for 127.0.0.1, [::1] and localhost only"
     if wrong:
-        raise InvalidRedirectUri(f"a redirect URI {wrong}", private=uri[:200])
+        raise InvalidRedirectUri(f"a redirect URI {wrong}")
 
 
 def _check_may_confer(caller: Caller | None, metadata: ClientMetadata, *, through: str) -> None:

@@ -1,0 +1,107 @@
+"""Whether the process lives, whether it can answer, and what it counts."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from projections.asking import AnalyticsRefused, StatusAnswer, StatusRequest, ask
+from service import metrics
+from service.api.routing import GetRuntime
+from service.errors import ServiceError
+from service.incoming import Incoming
+from service.outgoing import NO_STORE, Response
+from service.runtime import Runtime
+
+_ANALYTICS_SECONDS_MAX = 0.5
+
+
+class Live(Struct, frozen=True):
+    """The process answers."""
+
+    status: Literal["alive"] = "alive"
+
+
+class Check(Struct, frozen=True, kw_only=True):
+    """One thing that readiness looks at. `needed`: it is not ready without."""
+
+    ok: bool
+    needed: bool
+    detail: str
+    age_seconds: float | UnsetType = UNSET
+    position: int | UnsetType = UNSET
+    lag: int | UnsetType = UNSET
+
+
+class Readiness(Struct, frozen=True, kw_only=True):
+    """`degraded`: the log is down and validation is still served, in `buffered` mode, until the view is too old."""
+
+    status: Literal["ready", "degraded", "unready"]
+    checks: dict[str, Check]
+
+
+async def live() -> Response:
+    """Say that the process answers."""
+    return Response(200, msgspec.json.encode(Live()), NO_STORE)
+
+
+async def ready(get_runtime: GetRuntime) -> Response:
+    """Say whether validation is answered, and what stands in its way."""
+    try:
+        runtime = get_runtime()
+    except ServiceError as error:
+        starting = Check(ok=False, needed=True, detail=error.detail)
+        return _answer(Readiness(status="unready", checks={"start": starting}))
+    checks = {
+        "nats": _nats(runtime),
+        "view": _view(runtime),
+        "signing_key": _signing_key(runtime),
+        "analytics": await _analytics(runtime),
+    }
+    missing = {name for name, check in checks.items() if check.needed and not check.ok}
+    degraded = missing == {"nats"} and runtime.settings.use_recording == "buffered"
+    return _answer(Readiness(status="degraded" if degraded else "unready" if missing else "ready", checks=checks))
+
+
+def _answer(readiness: Readiness) -> Response:
+    return Response(503 if readiness.status == "unready" else 200, msgspec.json.encode(readiness), NO_STORE)
+
+
+def _nats(runtime: Runtime) -> Check:
+    connected = runtime.nc.is_connected
+    said = "connected; sync_always was reported at the start" if connected else "the connection is down"
+    return Check(ok=connected, needed=True, detail=said)
+
+
+def _view(runtime: Runtime) -> Check:
+    fresh, bound = runtime.view.freshness(), runtime.settings.view_staleness_seconds_max
+    said = f"known to be complete {fresh.age_seconds:.1f} s ago; {bound} s are allowed"
+    if fresh.age_seconds == float("inf"):
+        return Check(ok=False, needed=True, detail="not known to be complete yet", position=fresh.position)
+    age = round(fresh.age_seconds, 3)
+    return Check(ok=fresh.age_seconds <= bound, needed=True, detail=said, age_seconds=age, position=fresh.position)
+
+
+def _signing_key(runtime: Runtime) -> Check:
+    missing = [alg for alg in runtime.settings.signing_algorithms if runtime.signing_keys.active(alg) is None]
+    said = f"there is no active key for {', '.join(missing)}" if missing else "active"
+    return Check(ok=not missing, needed=True, detail=said)
+
+
+async def _analytics(runtime: Runtime) -> Check:
+    """For information: validation does not need it."""
+    try:
+        answer = await ask(runtime.nc, StatusRequest(), StatusAnswer, seconds=_ANALYTICS_SECONDS_MAX)
+    except AnalyticsRefused as error:
+        return Check(ok=False, needed=False, detail=str(error))
+    lags: list[Any] = [stream.lag for stream in answer.streams if stream.lag is not None]
+    lag = sum(lags) if lags else UNSET
+    return Check(ok=True, needed=False, detail="answers", lag=lag)
+
+
+async def metric_text(get_runtime: GetRuntime, _: Incoming) -> Response:
+    """Tell Prometheus what was counted, in its text format."""
+    headers = ((b"content-type", metrics.CONTENT_TYPE.encode()), (b"x-content-type-options", b"nosniff"))
+    return Response(200, metrics.exposition(metrics.running(get_runtime)), headers)

@@ -1,0 +1,102 @@
+"""`/v1/keys`: the keys that sign access tokens."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from msgspec import UNSET, Struct, UnsetType
+
+from events.errors import Conflict
+from projections.registry import SigningKey
+from service.api.routing import Call, Nothing, operation
+from service.api.wire import Page, Seq, cursor_of, page, position_of
+from service.errors import InvalidRequest, Unavailable
+from service.runtime import Runtime
+from service.settings import Algorithm
+from service.signing import Rotation
+
+_LIST = "keys"
+
+
+class KeyView(Struct, frozen=True, kw_only=True):
+    """A signing key. `remove_at`: when it leaves the key set, since all that it signed has expired."""
+
+    kid: str
+    alg: str
+    state: Literal["announced", "active", "retired"]
+    introduced_at: datetime
+    activated_at: datetime | UnsetType = UNSET
+    retired_at: datetime | UnsetType = UNSET
+    remove_at: datetime | UnsetType = UNSET
+    ledger_seq: Seq
+
+
+class KeyList(Struct, frozen=True):
+    items: list[KeyView]
+    next_cursor: str | UnsetType = UNSET
+
+
+class KeyRotation(Struct, frozen=True, forbid_unknown_fields=True):
+    """`alg`: one of the settings' `signing_algorithms`; the first of them if it is left out."""
+
+    alg: Algorithm | UnsetType = UNSET
+
+
+class KeyRotated(Struct, frozen=True, kw_only=True):
+    """`kid` signs from now on; `retired_kid` signed until now."""
+
+    kid: str
+    retired_kid: str | UnsetType = UNSET
+    ledger_seq: Seq
+
+
+def _view(key: SigningKey) -> KeyView:
+    return KeyView(
+        kid=key.kid,
+        alg=key.alg,
+        state=key.state,
+        introduced_at=key.introduced_at,
+        activated_at=key.activated_at or UNSET,
+        retired_at=key.retired_at or UNSET,
+        remove_at=key.remove_at or UNSET,
+        ledger_seq=key.seq,
+    )
+
+
+@operation("GET", "/v1/keys", tag="keys", needs=("ledger:admin", "ledger:audit"), query=Page, answer=KeyList)
+async def list_keys(call: Call[None, Page]) -> dict[str, Any]:
+    """List signing keys that are not removed."""
+    after, limit = position_of(call.query.cursor, _LIST), call.query.limit
+    rows = call.runtime.view.rows("key", after=after, limit=limit + 1)
+    items = [_view(row) for _, row in rows[:limit] if isinstance(row, SigningKey)]
+    return page(items, cursor_of(_LIST, rows[limit - 1][0]) if len(rows) > limit else None)
+
+
+@operation(
+    "POST",
+    "/v1/keys/rotate",
+    tag="keys",
+    needs=("ledger:admin",),
+    body=KeyRotation,
+    body_optional=True,
+    answer=KeyRotated,
+)
+async def rotate_key(call: Call[KeyRotation, Nothing]) -> KeyRotated:
+    """Sign with a new key from now on.
+
+    Tokens that the old key signed stay valid; it stays in the key set until the last of them has expired.
+    """
+    algorithms = call.runtime.settings.signing_algorithms
+    alg = algorithms[0] if isinstance(call.body.alg, UnsetType) else call.body.alg
+    if alg not in algorithms:
+        raise InvalidRequest(f"no keys are kept for {alg}", fix=f"choose one of {', '.join(algorithms)}")
+    done = await _rotate(call.runtime, alg, call.caller.token_id)
+    return KeyRotated(kid=done.kid, retired_kid=done.retired_kid or UNSET, ledger_seq=done.ledger_seq)
+
+
+async def _rotate(runtime: Runtime, alg: Algorithm, by: str) -> Rotation:
+    try:
+        return await runtime.signing_keys.rotate(alg, by=by)
+    except Conflict as error:
+        raise Unavailable("the key is being rotated by somebody else at this moment") from error

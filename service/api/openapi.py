@@ -1,0 +1,356 @@
+"""The OpenAPI 3.1 document: management operations as they declare themselves, and the doors beside them."""
+
+from __future__ import annotations
+
+import functools
+from importlib import metadata
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from service.api.health import Live, Readiness
+from service.api.problems import PROBLEM_JSON, Problem
+from service.api.routing import OPERATIONS, Nothing, Operation
+from service.doors import BatchAnswer, BatchRequest, ValidateAnswer, ValidateRequest
+from service.grants import TokenAnswer
+
+PATH = "/schema/openapi.json"
+_FORM = "application/x-www-form-urlencoded"
+_REF = "#/components/schemas/{name}"
+_STATUS_TEXTS = {
+    200: "Done",
+    201: "Created",
+    400: "Malformed",
+    401: "Not authenticated",
+    403: "Not allowed",
+    404: "Not found",
+    405: "Method not allowed",
+    408: "The body did not arrive in time",
+    409: "It exists already, or has ended",
+    413: "Too large",
+    415: "Unsupported content type",
+    422: "The Idempotency-Key was used for another request",
+    429: "Too many requests",
+    500: "Internal error",
+    503: "Cannot answer now",
+}
+_ALWAYS = (400, 401, 403, 429, 500, 503)
+_WITH_BODY = (408, 413, 415)
+
+
+class OAuthErrorBody(Struct, frozen=True):
+    """RFC 6749 §5.2."""
+
+    error: str
+    error_description: str | UnsetType = UNSET
+
+
+class TokenForm(Struct, frozen=True, kw_only=True):
+    """RFC 6749 §4.4.2 and §6. `resource` (RFC 8707) may be repeated; other parameters are ignored."""
+
+    grant_type: str
+    scope: str | UnsetType = UNSET
+    resource: str | list[str] | UnsetType = UNSET
+    refresh_token: str | UnsetType = UNSET
+    client_id: str | UnsetType = UNSET
+    client_secret: str | UnsetType = UNSET
+
+
+class TokenParameterForm(Struct, frozen=True, kw_only=True):
+    """RFC 7662 §2.1, RFC 7009 §2.1."""
+
+    token: str
+    token_type_hint: str | UnsetType = UNSET
+    client_id: str | UnsetType = UNSET
+    client_secret: str | UnsetType = UNSET
+
+
+class Introspection(Struct, frozen=True, kw_only=True):
+    """RFC 7662 §2.2. Nothing but `active` when it is false."""
+
+    active: bool
+    scope: str | UnsetType = UNSET
+    client_id: str | UnsetType = UNSET
+    token_type: str | UnsetType = UNSET
+    exp: int | UnsetType = UNSET
+    iat: int | UnsetType = UNSET
+    nbf: int | UnsetType = UNSET
+    sub: str | UnsetType = UNSET
+    aud: str | list[str] | UnsetType = UNSET
+    iss: str | UnsetType = UNSET
+    jti: str | UnsetType = UNSET
+    grant_id: str | UnsetType = UNSET
+    kind: str | UnsetType = UNSET
+
+
+class KeySet(Struct, frozen=True):
+    """RFC 7517 §5."""
+
+    keys: list[dict[str, Any]]
+
+
+class ServerMetadata(Struct, frozen=True, kw_only=True):
+    """RFC 8414 §2."""
+
+    issuer: str
+    token_endpoint: str
+    introspection_endpoint: str
+    revocation_endpoint: str
+    jwks_uri: str
+    scopes_supported: list[str]
+    response_types_supported: list[str]
+    grant_types_supported: list[str]
+    token_endpoint_auth_methods_supported: list[str]
+    introspection_endpoint_auth_methods_supported: list[str]
+    revocation_endpoint_auth_methods_supported: list[str]
+
+
+class ForwardRefusal(Struct, frozen=True):
+    """Why a token is not let through, as in the answer to a validation."""
+
+    code: str
+
+
+_STRUCTS = (
+    Problem,
+    OAuthErrorBody,
+    TokenForm,
+    TokenParameterForm,
+    TokenAnswer,
+    Introspection,
+    KeySet,
+    ServerMetadata,
+    ForwardRefusal,
+    ValidateRequest,
+    ValidateAnswer,
+    BatchRequest,
+    BatchAnswer,
+    Live,
+    Readiness,
+)
+
+
+@functools.cache
+def document() -> bytes:
+    """The document as JSON, the same from every worker."""
+    kinds = [kind for one in OPERATIONS for kind in (one.body, one.answer) if kind is not None]
+    components = msgspec.json.schema_components([*_STRUCTS, *kinds], ref_template=_REF)[1]
+    package = metadata.metadata("token-ledger")
+    paths: dict[str, dict[str, Any]] = {}
+    for one in OPERATIONS:
+        paths.setdefault(one.path, {})[one.method.lower()] = _managed(one)
+    for path, item in _doors().items():
+        paths.setdefault(path, {}).update(item)
+    whole = {
+        "openapi": "3.1.0",
+        "info": {"title": "Token ledger", "version": package["Version"], "summary": package["Summary"]},
+        "paths": {path: paths[path] for path in sorted(paths)},
+        "components": {
+            "schemas": components,
+            "securitySchemes": {
+                "bearer": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "An access token, PAT or SAT of this ledger with the scope that the call needs.",
+                },
+                "client": {"type": "http", "scheme": "basic", "description": "Client id and secret: RFC 6749 §2.3.1."},
+            },
+        },
+    }
+    return msgspec.json.encode(whole)
+
+
+def _ref(kind: Any) -> dict[str, Any]:
+    return {"$ref": _REF.format(name=kind.__name__)}
+
+
+def _response(status: int, kind: Any = None, media_type: str = "application/json") -> dict[str, Any]:
+    response: dict[str, Any] = {"description": _STATUS_TEXTS[status]}
+    if kind is not None:
+        response["content"] = {media_type: {"schema": _ref(kind)}}
+    if status in {429, 503}:
+        response["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
+    return response
+
+
+def _problems(*statuses: int) -> dict[str, Any]:
+    return {str(status): _response(status, Problem, PROBLEM_JSON) for status in sorted(set(statuses))}
+
+
+def _managed(one: Operation) -> dict[str, Any]:
+    assert one.needs is not None
+    statuses = {*_ALWAYS, *one.errors, *(_WITH_BODY if one.body is not None else ()), *((422,) if one.creates else ())}
+    scopes = " or ".join(f"`{scope}`" for scope in one.needs)
+    members: dict[str, Any] = {
+        "operationId": one.handler.__name__,
+        "tags": [one.tag],
+        "summary": one.summary,
+        "description": f"{one.description}\n\nNeeds {scopes}.".strip(),
+        "security": [{"bearer": list(one.needs)}],
+        "parameters": _parameters(one),
+        "responses": {str(one.status): _response(one.status, one.answer)} | _problems(*statuses),
+    }
+    if one.body is not None:
+        types = ("application/json", "application/merge-patch+json") if one.method == "PATCH" else ("application/json",)
+        content = {media_type: {"schema": _ref(one.body)} for media_type in types}
+        members["requestBody"] = {"required": not one.body_optional, "content": content}
+    return members
+
+
+def _parameters(one: Operation) -> list[dict[str, Any]]:
+    parameters: list[dict[str, Any]] = []
+    if one.in_path is not None:
+        parameters.append({"name": one.in_path, "in": "path", "required": True, "schema": {"type": "string"}})
+    if one.query is not Nothing:
+        schema = msgspec.json.schema_components([one.query], ref_template=_REF)[1][one.query.__name__]
+        for name, member in schema["properties"].items():
+            parameter = {"name": name, "in": "query", "required": name in schema.get("required", ()), "schema": member}
+            if "description" in member:
+                parameter["description"] = member["description"]
+            parameters.append(parameter)
+    if one.creates:
+        parameters.append(
+            {
+                "name": "Idempotency-Key",
+                "in": "header",
+                "required": False,
+                "description": "For 24 hours the same caller, key and body get the same answer, and nothing is "
+                "created again.",
+                "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+            }
+        )
+    return parameters
+
+
+def _door(identity: str, tag: str, summary: str, responses: dict[str, Any], **more: Any) -> dict[str, Any]:
+    members = {"operationId": identity, "tags": [tag], "summary": summary, "parameters": [], "security": []}
+    return members | more | {"responses": responses}
+
+
+def _doors() -> dict[str, dict[str, Any]]:
+    """The endpoints that are answered before Litestar is asked, and those that anybody may ask."""
+    validate_errors = _problems(*_ALWAYS, *_WITH_BODY)
+    needs = {"security": [{"bearer": ["ledger:validate"]}]}
+    text = {"200": {"description": "Done", "content": {"text/plain": {"schema": {"type": "string"}}}}}
+    return {
+        "/v1/tokens/validate": {
+            "post": _door(
+                "validate_token",
+                "validation",
+                "Say whether a token is good, now, for this",
+                {"200": _response(200, ValidateAnswer)} | validate_errors,
+                **needs,
+                requestBody=_body(ValidateRequest),
+            )
+        },
+        "/v1/tokens/validate-batch": {
+            "post": _door(
+                "validate_tokens",
+                "validation",
+                "Say it of up to 1,000 tokens, in the same order",
+                {"200": _response(200, BatchAnswer)} | validate_errors,
+                **needs,
+                requestBody=_body(BatchRequest),
+            )
+        },
+        "/v1/forward-auth": {"get": _forward_auth()},
+        "/oauth2/jwks": {
+            "get": _door("key_set", "oauth", "The public keys: RFC 7517", {"200": _response(200, KeySet)} | _open())
+        },
+        "/.well-known/oauth-authorization-server": {
+            "get": _door(
+                "server_metadata",
+                "oauth",
+                "What this server can: RFC 8414",
+                {"200": _response(200, ServerMetadata)} | _open(),
+            )
+        },
+        "/health/live": {"get": _door("live", "health", "Say that the process answers", {"200": _response(200, Live)})},
+        "/health/ready": {
+            "get": _door(
+                "ready",
+                "health",
+                "Say whether validation is answered, and what stands in its way",
+                {"200": _response(200, Readiness), "503": _response(503, Readiness)},
+            )
+        },
+        "/metrics": {"get": _door("metrics", "health", "Numbers for Prometheus", text)},
+        **_oauth(),
+    }
+
+
+def _open() -> dict[str, Any]:
+    return {"503": _response(503, Problem, PROBLEM_JSON)}
+
+
+def _body(kind: Any, media_type: str = "application/json") -> dict[str, Any]:
+    return {"required": True, "content": {media_type: {"schema": _ref(kind)}}}
+
+
+def _forward_auth() -> dict[str, Any]:
+    told = ("X-Token-Subject", "X-Token-Client", "X-Token-Scope", "X-Token-Id")
+    headers = {name: {"schema": {"type": "string"}} for name in told}
+    refused = {"application/json": {"schema": _ref(ForwardRefusal)}, PROBLEM_JSON: {"schema": _ref(Problem)}}
+    return _door(
+        "forward_auth",
+        "validation",
+        "Answer a proxy: let through or not",
+        {
+            "200": {"description": "Let it through", "headers": headers},
+            **{status: {"description": _STATUS_TEXTS[int(status)], "content": refused} for status in ("401", "403")},
+            **_problems(400, 429, 500, 503),
+        },
+        description="For nginx `auth_request`, Traefik and Envoy. The token is the one of the `Authorization` header. "
+        "`audience` is required unless the token has none.",
+        security=[{"bearer": []}],
+        parameters=[
+            {"name": "scope", "in": "query", "required": False, "schema": {"type": "string"}},
+            {
+                "name": "audience",
+                "in": "query",
+                "required": False,
+                "schema": {"type": "array", "items": {"type": "string"}},
+            },
+        ],
+    )
+
+
+def _oauth() -> dict[str, dict[str, Any]]:
+    errors = {
+        str(status): _response(status, OAuthErrorBody) for status in (400, 401, 403, 408, 413, 415, 429, 500, 503)
+    }
+    client = {"security": [{"client": []}, {}]}
+    introspect = {"security": [{"client": []}, {"bearer": ["ledger:validate"]}]}
+    return {
+        "/oauth2/token": {
+            "post": _door(
+                "issue_access_token",
+                "oauth",
+                "Issue or refresh: RFC 6749 §4.4, §6",
+                {"200": _response(200, TokenAnswer)} | errors,
+                **client,
+                requestBody=_body(TokenForm, _FORM),
+            )
+        },
+        "/oauth2/introspect": {
+            "post": _door(
+                "introspect",
+                "oauth",
+                "Say what a token is: RFC 7662",
+                {"200": _response(200, Introspection)} | errors,
+                **introspect,
+                requestBody=_body(TokenParameterForm, _FORM),
+            )
+        },
+        "/oauth2/revoke": {
+            "post": _door(
+                "revoke_access_token",
+                "oauth",
+                "Revoke a token of the client that asks: RFC 7009",
+                {"200": _response(200)} | errors,
+                **client,
+                requestBody=_body(TokenParameterForm, _FORM),
+            )
+        },
+    }

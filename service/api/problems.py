@@ -1,0 +1,140 @@
+"""The one place that turns exceptions into responses: RFC 9457 for the management API, RFC 6749 §5.2 for OAuth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import structlog
+from litestar.exceptions import HTTPException
+from msgspec import UNSET, Struct, UnsetType
+
+from events.errors import LedgerError
+from service.commands import refused
+from service.errors import (
+    InsufficientScope,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    OAuthError,
+    ServiceError,
+)
+from service.incoming import Incoming
+from service.oauth.forms import oauth_error
+from service.outgoing import NO_STORE, Headers, Response
+from service.runtime import NotYetApplied
+
+log = structlog.get_logger()
+
+PROBLEM_JSON = "application/problem+json"
+_OAUTH = "/oauth2/"
+_HEADERS: Headers = (
+    (b"content-type", PROBLEM_JSON.encode()),
+    *(header for header in NO_STORE if header[0] != b"content-type"),
+)
+
+
+class Problem(Struct, frozen=True, kw_only=True):
+    """RFC 9457 §3. `code` is what programs go by, `fix` what the caller can do, `request_id` what the log knows it by.
+
+    `scope`: the scope that is missing. `ledger_seq`: what was recorded although this answer is an error.
+    """
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str
+    fix: str | UnsetType = UNSET
+    scope: str | UnsetType = UNSET
+    ledger_seq: int | UnsetType = UNSET
+
+
+class InternalError(ServiceError):
+    """Something that should not happen. The log knows what; the caller gets the number to ask by."""
+
+    fix = "repeat the request; if it lasts, give the request_id to the operator, who finds it in the log"
+
+
+def render(error: BaseException, incoming: Incoming) -> Response:
+    """The response that an exception means. Nothing of the request but its path's template is ever logged."""
+    known = _known(error)
+    if known is None:
+        # Without the exception's text: it may quote the request.
+        log.error(
+            "request_failed",
+            request_id=incoming.request_id,
+            error=type(error).__name__,
+            where=_where(error),
+        )
+        known = InternalError("the service failed to answer this request")
+    elif known.private:
+        log.debug("request_refused", request_id=incoming.request_id, code=known.code, private=known.private)
+    if isinstance(known, OAuthError) or incoming.path.startswith(_OAUTH):
+        return _oauth(known)
+    return _problem(known, incoming.request_id)
+
+
+def _known(error: BaseException) -> ServiceError | None:
+    match error:
+        case ServiceError():
+            return error
+        case LedgerError():
+            return refused(error)
+        case HTTPException():
+            return _of_litestar(error)
+        case _:
+            return None
+
+
+def _of_litestar(error: HTTPException) -> ServiceError:
+    match error.status_code:
+        case 404:
+            return NotFound("there is nothing at this path", fix="/schema/openapi.json lists all paths")
+        case 405:
+            allowed = (error.headers or {}).get("allow", "")
+            return MethodNotAllowed(f"use {allowed}", headers={"Allow": allowed})
+        case status if 400 <= status < 500:
+            return InvalidRequest("the request is malformed", private=str(error.detail))
+        case _:
+            return InternalError("the service failed to answer this request", private=str(error.detail))
+
+
+def _problem(error: ServiceError, request_id: str) -> Response:
+    body = Problem(
+        type=f"urn:token-ledger:problem:{error.code}",
+        title=error.title,
+        status=error.status,
+        detail=error.detail,
+        code=error.code,
+        request_id=request_id,
+        fix=error.fix or UNSET,
+        scope=error.scope if isinstance(error, InsufficientScope) else UNSET,
+        ledger_seq=error.ledger_seq if isinstance(error, NotYetApplied) else UNSET,
+    )
+    return Response(error.status, msgspec.json.encode(body), (*_HEADERS, *_own_headers(error)))
+
+
+def _oauth(error: ServiceError) -> Response:
+    return Response(error.status, msgspec.json.encode(oauth_error(error)), (*NO_STORE, *_own_headers(error)))
+
+
+def _own_headers(error: ServiceError) -> Headers:
+    headers = dict(error.headers)
+    if isinstance(error, InsufficientScope):
+        headers.setdefault(
+            "WWW-Authenticate",
+            f'Bearer realm="token-ledger", error="insufficient_scope", scope="{error.scope}"',
+        )
+    return tuple((name.lower().encode(), value.encode("latin-1")) for name, value in headers.items())
+
+
+def _where(error: BaseException) -> list[str]:
+    """Files and lines of the innermost calls."""
+    frames: list[str] = []
+    trace: Any = error.__traceback__
+    while trace is not None:
+        frames.append(f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}")
+        trace = trace.tb_next
+    return frames[-12:]
