@@ -136,7 +136,6 @@ def document() -> bytes:
     """The document as JSON, the same from every worker."""
     kinds = [kind for one in OPERATIONS for kind in (one.body, one.answer) if kind is not None]
     components = msgspec.json.schema_components([*_STRUCTS, *kinds], ref_template=_REF)[1]
-    package = metadata.metadata("token-ledger")
     paths: dict[str, dict[str, Any]] = {}
     for one in OPERATIONS:
         paths.setdefault(one.path, {})[one.method.lower()] = _managed(one)
@@ -144,7 +143,7 @@ def document() -> bytes:
         paths.setdefault(path, {}).update(item)
     whole = {
         "openapi": "3.1.0",
-        "info": {"title": "Token ledger", "version": package["Version"], "summary": package["Summary"]},
+        "info": {"title": "Token ledger", "version": _version()},
         "paths": {path: paths[path] for path in sorted(paths)},
         "components": {
             "schemas": components,
@@ -159,6 +158,13 @@ def document() -> bytes:
         },
     }
     return msgspec.json.encode(whole)
+
+
+def _version() -> str:
+    try:
+        return metadata.version("token-ledger")
+    except metadata.PackageNotFoundError:  # run from its sources, not installed
+        return "0"
 
 
 def _ref(kind: Any) -> dict[str, Any]:
@@ -317,11 +323,9 @@ def _forward_auth() -> dict[str, Any]:
 
 
 def _oauth() -> dict[str, dict[str, Any]]:
-    errors = {
-        str(status): _response(status, OAuthErrorBody) for status in (400, 401, 403, 408, 413, 415, 429, 500, 503)
-    }
-    client = {"security": [{"client": []}, {}]}
-    introspect = {"security": [{"client": []}, {"bearer": ["ledger:validate"]}]}
+    errors = {str(status): _response(status, OAuthErrorBody) for status in sorted({*_ALWAYS, *_WITH_BODY})}
+    client: dict[str, Any] = {"security": [{"client": []}, {}]}
+    introspect: dict[str, Any] = {"security": [{"client": []}, {"bearer": ["ledger:validate"]}]}
     return {
         "/oauth2/token": {
             "post": _door(

@@ -141,7 +141,9 @@ def _route(one: Operation, get_runtime: GetRuntime) -> HTTPRouteHandler:
 
     kind = "path" if one.in_path == _MAY_HOLD_SLASHES else "str"
     path = one.path.replace("}", f":{kind}}}")
-    return route(path, http_method=[HttpMethod(one.method)], status_code=one.status, name=f"{one.method} {one.path}")(endpoint)
+    return route(path, http_method=[HttpMethod(one.method)], status_code=one.status, name=f"{one.method} {one.path}")(
+        endpoint
+    )
 
 
 async def _answer(one: Operation, runtime: Runtime, incoming: Incoming, decode: Any) -> Response:

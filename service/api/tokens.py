@@ -42,7 +42,7 @@ from service.grants import (
 )
 from service.registry import read_sealed
 from service.revocations import Ending, Target, ending_of, revoke_broadly
-from service.rules.registry import check_networks, check_plain, check_scope
+from service.rules.registry import check_audience, check_networks, check_plain, check_scope
 from service.runtime import Runtime
 from service.tokens import is_id
 from service.validation import audience_of, scope_of
@@ -254,6 +254,7 @@ async def create_token(call: Call[NewToken, Nothing]) -> dict[str, Any]:
         allowed_ips=() if isinstance(body.allowed_ips, UnsetType) else tuple(body.allowed_ips),
     )
     check_plain(request.name, "name")
+    check_audience(request.audience)
     check_networks(request.allowed_ips)
     return await call.create(lambda _: prepare_issue(call.runtime, call.caller, request, request_id=call.request_id))
 

@@ -64,7 +64,7 @@ GRANT_TYPES = ("client_credentials", "refresh_token", "authorization_code")
 
 _PLAIN = "must have no control characters, and no blanks at its ends"
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-_URI_SYNTAX = re.compile(r"[!-~]+")
+_URI_SYNTAX = re.compile(r"[!-~]+")  # printable ASCII without the blank
 _URI_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 
 Scopes = Mapping[str, Scope]
@@ -145,10 +145,11 @@ def merge_metadata(old: ClientMetadata, changes: Mapping[str, Any], default: Cli
 def check_metadata(metadata: ClientMetadata) -> None:
     """What the fields of a client must be together. Each alone was checked where it was read.
 
-    Raises: InvalidClientMetadata, InvalidRedirectUri. Source: RFC 7591 §2, §3.2.2; RFC 6749 §4.4.
+    Raises: InvalidClientMetadata, InvalidRedirectUri, InvalidRequest. Source: RFC 7591 §2, §3.2.2; RFC 6749 §4.4.
     """
     if not is_plain(metadata.client_name):
         raise InvalidClientMetadata(f"client_name {_PLAIN}")
+    check_audience(metadata.audience)
     grants, public = metadata.grant_types, metadata.token_endpoint_auth_method == "none"
     if ("code" in metadata.response_types) != ("authorization_code" in grants):
         raise InvalidClientMetadata(
@@ -202,6 +203,14 @@ def check_redirect_uri(uri: str) -> None:
         wrong = "must use https; http is for 127.0.0.1, [::1] and localhost only"
     if wrong:
         raise InvalidRedirectUri(f"a redirect URI {wrong}")
+
+
+def check_audience(names: tuple[str, ...]) -> None:
+    """Names of resource servers are printable ASCII without blanks. Raises: InvalidRequest."""
+    if not all(_URI_SYNTAX.fullmatch(name) for name in names):
+        raise InvalidRequest(
+            "an audience is printable ASCII without blanks", fix="use the URL of the resource server, for example"
+        )
 
 
 def _check_may_confer(caller: Caller | None, metadata: ClientMetadata, *, through: str) -> None:
@@ -474,6 +483,7 @@ def decide_register_scope(command: WriteScope, scope: Scope | None, scopes: Scop
     implies = tuple(dict.fromkeys(command.implies or ()))
     _check_implies(command.name, implies, (), scopes)
     check_plain(command.description, "description")
+    check_audience(command.audience or ())
     return ScopeRegistered(
         **_head(command.stamp),
         name=command.name,
@@ -494,6 +504,7 @@ def decide_change_scope(command: WriteScope, scope: Scope | None, scopes: Scopes
     implies = scope.implies if command.implies is None else tuple(dict.fromkeys(command.implies))
     _check_implies(scope.name, implies, scope.implies, scopes)
     check_plain(command.description, "description")
+    check_audience(audience)
     if (description, audience, implies) == (scope.description, scope.audience, scope.implies):
         return []
     changed = ScopeChanged(
