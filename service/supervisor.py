@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import json
 import os
 import secrets
@@ -33,6 +32,7 @@ from projections.current import CurrentWriter, HeldView, view_path
 from service import logs
 from service.bootstrap import bootstrap, new_administrator
 from service.keys import MasterKey
+from service.lifeline import SERVED_BY, SUPERVISED_BY, end_with_parent
 from service.runtime import stream_limits
 from service.settings import Settings
 
@@ -48,7 +48,6 @@ _RESTART_SECONDS_MAX = 5.0
 _HEALTHY_AFTER_SECONDS = 10.0
 _STOP_PROJECTOR_SECONDS = 2.0
 _HELD_SECONDS_MAX = 10.0
-_SUPERVISED_BY = "SUPERVISED_BY"
 _ANALYTICS_NICENESS = 10
 
 Progress = Callable[[int, int], None]
@@ -70,8 +69,8 @@ def up(settings: Settings) -> None:
 def serve(settings: Settings) -> None:
     """The HTTP API: Granian with its workers, until SIGTERM or SIGINT. Raises: CannotListen, LedgerUnavailable."""
     logs.configure(settings)
-    _end_with_parent()
-    if _SUPERVISED_BY not in os.environ:
+    end_with_parent(SUPERVISED_BY)
+    if SUPERVISED_BY not in os.environ:
         _check_address(settings)
     settings = _located(settings, "service")
     if not (settings.data_dir / "bootstrap.json").exists():
@@ -80,7 +79,10 @@ def serve(settings: Settings) -> None:
     shutil.rmtree(metrics_dir, ignore_errors=True)
     metrics_dir.mkdir(mode=0o700, parents=True)
     # The workers read the settings from the environment, where they replace those that this process was given.
-    environment = settings.given_to(os.environ) | {"PROMETHEUS_MULTIPROC_DIR": str(metrics_dir)}
+    environment = settings.given_to(os.environ) | {
+        "PROMETHEUS_MULTIPROC_DIR": str(metrics_dir),
+        SERVED_BY: str(os.getpid()),
+    }
     os.environ.clear()
     os.environ |= environment
     http_server("service.worker:create", settings, factory=True).serve()
@@ -116,7 +118,7 @@ def http_server(target: str, settings: Settings, *, factory: bool) -> AbstractSe
 def project(settings: Settings, name: str) -> None:
     """One projector, until SIGTERM or SIGINT. Raises: UndecodableEvent; ViewBusy, AnalyticsBusy."""
     logs.configure(settings)
-    _end_with_parent()
+    end_with_parent(SUPERVISED_BY)
     settings = _located(settings, "projector")
     uvloop.run(_until_signalled(_project_current(settings) if name == "current" else _project_analytics(settings)))
 
@@ -296,17 +298,6 @@ def _check_address(settings: Settings) -> None:
         raise CannotListen(f"cannot listen on {settings.host} port {settings.port}: {error.strerror}") from None
 
 
-def _end_with_parent() -> None:
-    """Asks the kernel to end this process with the supervisor, should that be killed."""
-    parent = os.environ.get(_SUPERVISED_BY)
-    if parent is None or not sys.platform.startswith("linux"):
-        return
-    set_pdeathsig = 1
-    ctypes.CDLL(None, use_errno=True).prctl(set_pdeathsig, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != int(parent):
-        sys.exit("the supervisor has ended")
-
-
 async def _until_signalled(work: Coroutine[Any, Any, None]) -> None:
     task = asyncio.create_task(work)
     loop = asyncio.get_running_loop()
@@ -332,7 +323,7 @@ class _Child:
         self._keeper = asyncio.create_task(self._keep())
 
     async def _spawn(self) -> None:
-        environment = self._settings.given_to(os.environ) | {_SUPERVISED_BY: str(os.getpid())}
+        environment = self._settings.given_to(os.environ) | {SUPERVISED_BY: str(os.getpid())}
         self._process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "service.cli", *self._arguments, env=environment, start_new_session=True
         )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from service import logs
 from service.app import App
+from service.lifeline import SERVED_BY, end_with_parent
 from service.settings import Settings
 
 
 def create() -> App:
     """The application, with the settings that the environment gives."""
+    # Or a killed server would leave its workers behind, which nobody stops and which hold the port.
+    end_with_parent(SERVED_BY)
     settings = Settings.load()
     logs.configure(settings)
     return App(settings)
