@@ -771,4 +771,4 @@ def wait_steps(seconds: float) -> Iterator[float]:
         pause = min(pause * 1.5, 0.02)
 
 
-__all__ = ["CurrentReader", "CurrentWriter", "Freshness", "HeldView", "Hit", "view_path"]
+__all__ = ["CurrentReader", "CurrentWriter", "Freshness", "HeldView", "Hit", "ViewBusy", "view_path"]
