@@ -40,6 +40,7 @@ from service.rules.grants import (
     RevokeToken,
     RotateToken,
     Stamp,
+    check_may_rotate,
     decide_revoke_grant,
     decide_revoke_token,
     decide_rotate,
@@ -201,6 +202,7 @@ async def prepare_rotate(
     old = family.tokens.get(token_id)
     if known is None or old is None:
         raise NotFound("there is no such token")
+    check_may_rotate(old)
     _check_owner_is_active(runtime, known)
     scopes = known_scopes(runtime)
     disabled = frozenset(name for name, row in scopes.items() if row.disabled_at is not None)

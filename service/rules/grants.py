@@ -18,7 +18,7 @@ from events.types import (
     TokenRevoked,
     TokenSuperseded,
 )
-from projections.grants import ActiveGrant, Family, RefreshChain, RevokedGrant, facts
+from projections.grants import ActiveGrant, Family, RefreshChain, RevokedGrant, Token, facts
 from projections.registry import Cut
 from service.errors import Gone, InvalidGrant, InvalidRequest, InvalidScope, NotFound
 
@@ -242,6 +242,12 @@ class RotateToken(Struct, frozen=True, kw_only=True):
     sealed_name: bytes | None
 
 
+def check_may_rotate(token: Token) -> None:
+    """Raises: InvalidRequest."""
+    if token.kind not in {Kind.PAT, Kind.SAT}:
+        raise InvalidRequest("only a PAT or a SAT can be rotated", fix="refresh or request access tokens instead")
+
+
 def decide_rotate(command: RotateToken, family: Family, *, now: datetime) -> tuple[TokenIssued, TokenSuperseded]:
     """The successor's first event and the old token's end, to be appended together.
 
@@ -251,8 +257,7 @@ def decide_rotate(command: RotateToken, family: Family, *, now: datetime) -> tup
     known = facts(family.grant)
     if token is None or known is None:
         raise NotFound("there is no such token")
-    if token.kind not in {Kind.PAT, Kind.SAT}:
-        raise InvalidRequest("only a PAT or a SAT can be rotated", fix="refresh or request access tokens instead")
+    check_may_rotate(token)
     if token.ended is not None or isinstance(family.grant, RevokedGrant) or now >= token.expires_at:
         raise Gone("the token has ended", fix="issue a new one")
     stamp = command.stamp

@@ -35,6 +35,8 @@ SURFACE = {
     ("DELETE", "/v1/users/{user_id}"),
     ("POST", "/v1/scopes"),
     ("GET", "/v1/scopes"),
+    ("PATCH", "/v1/scopes/{name}"),
+    ("DELETE", "/v1/scopes/{name}"),
     ("POST", "/v1/tokens"),
     ("GET", "/v1/tokens"),
     ("GET", "/v1/tokens/{token_id}"),
@@ -212,6 +214,8 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
         ("DELETE", "/v1/users/{user_id}"): lambda: [Call(user()), Call(user(), {"erase": "true"})],
         ("POST", "/v1/scopes"): lambda: [Call(body={"name": unique("scope"), "description": "x"})],
         ("GET", "/v1/scopes"): lambda: everywhere,
+        ("PATCH", "/v1/scopes/{name}"): lambda: [Call({"name": service.scope()}, body={"description": "y"})],
+        ("DELETE", "/v1/scopes/{name}"): lambda: [Call({"name": service.scope()})],
         ("POST", "/v1/tokens"): lambda: [
             Call(body=pat),
             Call(body={**pat, "audience": "https://a.example", "allowed_ips": ["192.0.2.0/24"]}),
