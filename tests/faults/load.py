@@ -24,7 +24,7 @@ class Load:
     """Issues, validates and revokes PATs from several threads, from `with` to the end of the block.
 
     `issued`: acknowledged, token id to token. `revoked`: acknowledged. `unsure`: asked for and not acknowledged.
-    `wrong`: answers that must never be given.
+    `last_seq`: of the last acknowledged issue. `wrong`: answers that must never be given.
     """
 
     service: Service
@@ -35,6 +35,7 @@ class Load:
     unsure: set[str] = field(default_factory=set)
     wrong: list[str] = field(default_factory=list)
     refused: int = 0
+    last_seq: int = 0
     ended: threading.Event = field(default_factory=threading.Event)
     threads: list[threading.Thread] = field(default_factory=list)
 
@@ -93,6 +94,7 @@ class Load:
             return
         token, token_id = made["token"], made["token_id"]
         self.issued[token_id] = token
+        self.last_seq = max(self.last_seq, made["ledger_seq"])
         self._expect(http, token, {"valid"})
         if number % 2:
             return
