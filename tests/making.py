@@ -1,0 +1,273 @@
+"""Histories for tests of folds and views: events with sequences, as the log would have recorded them."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from typing import Any
+
+from events import codec
+from events.streams import RawMessage
+from events.types import (
+    ClientChanged,
+    ClientDisabled,
+    ClientMetadata,
+    ClientRegistered,
+    ClientRevoked,
+    ClientSecretRotated,
+    GrantRevoked,
+    KeyActivated,
+    KeyIntroduced,
+    KeyRemoved,
+    KeyRetired,
+    Kind,
+    LedgerEvent,
+    MintedToken,
+    Reason,
+    Recorded,
+    RefreshReplayed,
+    ScopeChanged,
+    ScopeDisabled,
+    ScopeRegistered,
+    SubjectErased,
+    SubjectRevoked,
+    TokenIssued,
+    TokenRefreshed,
+    TokenRevoked,
+    TokenSuperseded,
+    UserChanged,
+    UserDisabled,
+    UsernameClaimed,
+    UserPasswordChanged,
+    UserRegistered,
+)
+
+START = datetime(2026, 1, 31, 12, tzinfo=UTC)
+DAY = timedelta(days=1)
+_numbers = count(1)
+
+
+def after(seconds: float) -> datetime:
+    return START + timedelta(seconds=seconds)
+
+
+def grt(number: int) -> str:
+    return f"grt_{number:032x}"
+
+
+def tok(number: int) -> str:
+    return f"tok_{number:032x}"
+
+
+def cli(number: int) -> str:
+    return f"cli_{number:032x}"
+
+
+def usr(number: int) -> str:
+    return f"usr_{number:032x}"
+
+
+def sha256_of(token_id: str) -> bytes:
+    return hashlib.sha256(token_id.encode()).digest()
+
+
+def head(at: datetime = START, by: str = "system") -> dict[str, Any]:
+    """What every event carries."""
+    return {"id": f"{next(_numbers):032x}", "occurred_at": at, "by": by}
+
+
+def minted(token_id: str, kind: Kind = Kind.ACCESS, **changes: Any) -> MintedToken:
+    return MintedToken(
+        **{
+            "token_id": token_id,
+            "sha256": sha256_of(token_id).hex(),
+            "kind": kind,
+            "scope": "a b",
+            "audience": ("https://api.example",),
+            "expires_at": START + DAY,
+        }
+        | changes
+    )
+
+
+def issued(grant_id: str, *tokens: MintedToken, **changes: Any) -> TokenIssued:
+    """By client 1 for itself, unless said otherwise. With a refresh token if one is among `tokens`."""
+    refreshable = any(token.kind is Kind.REFRESH for token in tokens)
+    fields = head() | {
+        "grant_id": grant_id,
+        "subject": changes.get("client_id", cli(1)),
+        "client_id": cli(1),
+        "scope": "a b",
+        "audience": ("https://api.example",),
+        "tokens": tokens,
+        "refresh_idle_ttl_seconds": 86_400 if refreshable else None,
+        "refresh_ends_at": START + 10 * DAY if refreshable else None,
+    }
+    return TokenIssued(**fields | changes)
+
+
+def refreshed(grant_id: str, spent: str, *tokens: MintedToken, answer_id: str = "answer") -> TokenRefreshed:
+    return TokenRefreshed(**head(), grant_id=grant_id, spent_token_id=spent, answer_id=answer_id, tokens=tokens)
+
+
+def metadata(**changes: Any) -> ClientMetadata:
+    return ClientMetadata(
+        **{
+            "client_name": "shop",
+            "grant_types": ("client_credentials", "refresh_token"),
+            "response_types": (),
+            "redirect_uris": (),
+            "scope": "a b",
+            "token_endpoint_auth_method": "client_secret_basic",
+            "access_token_format": "opaque",
+            "access_token_ttl_seconds": 3600,
+            "refresh_token_idle_ttl_seconds": 86_400,
+            "refresh_token_max_ttl_seconds": 864_000,
+            "audience": ("https://api.example",),
+            "may_introspect": False,
+        }
+        | changes
+    )
+
+
+def registered(client_id: str, secret: str | None = "0" * 64) -> ClientRegistered:
+    return ClientRegistered(**head(), client_id=client_id, metadata=metadata(), secret_sha256=secret)
+
+
+def joined(user_id: str, *, kind: Any = "person", password: str | None = None) -> UserRegistered:
+    return UserRegistered(
+        **head(),
+        user_id=user_id,
+        kind=kind,
+        username_hash=sha256_of(user_id).hex(),
+        sealed_profile=b"profile",
+        scope="a b",
+        password_hash=password,
+    )
+
+
+def scope(name: str, *, implies: tuple[str, ...] = ()) -> ScopeRegistered:
+    return ScopeRegistered(**head(), name=name, description="", audience=(), implies=implies)
+
+
+def subject_of(event: LedgerEvent) -> str:
+    """Where the service puts it: DESIGN "Events"."""
+    match event:
+        case TokenIssued() if event.refresh_ends_at is None and event.subject == event.client_id:
+            return f"ledger.main.access.{event.client_id}"
+        case TokenIssued() | TokenRefreshed() | RefreshReplayed() | TokenRevoked() | TokenSuperseded() | GrantRevoked():
+            return f"ledger.main.grant.{event.grant_id}"
+        case ClientRegistered() | ClientChanged() | ClientSecretRotated() | ClientRevoked() | ClientDisabled():
+            return f"ledger.main.client.{event.client_id}"
+        case UsernameClaimed():
+            return f"ledger.main.username.{event.username_hash}"
+        case (
+            UserRegistered()
+            | UserChanged()
+            | UserPasswordChanged()
+            | SubjectRevoked()
+            | UserDisabled()
+            | SubjectErased()
+        ):
+            return f"ledger.main.user.{event.user_id}"
+        case ScopeRegistered() | ScopeChanged() | ScopeDisabled():
+            return f"ledger.main.scope.{event.name.encode().hex()}"
+        case KeyIntroduced() | KeyActivated() | KeyRetired() | KeyRemoved():
+            return f"ledger.main.key.{event.kid}"
+
+
+class History:
+    """A log in memory. Events are recorded a second apart unless a time is given."""
+
+    def __init__(self, *events: LedgerEvent) -> None:
+        self.recorded: list[Recorded] = []
+        self.add(*events)
+
+    def add(self, *events: LedgerEvent, at: datetime | None = None) -> Recorded:
+        """Records the events and answers the last."""
+        for event in events:
+            seq = len(self.recorded) + 1
+            self.recorded.append(
+                Recorded(seq=seq, recorded_at=at or after(seq), subject=subject_of(event), event=event)
+            )
+        return self.recorded[-1]
+
+    @property
+    def end(self) -> int:
+        return len(self.recorded)
+
+    def raw(self, after_seq: int = 0) -> list[RawMessage]:
+        return [raw(recorded) for recorded in self.recorded[after_seq:]]
+
+
+def raw(recorded: Recorded) -> RawMessage:
+    """As the stream would deliver it."""
+    nanoseconds = (recorded.recorded_at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) * 1000
+    return RawMessage(recorded.seq, nanoseconds, recorded.subject, codec.encode(recorded.event))
+
+
+# One of every kind of event, each of which changes something.
+def everything() -> History:
+    """Clients, users, names, scopes, keys and grants in every state."""
+    history = History(
+        scope("a"),
+        scope("b", implies=("a",)),
+        ScopeChanged(**head(), name="b", description="changed", audience=("x",), implies=()),
+        scope("old"),
+        ScopeDisabled(**head(), name="old"),
+        KeyIntroduced(**head(), kid="ed-1", alg="EdDSA", public_jwk="{}"),
+        KeyActivated(**head(), kid="ed-1"),
+        KeyIntroduced(**head(), kid="ed-2", alg="EdDSA", public_jwk="{}"),
+        KeyActivated(**head(), kid="ed-2"),
+        KeyRetired(**head(), kid="ed-1", remove_at=START + DAY),
+        KeyIntroduced(**head(), kid="ed-3", alg="EdDSA", public_jwk="{}"),
+        KeyRemoved(**head(), kid="ed-3"),
+        registered(cli(1)),
+        registered(cli(2)),
+        registered(cli(3)),
+        ClientChanged(**head(), client_id=cli(2), metadata=metadata(scope="a")),
+        ClientSecretRotated(**head(), client_id=cli(2), secret_sha256="1" * 64, previous_ends_at=START + DAY),
+        joined(usr(1)),
+        joined(usr(2), kind="service"),
+        joined(usr(3), password="$argon2id$x"),
+        UsernameClaimed(**head(), username_hash=sha256_of(usr(1)).hex(), user_id=usr(1)),
+        UserChanged(**head(), user_id=usr(1), sealed_profile=b"other", scope="a"),
+    )
+    for number in range(1, 9):
+        history.add(
+            issued(
+                grt(number),
+                minted(tok(number * 10)),
+                minted(tok(number * 10 + 1), Kind.REFRESH),
+                client_id=cli(1 + number % 3),
+            )
+        )
+    history.add(
+        refreshed(grt(1), tok(11), minted(tok(12), scope="a"), minted(tok(13), Kind.REFRESH)),
+        refreshed(grt(1), tok(13), minted(tok(14)), minted(tok(15), Kind.REFRESH), answer_id="second"),
+        RefreshReplayed(**head(), grant_id=grt(1), token_id=tok(13), answered=True),
+        TokenRevoked(**head(), grant_id=grt(2), token_id=tok(20), reason=Reason.LOGOUT),
+        GrantRevoked(**head(), grant_id=grt(3), reason=Reason.ADMIN),
+        issued(grt(20), minted(tok(200)), client_id=cli(1)),
+        issued(grt(21), minted(tok(210), Kind.PAT), subject=usr(1), client_id=None, audience=()),
+        issued(
+            grt(22),
+            minted(tok(220), Kind.SAT),
+            subject=usr(2),
+            client_id=None,
+            allowed_ips=("192.0.2.0/24",),
+            sealed_name=b"name",
+        ),
+        issued(grt(23), minted(tok(230), Kind.PAT), subject=usr(1), client_id=None, rotated_from=tok(210)),
+        TokenSuperseded(**head(), grant_id=grt(21), token_id=tok(210), successor_id=tok(230), ends_at=START + DAY / 2),
+        issued(grt(24), minted(tok(240), Kind.PAT), subject=usr(3), client_id=None),
+        TokenRevoked(**head(), grant_id=grt(20), token_id=tok(200), reason=Reason.COMPROMISED),
+        ClientRevoked(**head(), client_id=cli(2), reason=Reason.ADMIN),
+        ClientDisabled(**head(), client_id=cli(3), reason=Reason.DISABLED),
+        SubjectRevoked(**head(), user_id=usr(2), reason=Reason.ABUSE),
+        UserPasswordChanged(**head(), user_id=usr(3), password_hash="$argon2id$y"),
+        UserDisabled(**head(), user_id=usr(3), reason=Reason.DISABLED),
+        SubjectErased(**head(), user_id=usr(3)),
+    )
+    return history
