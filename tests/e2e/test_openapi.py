@@ -420,6 +420,24 @@ def test_undocumented_methods_are_refused_everywhere(service: Service, surface: 
                 assert documented <= allowed
 
 
+def test_check_itself_refuses_what_is_not_documented(surface: Surface) -> None:
+    """The negative control: another status, another content type, another body."""
+    key = ("POST", "/v1/tokens/validate")
+    good = {"valid": True, "code": "valid", "ledger_seq": 1}
+    surface.check(key, httpx.Response(200, json=good))
+    wrong = [
+        httpx.Response(201, json=good),
+        httpx.Response(500, json=good),
+        httpx.Response(200, text="valid"),
+        httpx.Response(200, json={**good, "ledger_seq": "1"}),
+        httpx.Response(200, json={"valid": True}),
+        httpx.Response(400, json={"error": "invalid_request"}),
+    ]
+    for answer in wrong:
+        with pytest.raises(AssertionError):
+            surface.check(key, answer)
+
+
 def test_document_is_the_same_from_every_worker(service: Service, surface: Surface) -> None:
     for _ in range(6):
         with service.caller() as http:
