@@ -1,0 +1,37 @@
+"""A worker of the running service, in the test's own process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+
+import pytest_asyncio
+
+from events.types import Context
+from service.runtime import Runtime
+from service.settings import Settings
+from service.validation import Caller, authenticate
+from tests.running import Service
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def runtime(service: Service) -> AsyncIterator[Runtime]:
+    """Its view is the service's, kept by the service's own projector."""
+    nats_url = json.loads((service.data_dir / "bootstrap.json").read_text())["nats_url"]
+    settings = Settings(
+        port=service.port,
+        data_dir=service.data_dir,
+        nats_url=nats_url,
+        nats_creds=service.data_dir / "nats" / "service.nk",
+    )
+    started = await Runtime.start(settings)
+    try:
+        yield started
+    finally:
+        await started.stop()
+
+
+@pytest_asyncio.fixture
+async def admin(runtime: Runtime, service: Service) -> Caller:
+    """The administrator, authenticated."""
+    return await authenticate(runtime, [f"Bearer {service.admin_token}"], ("ledger:admin",), Context())
