@@ -148,7 +148,14 @@ async def _fresh_events(runtime: Runtime, asked: EventsRequest) -> EventsAnswer:
 def _event_view(item: AuditEvent) -> dict[str, Any]:
     # Not `to_builtins`, which refuses the raw JSON of the body.
     members: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(item))
-    return members | {"type": item.type.partition("/")[0]}
+    return members | {"type": item.type.partition("/")[0], "body": _without_nulls(members["body"])}
+
+
+def _without_nulls(value: Any) -> Any:
+    """What is absent is left out. Events keep it as null, which says the same."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(member) for name, member in value.items() if member is not None}
+    return [_without_nulls(member) for member in value] if isinstance(value, list) else value
 
 
 @operation(
