@@ -24,6 +24,7 @@ ODD: dict[str, Any] = {
     "refresh_retry_window_seconds": 1,
     "request_seconds_max": 2,
     "unknown_tokens_per_minute_max": 20,
+    "trusted_proxies": "127.0.0.1",
 }
 STRICT = {"refresh_retry_window_seconds": 0}
 

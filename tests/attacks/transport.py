@@ -317,6 +317,60 @@ def forged_address_is_ignored(stage: Stage, header: str) -> None:
     assert answer.status_code == 401
 
 
+FORWARDED = {
+    "one": ("192.0.2.1", 200),
+    "forged_first": ("198.51.100.1, 192.0.2.1", 200),
+    "forged_bound": ("192.0.2.1, 198.51.100.1", 401),
+    "through_two_of_ours": ("192.0.2.1, 127.0.0.1", 200),
+    "garbage": ("garbage", 401),
+    "garbage_last": ("192.0.2.1, garbage", 401),
+    "with_port": ("192.0.2.1:80", 401),
+    "empty": ("", 401),
+    "nothing_between": ("192.0.2.1,,", 401),
+    "mapped": ("::ffff:192.0.2.1", 200),
+    "long": ("1.1.1.1, " * 500 + "198.51.100.1", 401),
+}
+
+
+@variants("28", "P, RFC 9700 §4.13: from a trusted proxy, the last address that is not ours", **FORWARDED)
+def forwarded_address_is_read_from_the_right(stage: Stage, case: tuple[str, int]) -> None:
+    value, status = case
+    service = stage.odd.service
+    user = service.user(kind="service", scope="ledger:clients")
+    token = service.issue(user["user_id"], "ledger:clients", kind="sat", allowed_ips=["192.0.2.0/24"])["token"]
+    answer = service.raw_call("GET", "/v1/clients?limit=1", [bearer(token), ("X-Forwarded-For", value)])
+    assert answer.status_code == status
+
+
+NOISE = {
+    "tls": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    "http_2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "nul": b"GET /\0 HTTP/1.1\r\nHost: x\r\n\r\n",
+    "folded": b"GET /v1/clients HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer a\r\n b\r\nConnection: close\r\n\r\n",
+    "no_name": b"GET / HTTP/1.1\r\n: x\r\n\r\n",
+    "space_in_name": b"GET / HTTP/1.1\r\nHo st: x\r\n\r\n",
+    "bare_line_feed": b"GET /v1/clients HTTP/1.1\nHost: x\nConnection: close\n\n",
+    "many_headers": b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 2_000 + b"\r\n",
+    "version": b"GET / HTTP/9.9\r\nHost: x\r\n\r\n",
+    "method": b"A" * 5_000 + b" / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "negative_length": b"POST /oauth2/token HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+    "huge_length": b"POST /oauth2/token HTTP/1.1\r\nHost: x\r\nContent-Length: " + b"9" * 30 + b"\r\n\r\n",
+    "bad_chunk": b"POST /oauth2/token HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    "absolute": b"GET http://evil.example/v1/clients HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    "authority": b"CONNECT evil.example:443 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    "star": b"OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    "dots": b"GET /v1/../v1/clients HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    "double_slash": b"GET //v1//clients HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+}
+
+
+@variants("29", "P, RFC 9112 §3, §5", **NOISE)
+def noise_is_refused_or_hung_up_on(stage: Stage, data: bytes) -> None:
+    answer = stage.service.raw(data)
+    assert answer.status_code == 0 or 400 <= answer.status_code < 500 or answer.status_code in {501, 505}
+    assert stage.service.http.get("/health/live").status_code == 200
+
+
 @attack("29", "P, RFC 9110 §5.3")
 def two_authorization_headers_are_refused_by_forms(stage: Stage) -> None:
     credentials = basic(*stage.app.basic)

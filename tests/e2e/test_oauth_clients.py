@@ -265,3 +265,39 @@ def test_client_revocation_ends_its_tokens_and_spares_the_client(service: Servic
     assert done["ledger_seq"] > dry["ledger_seq"] or done["ledger_seq"] > 0
     assert service.code(old) == "revoked"
     assert service.code(service.grant(app)["access_token"]) == "valid"
+
+
+def test_access_only_token_has_its_own_history(service: Service) -> None:
+    """Its issue stands among those of its client in the ledger; its history is its own all the same."""
+    app = service.app()
+    first, second = (service.grant(app)["access_token"] for _ in range(2))
+    service.revoke(app, second)
+    types = [
+        [event["type"] for event in service.history(service.validate(token)["token_id"])] for token in (first, second)
+    ]
+    assert types == [["token.issued"], ["token.issued", "token.revoked"]]
+
+
+def test_subject_of_client_credentials_is_the_client(service: Service) -> None:
+    app = service.app()
+    token = service.grant(app)["access_token"]
+    assert service.validate(token)["subject"] == app.client_id
+    done = service.done("POST", "/v1/revocations", json={"subject": app.client_id, "reason": "admin"})
+    assert done["affected"] == {"grants": 1, "tokens": 1}
+    assert service.code(token) == "revoked"
+
+
+def test_resource_narrows_the_audience(service: Service) -> None:
+    """Source: RFC 8707 §2."""
+    one, two = "https://one.example", "https://two.example"
+    app = service.app(grant_types=["client_credentials", "refresh_token"], audience=[one, two])
+    whole = service.grant(app)
+    assert service.validate(whole["access_token"])["audience"] == [one, two]
+    narrow = service.grant(app, resource=one)
+    assert service.validate(narrow["access_token"])["audience"] == [one]
+    refreshed = service.refresh(app, whole["refresh_token"], resource=two).json()
+    assert service.validate(refreshed["access_token"])["audience"] == [two]
+    other = service.form("/oauth2/token", app.basic, grant_type="client_credentials", resource="https://x.example")
+    oauth_error(other, 400, "invalid_target")
+    wider = service.refresh(app, narrow["refresh_token"], resource=two)
+    oauth_error(wider, 400, "invalid_target")

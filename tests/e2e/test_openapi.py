@@ -112,6 +112,8 @@ class Surface:
         assert media_type in content, f"{media_type} is not documented, only {sorted(content)}"
         if media_type.endswith("json"):
             self.fits(answer.json(), content[media_type]["schema"])
+            # CONTRACT: absent values are left out, never null, but for the sequence of a use.
+            assert nulls(answer.json()) <= {"ledger_seq"}, answer.text
 
     def fits(self, value: Any, schema: dict[str, Any]) -> None:
         """Raises: AssertionError with every place that does not fit."""
@@ -124,6 +126,14 @@ class Surface:
         body = self.resolved(operation.get("requestBody", {}))
         content = body.get("content", {})
         return next((self.resolved(media["schema"]) for media in content.values()), None)
+
+
+def nulls(value: Any) -> set[str]:
+    """Names of members, at any depth, that are null."""
+    if isinstance(value, dict):
+        inner = set().union(*(nulls(member) for member in value.values()))
+        return inner | {name for name, member in value.items() if member is None}
+    return set().union(*(nulls(member) for member in value)) if isinstance(value, list) else set()
 
 
 @pytest.fixture(scope="module")
