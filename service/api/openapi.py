@@ -106,12 +106,6 @@ class ServerMetadata(Struct, frozen=True, kw_only=True):
     revocation_endpoint_auth_methods_supported: list[str]
 
 
-class ForwardRefusal(Struct, frozen=True):
-    """Why a token is not let through, as in the answer to a validation."""
-
-    code: str
-
-
 _STRUCTS = (
     Problem,
     OAuthErrorBody,
@@ -121,7 +115,6 @@ _STRUCTS = (
     Introspection,
     KeySet,
     ServerMetadata,
-    ForwardRefusal,
     ValidateRequest,
     ValidateAnswer,
     BatchRequest,
@@ -297,15 +290,13 @@ def _body(kind: Any, media_type: str = "application/json") -> dict[str, Any]:
 def _forward_auth() -> dict[str, Any]:
     told = ("X-Token-Subject", "X-Token-Client", "X-Token-Scope", "X-Token-Id")
     headers = {name: {"schema": {"type": "string"}} for name in told}
-    refused = {"application/json": {"schema": _ref(ForwardRefusal)}, PROBLEM_JSON: {"schema": _ref(Problem)}}
     return _door(
         "forward_auth",
         "validation",
         "Answer a proxy: let through or not",
         {
             "200": {"description": "Let it through", "headers": headers},
-            **{status: {"description": _STATUS_TEXTS[int(status)], "content": refused} for status in ("401", "403")},
-            **_problems(400, 429, 500, 503),
+            **_problems(400, 401, 403, 429, 500, 503),
         },
         description="For nginx `auth_request`, Traefik and Envoy. The token is the one of the `Authorization` header. "
         "`audience` is required unless the token has none.",

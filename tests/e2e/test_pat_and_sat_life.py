@@ -163,10 +163,10 @@ def test_forward_auth_wants_the_audience_of_a_token_that_has_one(service: Servic
 
 def test_forward_auth_refuses_revoked_and_foreign(service: Service, scope: str) -> None:
     made = service.pat(scope)
-    assert forward(service, made["token"], scope="other:scope").status_code == 403
+    problem(forward(service, made["token"], scope="other:scope"), 403, "insufficient_scope")
     service.done("POST", f"/v1/tokens/{made['token_id']}/revoke", json={"reason": "admin"})
     refused = forward(service, made["token"])
-    assert refused.status_code == 401
+    problem(refused, 401, "invalid_token")
     assert 'error="invalid_token"' in refused.headers["www-authenticate"]
 
 
