@@ -643,26 +643,27 @@ class CurrentReader:
 
     def hit(self, token_id: str) -> Hit | None:
         """The token with this id. Raises: ValueError if it is not an id."""
+        key = raw_id(token_id)
         with self._read() as txn:
-            return self._hit(txn, raw_id(token_id))
+            return self._hit(txn, key)
 
     def family(self, grant_id: str, token_ids: tuple[str, ...] | None = ()) -> Family:
         """The grant with those of its tokens that are named, or with all of them if None."""
         key = raw_id(grant_id)
+        keys = [raw_id(token_id) for token_id in token_ids or ()]
         with self._read() as txn:
             raw = txn.get(key, db=self._grant)
             seq, grant = _decode_grant(raw) if raw else (0, NoGrant())
             if token_ids is None:
                 keys = _values(txn, self._db["grant_token"], key)
-            else:
-                keys = [raw_id(token_id) for token_id in token_ids]
             rows = {("tok_" + k.hex()): txn.get(k, db=self._token) for k in keys}
         return Family(grant, {k: _decode_token(v) for k, v in rows.items() if v is not None}, seq)
 
     def cut(self, owner: str) -> Cut | None:
         """The cut-off of a client or user, if there is one."""
+        key = raw_id(owner)
         with self._read() as txn:
-            raw = txn.get(raw_id(owner), db=self._cut)
+            raw = txn.get(key, db=self._cut)
         return _decode_cut(raw) if raw else None
 
     def row(self, table: str, key: bytes) -> Row | None:
