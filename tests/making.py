@@ -43,7 +43,7 @@ from events.types import (
     UserRegistered,
 )
 
-START = datetime(2026, 1, 31, 12, tzinfo=UTC)
+START = datetime(2126, 1, 31, 12, tzinfo=UTC)  # so that no view takes anything for long expired
 DAY = timedelta(days=1)
 _numbers = count(1)
 
@@ -61,11 +61,11 @@ def tok(number: int) -> str:
 
 
 def cli(number: int) -> str:
-    return f"cli_{number:032x}"
+    return f"cli_c{number:031x}"
 
 
 def usr(number: int) -> str:
-    return f"usr_{number:032x}"
+    return f"usr_d{number:031x}"
 
 
 def sha256_of(token_id: str) -> bytes:

@@ -5,13 +5,14 @@ LMDB lets a process open a file only once, so that a test with a writer and a re
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import pickle
 import signal
 import subprocess
 import sys
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 from tests.running import ROOT
 
@@ -19,18 +20,32 @@ from tests.running import ROOT
 class Remote:
     """`Remote("package.module:Name", *arguments)` makes the object; `.call("method", …)` calls it and waits.
 
-    Exceptions of the object are raised here. `.start` sends a call and does not wait for its answer.
+    Exceptions of the object are raised here. `.start` sends a call and does not wait for its answer, which `.answer`
+    brings. `begun` makes the object without waiting for it.
     """
 
     def __init__(self, what: str, *arguments: Any, **named: Any) -> None:
+        self._begin(what)
+        try:
+            self.call("__init__", *arguments, **named)
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def begun(cls, what: str, *arguments: Any) -> Self:
+        made = cls.__new__(cls)
+        made._begin(what)
+        made.start("__init__", *arguments)
+        return made
+
+    def _begin(self, what: str) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.other_process", what], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
         )
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self._requests: BinaryIO = self.process.stdin  # type: ignore[assignment]
-        self._answers: BinaryIO = self.process.stdout  # type: ignore[assignment]
-        self.call("__init__", *arguments, **named)
+        self._requests, self._answers = self.process.stdin, self.process.stdout
 
     def start(self, name: str, *arguments: Any, **named: Any) -> None:
         pickle.dump((name, arguments, named), self._requests)
@@ -54,16 +69,19 @@ class Remote:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._requests.close()
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the process, whatever it does."""
+        with contextlib.suppress(BrokenPipeError):
+            self._requests.close()
         try:
             self.process.wait(10)
-        finally:
+        except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait(10)
-            self._answers.close()
+        self._answers.close()
 
 
 def _serve(what: str) -> None:
