@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 from events.types import Context, TokenUsed
 from projections.grants import facts
 from service import metrics
-from service.errors import InvalidRequest
+from service.errors import InsufficientScope, InvalidRequest, InvalidToken
 from service.incoming import Incoming, parse_form
 from service.outgoing import NO_STORE, Response
 from service.parsing import decode_json, json_body
@@ -136,11 +136,11 @@ def _answer(verdict: Verdict) -> ValidateAnswer:
     known, token = facts(hit.grant), hit.token
     return ValidateAnswer(
         verdict.code is Code.VALID,
-        verdict.code.value,
+        verdict.code,
         verdict.position,
         hit.token_id,
         "grt_" + token.grant_id.hex(),
-        token.kind.value,
+        token.kind,
         known.subject if known else None,
         known.client_id if known else None,
         scope_of(hit),
@@ -152,15 +152,13 @@ def _answer(verdict: Verdict) -> ValidateAnswer:
 
 async def validate(runtime: Runtime, incoming: Incoming) -> Response:
     """`POST /v1/tokens/validate`."""
-    authorization = incoming.header_values("authorization")
-    here = incoming.context(runtime.settings)
-    caller = await authenticate(runtime, authorization, NEEDS, here, endpoint="validate", record=False)
+    caller = await authenticate(runtime, incoming, NEEDS, endpoint="validate", record=False)
     request = decode_json(_decode_one, await json_body(incoming, runtime.settings))
     asked, moment = _asked(request), now()
     verdict = decide(runtime, request.token, asked, BEARER_KINDS, moment)
     if verdict is None:
-        runtime.unknown_tokens.check("validate", caller.token_id)
         verdict = await resolve(runtime, request.token, asked, BEARER_KINDS)
+    _limit(runtime, caller, [verdict])
     metrics.validated(verdict.code)
     use = use_of(verdict, asked, endpoint="validate", caller=caller.token_id, context=_context(request), moment=moment)
     if use is not None:
@@ -170,17 +168,21 @@ async def validate(runtime: Runtime, incoming: Incoming) -> Response:
     return Response(200, _encode(_answer(verdict)), NO_STORE)
 
 
+def _limit(runtime: Runtime, caller: Caller, verdicts: list[Verdict]) -> None:
+    """Raises: TooManyRequests for who asks about too many unknown tokens; those that are known are always answered."""
+    unknown = sum(verdict.code in {Code.UNKNOWN, Code.MALFORMED} for verdict in verdicts if verdict.hit is None)
+    if unknown:
+        runtime.unknown_tokens.take("validate", caller.token_id, times=unknown)
+
+
 def _refused(runtime: Runtime, caller: Caller, request: ValidateRequest, code: Code, endpoint: str) -> None:
-    runtime.unknown_tokens.count("validate", caller.token_id)
     ip = request.context.ip if request.context else None
     runtime.usage.count_refused(caller=caller.token_id, ip=ip, outcome=code.value, endpoint=endpoint)
 
 
 async def validate_batch(runtime: Runtime, incoming: Incoming) -> Response:
     """`POST /v1/tokens/validate-batch`: up to 1,000 at once, answered in the same order."""
-    authorization = incoming.header_values("authorization")
-    here = incoming.context(runtime.settings)
-    caller = await authenticate(runtime, authorization, NEEDS, here, endpoint="batch", record=False)
+    caller = await authenticate(runtime, incoming, NEEDS, endpoint="batch", record=False)
     body = await json_body(incoming, runtime.settings, bytes_max=runtime.settings.batch_body_bytes_max)
     requests = decode_json(_decode_batch, body).requests
     moment = now()
@@ -189,9 +191,8 @@ async def validate_batch(runtime: Runtime, incoming: Incoming) -> Response:
         decide(runtime, request.token, what, BEARER_KINDS, moment)
         for request, what in zip(requests, asked, strict=True)
     ]
-    if None in verdicts:
-        runtime.unknown_tokens.check("validate", caller.token_id)
     resolved = await resolve_all(runtime, [request.token for request in requests], asked, verdicts)
+    _limit(runtime, caller, resolved)
     uses: list[TokenUsed] = []
     answers = []
     for request, what, verdict in zip(requests, asked, resolved, strict=True):
@@ -208,14 +209,14 @@ async def validate_batch(runtime: Runtime, incoming: Incoming) -> Response:
 
 
 async def forward_auth(runtime: Runtime, incoming: Incoming) -> Response:
-    """`GET /v1/forward-auth`, for nginx `auth_request`, Traefik and Envoy: 200, 401 or 403 (RFC 6750 §3.1)."""
+    """`GET /v1/forward-auth`, for nginx `auth_request`, Traefik and Envoy: 200, 401 or 403 (RFC 6750 §3.1).
+
+    Raises: InvalidToken, InsufficientScope, InvalidRequest, TooManyRequests, Unavailable.
+    """
     token = bearer(incoming.header_values("authorization"))
     asked = _forward_asked(runtime, incoming)
     here, moment = incoming.context(runtime.settings), now()
-    verdict = decide(runtime, token, asked, BEARER_KINDS, moment)
-    if verdict is None or verdict.hit is None:
-        runtime.unknown_tokens.check("forward-auth", here.ip or "")
-    verdict = verdict or await resolve(runtime, token, asked, BEARER_KINDS)
+    verdict = decide(runtime, token, asked, BEARER_KINDS, moment) or await resolve(runtime, token, asked, BEARER_KINDS)
     code, hit = verdict.code, verdict.hit
     # A proxy that does not say for which audience it asks would let in tokens for anybody.
     if hit is not None and code is Code.VALID and not asked.audience and audience_of(hit):
@@ -227,7 +228,7 @@ async def forward_auth(runtime: Runtime, incoming: Incoming) -> Response:
     if use is not None:
         await recorded(runtime.usage.record(use))
     else:
-        runtime.unknown_tokens.count("forward-auth", here.ip or "")
+        runtime.unknown_tokens.take("forward-auth", here.ip or "")
         runtime.usage.count_refused(caller="", ip=here.ip, outcome=code.value, endpoint="forward-auth")
     return _forward_answer(code, verdict, asked)
 
@@ -257,14 +258,11 @@ def _forward_answer(code: Code, verdict: Verdict, asked: Asked) -> Response:
             (b"x-token-id", hit.token_id.encode()),
         ]
         return Response(200, b"", (*NO_STORE, *headers))
-    if code in {Code.INSUFFICIENT_SCOPE, Code.IP_NOT_ALLOWED}:
-        challenge = f'Bearer realm="token-ledger", error="insufficient_scope", scope="{asked.scope}"'
-        status = 403
-    else:
-        challenge = 'Bearer realm="token-ledger", error="invalid_token"'
-        status = 401
-    return Response(
-        status,
-        _encode({"code": code.value}),
-        (*NO_STORE, (b"www-authenticate", challenge.encode())),
+    if code is Code.INSUFFICIENT_SCOPE:
+        raise InsufficientScope("the token lacks a scope that is needed here", scope=asked.scope)
+    # One answer for every cause: whoever holds a bad token learns nothing about it.
+    raise InvalidToken(
+        "the access token is unknown, expired, revoked or not for this audience or address",
+        private=code.value,
+        headers={"WWW-Authenticate": 'Bearer realm="token-ledger", error="invalid_token"'},
     )

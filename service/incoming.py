@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import re
+import time
 from itertools import count
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -28,7 +29,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 class Incoming:
     """One request, over ASGI. Header names in lower case; values as Latin-1, as RFC 9110 §5.5 has them."""
 
-    __slots__ = ("_headers", "_receive", "method", "path", "query_string", "request_id", "scope")
+    __slots__ = ("_by_name", "_headers", "_receive", "method", "path", "query_string", "request_id", "scope")
 
     def __init__(self, scope: Any, receive: Any) -> None:
         self.scope = scope
@@ -37,6 +38,7 @@ class Incoming:
         self.query_string: bytes = scope["query_string"]
         self._receive = receive
         self._headers: list[tuple[bytes, bytes]] = scope["headers"]
+        self._by_name = dict(self._headers)
         given = self.header("x-request-id")
         # It stands in the log for ever, so it may be no token.
         fit = given is not None and _REQUEST_ID.fullmatch(given) and not given.startswith("tl_")
@@ -48,12 +50,9 @@ class Incoming:
         return [value.decode("latin-1") for key, value in self._headers if key == wanted]
 
     def header(self, name: str) -> str | None:
-        """The first value of a header, or None."""
-        wanted = name.encode()
-        for key, value in self._headers:
-            if key == wanted:
-                return value.decode("latin-1")
-        return None
+        """A value of a header, or None; of several, any."""
+        value = self._by_name.get(name.encode())
+        return value.decode("latin-1") if value is not None else None
 
     def client_ip(self, settings: Settings) -> str | None:
         """The address the request comes from: of the peer, or what a trusted proxy says."""
@@ -127,10 +126,9 @@ class _Deadlines:
         return _Within(self, seconds)
 
     def begin(self, task: asyncio.Task[Any], seconds: float) -> None:
-        loop = asyncio.get_running_loop()
-        self._deadlines[task] = loop.time() + seconds
+        self._deadlines[task] = time.monotonic() + seconds
         if self._timer is None:
-            self._timer = loop.call_later(_SWEEP_SECONDS, self._sweep)
+            self._timer = asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep)
 
     def end(self, task: asyncio.Task[Any]) -> bool:
         """Whether the task was ended because it was late."""
@@ -141,14 +139,15 @@ class _Deadlines:
         return False
 
     def _sweep(self) -> None:
-        loop = asyncio.get_running_loop()
-        clock = loop.time()
+        clock = time.monotonic()
         for task, deadline in list(self._deadlines.items()):
             if clock > deadline:
                 del self._deadlines[task]
                 self._late.add(task)
                 task.cancel()
-        self._timer = loop.call_later(_SWEEP_SECONDS, self._sweep) if self._deadlines else None
+        self._timer = None
+        if self._deadlines:
+            self._timer = asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep)
 
 
 class _Within:

@@ -84,11 +84,16 @@ class RateLimiter:
             wait = 60 - int(time.time()) % 60
             raise TooManyRequests(f"more than {self._max} failures within a minute", headers={"Retry-After": str(wait)})
 
-    def count(self, *key: str) -> None:
-        """Notes one failure."""
+    def take(self, *key: str, times: int = 1) -> None:
+        """Notes failures. Raises: TooManyRequests when the key had used up its minute before them."""
+        self.check(*key)
+        self.count(*key, times=times)
+
+    def count(self, *key: str, times: int = 1) -> None:
+        """Notes failures."""
         this = int(time.time()) // 60
         minute, count = self._counts.get(key, (this, 0))
-        self._counts[key] = (this, count + 1 if minute == this else 1)
+        self._counts[key] = (this, count + times if minute == this else times)
         self._counts.move_to_end(key)
         if len(self._counts) > _LIMITER_KEYS_MAX:
             self._counts.popitem(last=False)

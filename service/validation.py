@@ -21,6 +21,7 @@ from projections.current import Freshness, Hit
 from projections.grants import ActiveGrant, NoGrant, RevokedGrant, facts
 from projections.registry import Cut
 from service.errors import InsufficientScope, InvalidToken, Unauthorized, Unavailable
+from service.incoming import Incoming
 from service.runtime import Runtime
 from service.tokens import now, sha256, well_formed
 
@@ -260,9 +261,8 @@ class MalformedAuthorization(InvalidToken):
 
 async def authenticate(
     runtime: Runtime,
-    authorization: list[str],
+    incoming: Incoming,
     needs: tuple[str, ...],
-    context: Context,
     *,
     endpoint: str = "api",
     record: bool = True,
@@ -274,19 +274,17 @@ async def authenticate(
 
     Raises: Unauthorized, InvalidToken, InsufficientScope, TooManyRequests, Unavailable.
     """
-    token = bearer(authorization)
+    token = bearer(incoming.header_values("authorization"))
+    ip = incoming.client_ip(runtime.settings)
     # The management API takes tokens whose audience is the issuer or absent.
-    asked = Asked(audience=(runtime.settings.issuer,), ip=context.ip)
+    asked = Asked(audience=(runtime.settings.issuer,), ip=ip)
     moment = now()
-    verdict = decide(runtime, token, asked, BEARER_KINDS, moment)
-    if verdict is None or verdict.hit is None:
-        # Only now: many may come from one address, and what is known is taken from all of them.
-        runtime.unknown_tokens.check("bearer", context.ip or "")
-    verdict = verdict or await resolve(runtime, token, asked, BEARER_KINDS)
+    verdict = decide(runtime, token, asked, BEARER_KINDS, moment) or await resolve(runtime, token, asked, BEARER_KINDS)
     hit = verdict.hit
     if hit is None:
-        runtime.unknown_tokens.count("bearer", context.ip or "")
-        runtime.usage.count_refused(caller="", ip=context.ip, outcome=verdict.code.value, endpoint=endpoint)
+        # Only now: many may come from one address, and what is known is taken from all of them.
+        runtime.unknown_tokens.take("bearer", ip or "")
+        runtime.usage.count_refused(caller="", ip=ip, outcome=verdict.code.value, endpoint=endpoint)
         raise _invalid_token(verdict.code)
     known = facts(hit.grant)
     scope = frozenset(scope_of(hit).split())
@@ -300,7 +298,7 @@ async def authenticate(
             wanted,
             endpoint=endpoint,
             caller=hit.token_id,
-            context=context,
+            context=incoming.context(runtime.settings),
             moment=moment,
         )
         if use is not None:

@@ -148,8 +148,7 @@ def _route(one: Operation, get_runtime: GetRuntime) -> HTTPRouteHandler:
 
 async def _answer(one: Operation, runtime: Runtime, incoming: Incoming, decode: Any) -> Response:
     assert one.needs is not None
-    context = incoming.context(runtime.settings)
-    caller = await authenticate(runtime, incoming.header_values("authorization"), one.needs, context)
+    caller = await authenticate(runtime, incoming, one.needs)
     name = _name_in_path(one, incoming) if one.in_path else ""
     asked = query(incoming.query_string, one.query)
     raw_body, body = b"", None

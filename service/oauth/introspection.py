@@ -38,21 +38,17 @@ async def introspect(runtime: Runtime, incoming: Incoming) -> Response:
     header = incoming.header("authorization") or ""
     client: Client | None = None
     if header[:7].lower() == "bearer ":
-        authorization = incoming.header_values("authorization")
-        caller = (await authenticate(runtime, authorization, ("ledger:validate",), context, record=False)).token_id
+        caller = (await authenticate(runtime, incoming, ("ledger:validate",), record=False)).token_id
     else:
         client = await authenticate_client(runtime, incoming, form, public=False)
         caller = client.client_id
     token = form.need("token")
     asked, moment = Asked(), now()
-    verdict = decide(runtime, token, asked, ALL_KINDS, moment)
-    if verdict is None or verdict.hit is None:
-        # A resource server passes on what it is sent: tokens that are known are answered all the same.
-        runtime.unknown_tokens.check("introspect", caller)
-    verdict = verdict or await resolve(runtime, token, asked, ALL_KINDS)
+    verdict = decide(runtime, token, asked, ALL_KINDS, moment) or await resolve(runtime, token, asked, ALL_KINDS)
     hit = verdict.hit
     if hit is None or (client is not None and not _may_see(client, hit)):
-        runtime.unknown_tokens.count("introspect", caller)
+        # A resource server passes on what it is sent: tokens that are known are answered all the same.
+        runtime.unknown_tokens.take("introspect", caller)
         outcome = verdict.code.value if hit is None else "not_permitted"
         runtime.usage.count_refused(caller=caller, ip=context.ip, outcome=outcome, endpoint="introspect")
         return Response(200, _INACTIVE, NO_STORE)
