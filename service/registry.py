@@ -219,6 +219,14 @@ async def find_user_by_id(runtime: Runtime, user_id: str) -> User:
     return row
 
 
+def subject_id(runtime: Runtime, name: str) -> str | None:
+    """The id of whom a filter names by user id, client id or username; None if the view knows no such username."""
+    if is_id(name, "usr") or is_id(name, "cli"):
+        return name
+    row = runtime.view.row("username", runtime.master.username_hash(name).encode())
+    return row.user_id if isinstance(row, Username) else None
+
+
 def user_registration(runtime: Runtime, asker: Asker, new: NewUser) -> Callable[[bool], Awaitable[Prepared]]:
     """What prepares a new user; the password is hashed once, however often it is called.
 

@@ -95,6 +95,7 @@ async def revoke_broadly(
     """
     scope = await _resolve(runtime, target)
     if dry_run:
+        await runtime.view_at_end()
         grants, tokens = await _count(runtime, scope)
         return Done(grants, tokens, runtime.view.freshness().position)
     by, request_id = asker.by, asker.request_id
@@ -103,6 +104,7 @@ async def revoke_broadly(
         before = runtime.view.cut(scope.owner)
         seq = await revoke_owner(runtime, by, scope.owner, reason, comment, request_id=request_id)
         return Done(*await _count(runtime, scope, before=before, until_seq=seq), seq)
+    await runtime.view_at_end()
     grants, tokens = await _count(runtime, scope)
     if scope.token_id is not None:
         done = await revoke_token(runtime, by, scope.token_id, reason, comment, request_id=request_id)

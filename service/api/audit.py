@@ -28,7 +28,7 @@ from service.api.wire import Id, Page, Seq, cursor_of, page, position_of
 from service.commands import refused, subject
 from service.errors import InvalidRequest, Unavailable
 from service.parsing import moment
-from service.registry import read_sealed
+from service.registry import read_sealed, subject_id
 from service.runtime import Runtime
 
 AUDIT = ("ledger:audit",)
@@ -46,7 +46,9 @@ class EventQuery(Page, frozen=True, kw_only=True, forbid_unknown_fields=True, re
     """All that is given must hold."""
 
     type: Annotated[Id, Meta(description="As in `token.issued`.")] | UnsetType = UNSET
-    subject: Annotated[Id, Meta(description="User id or client id.")] | UnsetType = UNSET
+    subject: (
+        Annotated[str, Meta(min_length=1, max_length=200, description="User id, username or client id.")] | UnsetType
+    ) = UNSET
     client_id: Id | UnsetType = UNSET
     token_id: Id | UnsetType = UNSET
     from_: Time | UnsetType = UNSET
@@ -104,7 +106,7 @@ class History(Struct, frozen=True):
 @operation("GET", "/v1/audit/events", tag="audit", needs=AUDIT, query=EventQuery, answer=EventList)
 async def list_events(call: Call[None, EventQuery]) -> dict[str, Any]:
     """List recorded events in the order of the ledger."""
-    asked = _events_asked(call.query)
+    asked = _events_asked(call.runtime, call.query)
     answer = await _fresh_events(call.runtime, asked)
     after = answer.next_after_seq
     items = [_event_view(item) for item in answer.items]
@@ -113,7 +115,7 @@ async def list_events(call: Call[None, EventQuery]) -> dict[str, Any]:
     }
 
 
-def _events_asked(asked: EventQuery) -> EventsRequest:
+def _events_asked(runtime: Runtime, asked: EventQuery) -> EventsRequest:
     position = position_of(asked.cursor, _LIST)
     until = None if isinstance(asked.to, UnsetType) else moment(asked.to, "to")
     if until is not None:
@@ -126,7 +128,7 @@ def _events_asked(asked: EventQuery) -> EventsRequest:
             raise InvalidRequest("there are no events of this type", fix=f"one of {', '.join(sorted(EVENT_TYPES))}")
     return EventsRequest(
         type=tag,
-        subject=asked.subject or None,
+        subject=None if isinstance(asked.subject, UnsetType) else subject_id(runtime, asked.subject) or asked.subject,
         client_id=asked.client_id or None,
         token_id=asked.token_id or None,
         from_=None if isinstance(asked.from_, UnsetType) else moment(asked.from_, "from"),

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec.structs import replace
 
 from events.types import Kind, Reason
 from projections.asking import TokenFacts
@@ -40,7 +41,7 @@ from service.grants import (
     prepare_rotate,
     revoke_token,
 )
-from service.registry import read_sealed
+from service.registry import read_sealed, subject_id
 from service.revocations import Ending, Target, ending_of, revoke_broadly
 from service.rules.registry import check_audience, check_networks, check_plain, check_scope
 from service.runtime import Runtime
@@ -126,7 +127,9 @@ class TokenList(Struct, frozen=True):
 class TokenQuery(Page, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All that is given must hold."""
 
-    subject: Annotated[Id, Meta(description="User id, or client id for client credentials.")] | UnsetType = UNSET
+    subject: (
+        Annotated[Subject, Meta(description="User id or username; client id for client credentials.")] | UnsetType
+    ) = UNSET
     client_id: Id | UnsetType = UNSET
     grant_id: Id | UnsetType = UNSET
     kind: KindName | UnsetType = UNSET
@@ -266,7 +269,7 @@ async def list_tokens(call: Call[None, TokenQuery]) -> dict[str, Any]:
     Tokens that expired more than seven days ago are not listed; each can still be shown.
     """
     after = position_of(call.query.cursor, _list_name(call.query)).decode()
-    hits, position = await _search(call.runtime, call.query, after)
+    hits, position = await _search(call.runtime, _with_id(call.runtime, call.query), after)
     items = await concurrently(_named_view(call.runtime, hit) for hit in hits)
     return page(items, cursor_of(_list_name(call.query), position.encode()) if position else None)
 
@@ -274,6 +277,13 @@ async def list_tokens(call: Call[None, TokenQuery]) -> dict[str, Any]:
 def _list_name(asked: TokenQuery) -> str:
     """A cursor belongs to the filters that it was given for: behind another index it would skip at random."""
     return f"tokens {asked.subject} {asked.client_id} {asked.grant_id}"
+
+
+def _with_id(runtime: Runtime, asked: TokenQuery) -> TokenQuery:
+    """The same with the id of a subject that was named by username; what names nobody stays, and fits nothing."""
+    if isinstance(asked.subject, UnsetType):
+        return asked
+    return replace(asked, subject=subject_id(runtime, asked.subject) or asked.subject)
 
 
 async def _search(runtime: Runtime, asked: TokenQuery, after: str) -> tuple[list[Hit], str]:

@@ -171,6 +171,16 @@ def test_second_broad_revocation_ends_nothing_more(service: Service) -> None:
     assert service.done("POST", "/v1/revocations", json=wanted)["affected"] == {"grants": 0, "tokens": 0}
 
 
+def test_lists_take_a_username_where_they_take_a_user_id(service: Service) -> None:
+    scope = service.scope()
+    user = service.user(scope=scope)
+    made = service.issue(user["user_id"], scope)
+    assert [one["token_id"] for one in service.items("/v1/tokens", subject=user["username"])] == [made["token_id"]]
+    until(lambda: len(list(service.items("/v1/audit/events", subject=user["username"]))) == 3)
+    for path in ("/v1/tokens", "/v1/audit/events"):
+        assert service.done("GET", path, params={"subject": unique(CANARY_USERNAME)})["items"] == []
+
+
 # Tokens that have left the view
 
 
