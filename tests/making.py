@@ -182,7 +182,8 @@ class History:
 
     def __init__(self, *events: LedgerEvent) -> None:
         self.recorded: list[Recorded] = []
-        self.add(*events)
+        if events:
+            self.add(*events)
 
     def add(self, *events: LedgerEvent, at: datetime | None = None) -> Recorded:
         """Records the events and answers the last."""
