@@ -26,11 +26,15 @@ async def json_body(
     incoming: Incoming, settings: Settings, *, bytes_max: int | None = None, types: tuple[str, ...] = JSON
 ) -> bytes:
     """The body, if it says that it is JSON. Raises: UnsupportedMediaType, BodyTooLarge, RequestTimeout."""
-    content_type, _, parameters = (incoming.header("content-type") or "").lower().partition(";")
-    charset = parameters.strip().replace('"', "")
-    if content_type.strip() not in types or (charset and charset != "charset=utf-8"):
+    given = incoming.header("content-type") or ""
+    if given not in types and not _is_one_of(given, types):
         raise UnsupportedMediaType(f"the body must be {types[0]} in UTF-8", fix=f"set Content-Type: {types[0]}")
     return await incoming.body(bytes_max or settings.request_body_bytes_max, settings.request_seconds_max)
+
+
+def _is_one_of(given: str, types: tuple[str, ...]) -> bool:
+    content_type, _, parameters = given.lower().partition(";")
+    return content_type.strip() in types and parameters.strip().replace('"', "") in {"", "charset=utf-8"}
 
 
 def decode_json(decode: Callable[[bytes], T], data: bytes) -> T:
