@@ -41,7 +41,7 @@ class Incoming:
         self._by_name = dict(self._headers)
         given = self.header("x-request-id")
         # It stands in the log for ever, so it may be no token.
-        fit = given is not None and _REQUEST_ID.fullmatch(given) and not given.startswith("tl_")
+        fit = given is not None and _REQUEST_ID.fullmatch(given) and "tl_" not in given
         self.request_id = given if given and fit else f"{_PROCESS}-{next(_numbers):x}"
 
     def header_values(self, name: str) -> list[str]:
