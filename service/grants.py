@@ -34,7 +34,7 @@ from service.commands import (
     refused,
     subject,
 )
-from service.errors import Gone, InvalidRequest, InvalidTarget, NotFound, Unavailable
+from service.errors import Gone, InvalidRequest, InvalidScope, InvalidTarget, NotFound, Unavailable
 from service.rules.grants import (
     RevokeGrant,
     RevokeToken,
@@ -47,7 +47,7 @@ from service.rules.grants import (
     granted_scope,
 )
 from service.runtime import Runtime
-from service.tokens import mint_kind, new_id, now, sha256, uuid7_hex
+from service.tokens import TOKEN_CHARS_MAX, mint_kind, new_id, now, sha256, uuid7_hex
 from service.validation import Caller
 
 PERSONAL_TTL_SECONDS = 90 * 86_400
@@ -163,8 +163,9 @@ def timestamp(moment: datetime) -> str:
 
 
 async def seal_text(runtime: Runtime, owner: str, text: str | None, context: str) -> bytes | None:
-    """Seals text about a person or client under their own key. Raises: Unavailable."""
-    if text is None:
+    """Seals text about a person or client under their own key; None for an erased one. Raises: Unavailable."""
+    user = runtime.view.user(owner)
+    if text is None or (user is not None and user.erased_at is not None):
         return None
     try:
         return await runtime.subject_keys.seal(owner, text, context)
@@ -300,6 +301,8 @@ async def mint_access(runtime: Runtime, client: Client, grant: AccessFor, at: da
         "grant_id": grant.grant_id,
     }
     token, kid = await runtime.signing_keys.sign(claims)
+    if len(token) > TOKEN_CHARS_MAX:
+        raise InvalidScope(f"the token would be longer than {TOKEN_CHARS_MAX} characters", fix="ask for fewer scopes")
     minted = MintedToken(
         token_id=token_id,
         sha256=hashlib.sha256(token.encode()).hexdigest(),
