@@ -17,7 +17,7 @@ from rich.console import Console
 from tests import running
 from tests.bench import load, machine, report, revocation, upkeep, wrk
 from tests.bench.fill import Filled, fill
-from tests.bench.processes import Memory, echo, settle, wait_ready
+from tests.bench.processes import Echo, Memory, echo, settle, wait_ready
 from tests.bench.revocation import Revocations
 
 
@@ -73,9 +73,9 @@ class Bench:
         settle(service)
         replayed = upkeep.rebuild(service)
         settle(service)
-        with echo(plan.workers, self.directory / "echo.log") as echo_port:
-            rows, memory, revoked = self._rows(service, echo_port, filled)
-            rows.insert(1, self._buffered(echo_port, filled))
+        with echo(plan.workers, self.directory / "echo.log") as bare:
+            rows, memory, revoked = self._rows(service, bare, filled)
+            rows.insert(1, self._buffered(bare, filled))
         return report.Report(
             quick=quick,
             seconds=time.perf_counter() - self.began,
@@ -99,7 +99,7 @@ class Bench:
         return load.Durations(row_seconds=self.plan.row_seconds, echo_seconds=self.plan.echo_seconds)
 
     def _rows(
-        self, service: running.Service, echo_port: int, filled: Filled
+        self, service: running.Service, bare: Echo, filled: Filled
     ) -> tuple[list[load.Row], list[Memory], Revocations]:
         """All rows in `durable` mode, then the memory that they left the workers with, and the revocations."""
         connections = self.plan.connections
@@ -107,21 +107,21 @@ class Bench:
             load.validation(service, filled, "durable", connections),
             *load.others(service, filled, connections),
         ]
-        rows = [load.measure(service, echo_port, one, self._durations(), self.say) for one in loads]
+        rows = [load.measure(service, bare, one, self._durations(), self.say) for one in loads]
         memory = upkeep.workers_memory(service)
         self.say(f"revoking {self.plan.revocations} tokens, one after another")
         settle(service)
         revoked = asyncio.run(revocation.measure(service, filled.revocable[: self.plan.revocations]))
         return rows, memory, revoked
 
-    def _buffered(self, echo_port: int, filled: Filled) -> load.Row:
+    def _buffered(self, bare: Echo, filled: Filled) -> load.Row:
         """The same service started again, with the other way of recording uses."""
         assert self.service is not None
         self.service.stop()
         self.say("starting the service with use_recording=buffered")
         service = self.start(use_recording="buffered")
         one = load.validation(service, filled, "buffered", self.plan.connections)
-        return load.measure(service, echo_port, one, self._durations(), self.say)
+        return load.measure(service, bare, one, self._durations(), self.say)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

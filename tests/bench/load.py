@@ -14,7 +14,7 @@ import msgspec
 from tests import running
 from tests.bench import wrk
 from tests.bench.fill import Filled, Uses, usage_end, uses_between
-from tests.bench.processes import cpu_seconds, settle
+from tests.bench.processes import Echo, cpu_seconds, settle
 
 BATCH_TOKENS = 1000
 CHECK_SECONDS = 1
@@ -44,7 +44,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of one row. `cpu_us`: CPU time of a request by role, `wrk` included."""
+    """What came of one row. `cpu_us`: CPU time of a request by role, `wrk` and `echo`, for one of its own, included."""
 
     name: str
     connections: int
@@ -159,9 +159,7 @@ def _refresh(service: running.Service, path: Path, connections: int) -> Load:
     )
 
 
-def measure(
-    service: running.Service, echo_port: int, load: Load, durations: Durations, say: Callable[[str], None]
-) -> Row:
+def measure(service: running.Service, echo: Echo, load: Load, durations: Durations, say: Callable[[str], None]) -> Row:
     """Echo, service, echo. Before, every answer is looked at for a second, and afterwards the uses are counted.
 
     Raises: BenchFailed, wrk.WrkFailed
@@ -170,7 +168,7 @@ def measure(
 
     def echoed() -> wrk.Run:
         script = load.echo_script or load.script
-        return wrk.run(script, echo_port, load.settings, connections=load.connections, seconds=durations.echo_seconds)
+        return wrk.run(script, echo.port, load.settings, connections=load.connections, seconds=durations.echo_seconds)
 
     def asked(seconds: float, *, check: bool) -> wrk.Run:
         return wrk.run(
@@ -180,11 +178,13 @@ def measure(
     if not load.checks_itself:
         _hold(load, asked(CHECK_SECONDS, check=True))
     settle(service)
+    echo_cpu_before = echo.cpu_seconds()
     echo_before = echoed()
+    echo_cpu = (echo.cpu_seconds() - echo_cpu_before) / echo_before.requests
     usage_before = asyncio.run(usage_end(service))
-    cpu_before, generator_before = cpu_seconds(service), _children_cpu_seconds()
+    cpu_before, generator_before = cpu_seconds(service.tree()), _children_cpu_seconds()
     run = asked(durations.row_seconds, check=False)
-    cpu = {name: used - cpu_before.get(name, 0.0) for name, used in cpu_seconds(service).items()}
+    cpu = {name: used - cpu_before.get(name, 0.0) for name, used in cpu_seconds(service.tree()).items()}
     cpu["wrk"] = _children_cpu_seconds() - generator_before
     settle(service)
     echo_after = echoed()
@@ -200,7 +200,7 @@ def measure(
         run=run,
         echo_before=echo_before,
         echo_after=echo_after,
-        cpu_us={name: used / run.requests * 1e6 for name, used in cpu.items()},
+        cpu_us={name: used / run.requests * 1e6 for name, used in cpu.items()} | {"echo": echo_cpu * 1e6},
         uses=uses,
     )
 

@@ -35,10 +35,10 @@ def role(process: running.Process) -> str:
     return "API"
 
 
-def cpu_seconds(service: running.Service) -> dict[str, float]:
-    """CPU time that the service's processes have used until now, by role."""
+def cpu_seconds(processes: list[running.Process]) -> dict[str, float]:
+    """CPU time that the processes have used until now, by role."""
     used: dict[str, float] = {}
-    for process in service.tree():
+    for process in processes:
         try:
             fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
@@ -52,9 +52,9 @@ def settle(service: running.Service, *, seconds_max: float = 120.0) -> None:
     """Waits until the service has caught up with itself, so that what follows is not measured beside it."""
     deadline = time.monotonic() + seconds_max
     while time.monotonic() < deadline:
-        before, began = sum(cpu_seconds(service).values()), time.monotonic()
+        before, began = sum(cpu_seconds(service.tree()).values()), time.monotonic()
         time.sleep(0.5)
-        if (sum(cpu_seconds(service).values()) - before) / (time.monotonic() - began) < QUIET_SHARE_MAX:
+        if (sum(cpu_seconds(service.tree()).values()) - before) / (time.monotonic() - began) < QUIET_SHARE_MAX:
             return
 
 
@@ -133,16 +133,25 @@ def _server_side(port: int, client_port: int) -> str:
     return ""
 
 
+class Echo(msgspec.Struct, frozen=True):
+    port: int
+    pid: int
+
+    def cpu_seconds(self) -> float:
+        """CPU time of its workers until now."""
+        return sum(cpu_seconds(running.descendants(self.pid)).values())
+
+
 @contextmanager
-def echo(workers: int, log_path: Path) -> Iterator[int]:
-    """The bare ASGI echo. Gives its port; ends it at the end."""
+def echo(workers: int, log_path: Path) -> Iterator[Echo]:
+    """The bare ASGI echo; ended at the end."""
     port = running.free_port()
     command = [sys.executable, "-m", "tests.bench.echo", str(port), str(workers)]
     with log_path.open("wb") as log:
         process = subprocess.Popen(command, cwd=running.ROOT, stdout=log, stderr=subprocess.STDOUT)
     try:
         running.until(lambda: _answers(port), seconds=20, what=f"the echo answers; its log is {log_path}")
-        yield port
+        yield Echo(port, process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
         try:

@@ -62,7 +62,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 PLAIN_COLUMNS = 150  # where there is no terminal, whose width would hold
 LOAD_HEADINGS = ("row", "conn.", "requests/s", "echo/s", "ratio", "p50 ms", "p99 ms", "failed", "uses kept")
 FIGURE_HEADINGS = ("what", "measured", "target", "")
-CPU_ROLES = ("API", "nats-server", "project current", "project analytics", "wrk")
+CPU_ROLES = ("API", "nats-server", "project current", "project analytics", "wrk", "echo")
 
 
 def load_cells(row: Row) -> tuple[str, ...]:
