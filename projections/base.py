@@ -16,6 +16,7 @@ from events.streams import Connection, RawMessage, follow, stream_state
 log = structlog.get_logger()
 
 CONFIRM_SECONDS = 0.2
+_CANCEL_AGAIN_SECONDS = 0.05
 
 
 @runtime_checkable
@@ -79,9 +80,21 @@ async def run(
                 task.result()
         await feeding
     finally:
-        for task in tasks + confirming:
-            task.cancel()
+        await _end_all([*tasks, *confirming])
         await asyncio.gather(feeding, *tasks, *confirming, return_exceptions=True)
+
+
+async def _end_all(tasks: list[asyncio.Task[None]]) -> None:
+    """Cancels the tasks until they have ended.
+
+    Once is not enough: a cancellation that meets the answer to a request is swallowed by `asyncio.wait_for` of Python
+    3.11, which the NATS client uses, and the task goes on as if nothing had been asked of it.
+    """
+    running = set(tasks)
+    while running:
+        for task in running:
+            task.cancel()
+        _, running = await asyncio.wait(running, timeout=_CANCEL_AGAIN_SECONDS)
 
 
 async def _check_origin(nc: Connection, projection: Projection, stream: str) -> str:

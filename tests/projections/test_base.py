@@ -296,3 +296,14 @@ async def test_restart_does_not_read_again_what_was_applied(server: EmbeddedServ
         await base.run(nc, again, (LEDGER,), until_caught_up=True)
         again.close()
     assert [[end]] == [[message.seq for message in batch] for batch in batches if batch]
+
+
+async def test_run_that_has_caught_up_always_ends(server: EmbeddedServer, tmp_path: Path) -> None:
+    """Its end may meet the answer to a question about the stream's end, which must not keep it alive."""
+    await append(server, 1)
+    read = Seen()
+    async with connected(server, "projector") as nc:
+        await base.run(nc, read, (LEDGER,), until_caught_up=True)
+        async with asyncio.timeout(60):
+            for _ in range(300):
+                await base.run(nc, read, (LEDGER,), until_caught_up=True)
