@@ -96,7 +96,7 @@ class UsageLog:
         self._pump(force=True)
 
     def _pump(self, *, force: bool = False) -> None:
-        # One block on its way: a block costs some 300 microseconds whatever it holds, so fewer and larger ones win.
+        # One block on its way: a block costs more than a dozen of the uses in it, so fewer and larger ones win.
         if self._cut_is_due or self._in_flight:
             return
         if not self._uses and not (force and self._refused):

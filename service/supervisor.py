@@ -48,7 +48,7 @@ _RESTART_SECONDS_MAX = 5.0
 _HEALTHY_AFTER_SECONDS = 10.0
 _STOP_PROJECTOR_SECONDS = 2.0
 _HELD_SECONDS_MAX = 10.0
-_ANALYTICS_COMMIT_SECONDS = 1.0  # a commit costs some 40 ms whatever it holds; who waits for one gets it at once
+_ANALYTICS_COMMIT_SECONDS = 1.0  # a commit costs the same whatever it holds; who waits gets one at once
 _ANALYTICS_NICENESS = 19  # behind everything that somebody waits for
 
 Progress = Callable[[int, int], None]
