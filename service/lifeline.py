@@ -12,14 +12,14 @@ SERVED_BY = "SERVED_BY"  # set by the HTTP server for its workers
 _PR_SET_PDEATHSIG = 1
 
 
-def end_with_parent(variable: str) -> None:
-    """Has this process ended with SIGTERM when the parent ends, whose id stands in the environment's `variable`.
+def end_with_parent(variable: str, number: signal.Signals = signal.SIGTERM) -> None:
+    """Has the kernel send `number` to this process when its parent ends, whose id the environment's `variable` holds.
 
     Does nothing where it is not set, and on other systems than Linux.
     """
     parent = os.environ.get(variable)
     if parent is None or not sys.platform.startswith("linux"):
         return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
     if os.getppid() != int(parent):
         sys.exit("the parent has ended")

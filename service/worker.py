@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 from service import logs
 from service.app import App
 from service.lifeline import SERVED_BY, end_with_parent
@@ -10,8 +12,9 @@ from service.settings import Settings
 
 def create() -> App:
     """The application, with the settings that the environment gives."""
-    # Or a killed server would leave its workers behind, which nobody stops and which hold the port.
-    end_with_parent(SERVED_BY)
+    # Or a killed server would leave its workers behind, which nobody stops and which hold the port. Granian's handler
+    # of SIGTERM blocks for ever in a worker that is still starting, so it has to be SIGKILL.
+    end_with_parent(SERVED_BY, signal.SIGKILL)
     settings = Settings.load()
     logs.configure(settings)
     return App(settings)
