@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 import re
 import time
 from itertools import count
@@ -18,12 +19,22 @@ from service.errors import BodyTooLarge, InvalidRequest, RequestTimeout, Unsuppo
 from service.settings import Network, Settings
 from service.tokens import redacted, uuid7_hex
 
-_PROCESS = uuid7_hex()[:20]  # ids of requests count up behind it
 _numbers = count(1)
 _SWEEP_SECONDS = 1.0
 _USER_AGENT_CHARS_MAX = 256
 _PATH_CHARS_MAX = 256
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+_process = [""]  # ids of requests count up behind what stands here
+
+
+def _name_process() -> None:
+    _process[0] = uuid7_hex()
+
+
+_name_process()
+os.register_at_fork(after_in_child=_name_process)  # workers are forked, and each needs a name of its own
 
 
 class Incoming:
@@ -42,7 +53,7 @@ class Incoming:
         given = self.header("x-request-id")
         # It stands in the log for ever, so it may be no token.
         fit = given is not None and _REQUEST_ID.fullmatch(given) and "tl_" not in given
-        self.request_id = given if given and fit else f"{_PROCESS}-{next(_numbers):x}"
+        self.request_id = given if given and fit else f"{_process[0]}-{next(_numbers):x}"
 
     def header_values(self, name: str) -> list[str]:
         """Every value of a header, in order."""

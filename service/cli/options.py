@@ -193,7 +193,9 @@ def repeatable(command: Command) -> Command:
 def confirmed(command: Command) -> Command:
     """A command that cannot be undone: asks a person before it begins, and no program."""
 
-    @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+    @click.option(
+        "-y", "--yes", is_flag=True, help="Do not ask. Programs are never asked: only a person on a terminal is."
+    )
     @functools.wraps(command)
     def run(session: Session, *args: Any, yes: bool, **options: Any) -> None:
         if not yes and session.output == "table" and sys.stdin.isatty() and sys.stdout.isatty():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -313,3 +314,20 @@ def test_any_bytes_are_read_or_refused(data: bytes) -> None:
         return
     for name, value in pairs:
         (name + value).encode()
+
+
+def test_request_id_of_a_forked_worker_is_never_that_of_another():
+    def ids() -> list[str]:
+        scope = {"method": "GET", "path": "/", "query_string": b"", "headers": []}
+        return [Incoming(scope, None).request_id for _ in range(3)]
+
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writing, " ".join(ids()).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    theirs = os.read(reading, 4096).decode().split()
+    os.close(reading)
+    os.close(writing)
+    assert set(theirs).isdisjoint(ids())
