@@ -91,6 +91,26 @@ def test_taken_port_is_said_at_once(tmp_path: Path) -> None:
     assert "Traceback" not in done.stdout + done.stderr
 
 
+def test_stop_while_it_starts_leaves_nothing_behind(tmp_path: Path) -> None:
+    """The stop meets the workers in the middle of their own start."""
+    mark = unique("mark")
+    arguments = ["up", "--port", str(running.free_port()), "--data-dir", str(tmp_path / "data")]
+    environment = {**os.environ, running.MARK: mark}
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [*command(), *arguments], cwd=running.ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
+        )
+    try:
+        running.until(lambda: len(running.marked(mark)) >= 4, seconds=20, what="the processes are there")
+        process.terminate()
+        assert process.wait(running.STOP_SECONDS_MAX) == 0, (tmp_path / "log").read_text()
+        assert running.marked(mark) == []
+    finally:
+        for left in running.marked(mark):
+            left.kill()
+        process.wait(5)
+
+
 def test_second_service_on_the_same_directory_is_refused(service: Service) -> None:
     """Two nats-servers on one store would ruin it."""
     done = run("up", "--data-dir", str(service.data_dir), "--port", str(running.free_port()))

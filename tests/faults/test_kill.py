@@ -48,7 +48,14 @@ def test_kill_in_mid_load_loses_nothing_acknowledged(battered: Service, victim: 
     until(battered.ready, seconds=RECOVERY_SECONDS_MAX, what="readiness comes back")
     load.check()
     until(lambda: len(battered.workers()) == battered.worker_count, seconds=RECOVERY_SECONDS_MAX, what="all workers")
+    until(lambda: not orphans(battered), seconds=RECOVERY_SECONDS_MAX, what="nothing is left of what was killed")
     assert victim(battered).pid != killed.pid
+
+
+def orphans(service: Service) -> list[Process]:
+    """Processes of the service that are in nobody's care."""
+    cared_for = {service.process.pid, *(process.pid for process in service.tree())}
+    return [process for process in running.marked(service.mark) if process.pid not in cared_for]
 
 
 def test_kill_of_everything_in_turn_is_survived(battered: Service) -> None:
@@ -58,6 +65,7 @@ def test_kill_of_everything_in_turn_is_survived(battered: Service) -> None:
             victim(battered).kill()
         seconds_until_acknowledged(load, AFTER, 2 * RECOVERY_SECONDS_MAX)
     until(battered.ready, seconds=RECOVERY_SECONDS_MAX)
+    until(lambda: not orphans(battered), seconds=RECOVERY_SECONDS_MAX, what="nothing is left of what was killed")
     load.check()
 
 
