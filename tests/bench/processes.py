@@ -48,6 +48,12 @@ def cpu_seconds(processes: list[running.Process]) -> dict[str, float]:
     return used
 
 
+def busy_seconds() -> float:
+    """CPU time that the machine has not been idle, or was not given by its host, until now."""
+    user, nice, system, _, _, *others = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
+    return sum(map(int, [user, nice, system, *others])) * TICK_SECONDS
+
+
 def settle(service: running.Service, *, seconds_max: float = 120.0) -> None:
     """Waits until the service has caught up with itself, so that what follows is not measured beside it."""
     deadline = time.monotonic() + seconds_max

@@ -63,6 +63,8 @@ PLAIN_COLUMNS = 150  # where there is no terminal, whose width would hold
 LOAD_HEADINGS = ("row", "conn.", "requests/s", "echo/s", "ratio", "p50 ms", "p99 ms", "failed", "uses kept")
 FIGURE_HEADINGS = ("what", "measured", "target", "")
 CPU_ROLES = ("API", "nats-server", "project current", "project analytics", "wrk", "echo")
+CPU_HEADINGS = ("CPU, µs a request", *CPU_ROLES, "others")
+OTHERS_SHARE_MAX = 0.05
 
 
 def load_cells(row: Row) -> tuple[str, ...]:
@@ -82,8 +84,8 @@ def load_cells(row: Row) -> tuple[str, ...]:
 
 
 def cpu_cells(row: Row) -> tuple[str, ...]:
-    """One line of the table of CPU time, in the order of CPU_ROLES."""
-    return (row.name, *(_number(row.cpu_us.get(role, 0.0)) for role in CPU_ROLES))
+    """One line of the table of CPU time, in the order of CPU_HEADINGS."""
+    return (row.name, *(_number(row.cpu_us.get(role, 0.0)) for role in CPU_ROLES), f"{row.cpu_of_others:.0%}")
 
 
 def figure_cells(figure: Figure) -> tuple[str, ...]:
@@ -180,19 +182,21 @@ def to_people(report: Report, console: Console) -> None:
     """Tables."""
     console.print(f"\nmake bench{' --quick: too short to judge by' if report.quick else ''}", style="bold")
     console.print(f"{report.machine.describe()} {_setting(report)}\n")
+    if warning(report):
+        console.print(warning(report), style="bold red")
     _table(console, LOAD_HEADINGS, [load_cells(row) for row in report.rows])
     _table(console, FIGURE_HEADINGS, [figure_cells(figure) for figure in figures(report)])
-    _table(console, ("CPU, µs a request", *CPU_ROLES), [cpu_cells(row) for row in report.rows])
+    _table(console, CPU_HEADINGS, [cpu_cells(row) for row in report.rows])
 
 
 def to_markdown(report: Report) -> str:
     """The same for the README."""
     return "\n\n".join(
         [
-            f"{report.machine.describe()} {_setting(report)}",
+            f"{report.machine.describe()} {_setting(report)} {warning(report)}".rstrip(),
             _markdown_table(LOAD_HEADINGS, [load_cells(row) for row in report.rows]),
             _markdown_table(FIGURE_HEADINGS, [figure_cells(figure) for figure in figures(report)]),
-            _markdown_table(("CPU, µs a request", *CPU_ROLES), [cpu_cells(row) for row in report.rows]),
+            _markdown_table(CPU_HEADINGS, [cpu_cells(row) for row in report.rows]),
         ]
     )
 
@@ -207,6 +211,7 @@ def to_json(report: Report) -> bytes:
             "echo_per_second": row.echo_per_second,
             "ratio": row.ratio,
         }
+    content["warning"] = warning(report)
     content["figures"] = [msgspec.to_builtins(figure) | {"verdict": figure.verdict} for figure in figures(report)]
     # They were random tokens of a ledger that is gone, yet no token is written to a file without need.
     content["filled"].pop("revocable")
@@ -221,8 +226,18 @@ def _setting(report: Report) -> str:
         "requests, whose answers it did not wait for, come on top. Revoked to refused: from sending the revocation to "
         "the first refusal by the last of the workers, each of which is asked without pause by a connection of its "
         "own. Replay: the whole command, beside the running service. Memory: what is resident without the pages of "
-        "the view's file, which belong to the page cache and are shared."
+        "the view's file, which belong to the page cache and are shared. CPU: of all processes of the same kind "
+        "together; `echo` is the echo's, for one of its own requests; `others` is what programs that have nothing to "
+        "do with it took of the machine."
     )
+
+
+def warning(report: Report) -> str:
+    """What makes the numbers doubtful, or an empty string."""
+    others = max(row.cpu_of_others for row in report.rows)
+    if others <= OTHERS_SHARE_MAX:
+        return ""
+    return f"Other programs took up to {others:.0%} of the CPU meanwhile: run it again on a quiet machine to judge."
 
 
 def _row(report: Report, name: str) -> Row:
