@@ -266,7 +266,7 @@ async def provision(nc: Client, limits: StreamLimits) -> None:
 
     Needs the admin credentials. Raises: LedgerUnavailable, UnsafeServer.
     """
-    await check_server(nc)
+    await check_server(nc, limits.replicas)
     for name, config in stream_configs(limits).items():
         answer = await _ask(nc, f"$JS.API.STREAM.INFO.{name}")
         if "error" in answer and answer["error"].get("err_code") == 10059:  # stream not found
@@ -288,7 +288,7 @@ async def check(nc: Client, limits: StreamLimits) -> None:
 
     Raises: UnsafeServer naming each setting that differs; LedgerUnavailable.
     """
-    await check_server(nc)
+    await check_server(nc, limits.replicas)
     problems = []
     for name, config in stream_configs(limits).items():
         answer = await _ask(nc, f"$JS.API.STREAM.INFO.{name}")
@@ -300,14 +300,14 @@ async def check(nc: Client, limits: StreamLimits) -> None:
         raise UnsafeServer("; ".join(problems))
 
 
-async def check_server(nc: Client) -> None:
+async def check_server(nc: Client, servers: int = 1) -> None:
     """Refuses a server that acknowledges before it syncs, or that is too old. Raises: UnsafeServer."""
     info = nc._server_info  # noqa: SLF001 - the client has no public way to the INFO line
     version = tuple(int(part) for part in info.get("version", "0").split("-")[0].split("."))
     if version < MIN_SERVER_VERSION:
         wanted = ".".join(map(str, MIN_SERVER_VERSION))
         raise UnsafeServer(f"nats-server {info.get('version')} is too old: {wanted} or newer is needed")
-    for varz in await server_reports(nc):
+    for varz in await server_reports(nc, servers):
         jetstream = varz.get("jetstream", {}).get("config", {})
         if not jetstream.get("sync_always"):
             raise UnsafeServer(
@@ -316,8 +316,10 @@ async def check_server(nc: Client) -> None:
             )
 
 
-async def server_reports(nc: Client) -> list[dict[str, Any]]:
+async def server_reports(nc: Client, servers: int = 1) -> list[dict[str, Any]]:
     """VARZ of every server of the cluster, through the service that the SYS account exports as `sync.check`.
+
+    `servers`: how many there are at least; behind them others are waited for a moment, but behind a single one.
 
     Raises: UnsafeServer if nobody answers, since then nobody vouches for `sync_always`.
     """
@@ -332,6 +334,8 @@ async def server_reports(nc: Client) -> list[dict[str, Any]]:
             if not message.data:
                 break
             answers.append(json.loads(message.data)["data"])
+            if servers == 1:
+                break
             wait_seconds = 0.25  # the other servers of a cluster answer at about the same time
     except (nats.errors.Error, TimeoutError):
         pass

@@ -636,9 +636,15 @@ class CurrentReader:
 
     def freshness(self) -> Freshness:
         """How fresh the view is now."""
-        with self._read() as txn:
+        txn = self.env.begin()
+        try:
             state = txn.get(b"state", db=self._meta)
-        position, confirmed, boot, _ = _STATE.unpack(state) if state is not None else _NO_STATE
+        finally:
+            txn.abort()
+        position, confirmed, boot, retired = _STATE.unpack(state) if state is not None else _NO_STATE
+        if retired:
+            self._reopen()
+            return self.freshness()
         return Freshness(position, self._age_seconds(confirmed, boot))
 
     def hit(self, token_id: str) -> Hit | None:

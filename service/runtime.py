@@ -7,6 +7,9 @@ import os
 import socket
 import time
 from collections import OrderedDict
+from datetime import datetime
+
+from msgspec import Struct
 
 from events.errors import LedgerUnavailable
 from events.ledger import Ledger
@@ -99,6 +102,17 @@ class RateLimiter:
             self._counts.popitem(last=False)
 
 
+class RememberedCaller(Struct, frozen=True, gc=False):
+    """A caller whose token was good at this position of the view, and is until the view moves on or it expires."""
+
+    position: int
+    expires_at: datetime
+    token_id: str
+    subject: str
+    client_id: str | None
+    scope: frozenset[str]
+
+
 class Runtime:
     """Everything that handlers need. Made once a process by `Runtime.start`."""
 
@@ -117,7 +131,7 @@ class Runtime:
         self.idempotency = Bucket(nc, IDEMPOTENCY)
         self.client_failures = RateLimiter(settings.client_auth_failures_per_minute_max)
         self.unknown_tokens = RateLimiter(settings.unknown_tokens_per_minute_max)
-        self._background: set[asyncio.Task[None]] = set()
+        self.callers: dict[bytes, RememberedCaller] = {}
 
     @classmethod
     async def start(cls, settings: Settings) -> Runtime:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 
 from service import logs
@@ -17,4 +18,5 @@ def create() -> App:
     end_with_parent(SERVED_BY, signal.SIGKILL)
     settings = Settings.load()
     logs.configure(settings)
+    gc.freeze()  # what was loaded stays: the collector need not walk it again and again
     return App(settings)
