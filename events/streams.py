@@ -110,6 +110,7 @@ async def connect(
     name: str,
     on_error: Callable[[Exception], Awaitable[None]] | None = None,
     seconds_max: float = 5,
+    attempts: int = 4,
 ) -> Connection:
     """A connection that reconnects for ever, once made within `seconds_max`.
 
@@ -164,6 +165,10 @@ async def connect(
     except (nats.errors.Error, OSError, TimeoutError) as error:
         with contextlib.suppress(Exception):
             await connection.close()
+        if attempts > 1 and "reset" in (problem or str(error)).lower():
+            # A server that refuses credentials closes at once, and its reason may be lost with the connection.
+            again: dict[str, Any] = {"on_error": on_error, "seconds_max": seconds_max, "attempts": attempts - 1}
+            return await connect(url, creds, name=name, **again)
         raise LedgerUnavailable(f"cannot reach the nats-server at {url}: {problem or error}") from error
     connected = True
     connection.back.set()

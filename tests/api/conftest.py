@@ -15,9 +15,9 @@ from service.validation import Caller
 from tests.running import Service
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def runtime(service: Service) -> AsyncIterator[Runtime]:
-    """Its view is the service's, kept by the service's own projector."""
+    """Its view is the service's, kept by the service's own projector; a process may open that only once."""
     nats_url = json.loads((service.data_dir / "bootstrap.json").read_text())["nats_url"]
     settings = Settings(
         port=service.port,
