@@ -627,7 +627,7 @@ class LedgerMachine(RuleBasedStateMachine):
 @pytest.mark.usefixtures("processes")
 class TestLedger(LedgerMachine.TestCase):  # type: ignore[name-defined,misc]
     settings = settings(
-        max_examples=60,
+        max_examples=80,
         stateful_step_count=35,
         deadline=None,
         print_blob=True,
