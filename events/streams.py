@@ -103,6 +103,17 @@ class Connection(Client):
         self.back.set()
 
 
+def _credentials(creds: Path | None) -> dict[str, Any]:
+    """Options of the client."""
+    if creds is None:
+        return {}
+    text = creds.read_text()
+    if "BEGIN NATS USER JWT" in text:
+        return {"user_credentials": str(creds)}
+    inbox = {"inbox_prefix": f"_INBOX_{creds.stem}"} if creds.suffix == ".nk" else {}
+    return {"nkeys_seed_str": text.strip()} | inbox
+
+
 async def connect(
     url: str,
     creds: Path | None,
@@ -122,16 +133,6 @@ async def connect(
     Raises: LedgerUnavailable
     """
     connection = Connection()
-    options: dict[str, Any] = {}
-    if creds is not None:
-        text = creds.read_text()  # noqa: ASYNC240 - a few bytes, once, before anything is served
-        if "BEGIN NATS USER JWT" in text:
-            options["user_credentials"] = str(creds)
-        else:
-            options["nkeys_seed_str"] = text.strip()
-        if creds.suffix == ".nk":
-            options["inbox_prefix"] = f"_INBOX_{creds.stem}"
-
     problem, connected = "", False
 
     async def note(error: Exception) -> None:
@@ -159,7 +160,7 @@ async def connect(
             error_cb=note,
             disconnected_cb=connection.tell_lost,
             reconnected_cb=connection.tell_back,
-            **options,
+            **_credentials(creds),
         )
         await asyncio.wait_for(first, seconds_max)
     except (nats.errors.Error, OSError, TimeoutError) as error:
