@@ -1,5 +1,9 @@
 """The log of every use. Uses are written in blocks: while one block is on its way the next fills.
 
+A block costs as much as dozens of the uses in it, so that few and large ones serve more requests, and sooner. After a
+block, most of those whose answers waited for it ask again at once: the next one waits for three quarters of as many
+uses as were usually under way together, but two milliseconds at most. A lone caller waits for nobody.
+
 `durable`: a use is acknowledged when its block is on disk. `buffered`: it is acknowledged at once and held in a
 bounded buffer; what the buffer cannot hold is dropped, counted, and the count is written with the next block.
 """
@@ -30,6 +34,10 @@ _DURABLE_SECONDS_MAX = 2.0
 _ATTEMPT_SECONDS_MAX = 1.0
 _RETRY_SECONDS = 0.2
 _BUFFERED_SECONDS = 0.02
+_LINGER_SECONDS = 0.002
+_LINGER_USES_MAX = 32
+_TOGETHER_SHARE = 0.75
+_TOGETHER_DECAY = 0.9
 
 
 class UsageLog:
@@ -51,7 +59,8 @@ class UsageLog:
         self._unreported_loss = 0
         self._in_flight: set[asyncio.Task[None]] = set()
         self._refused_timer: asyncio.TimerHandle | None = None
-        self._cut_is_due = False
+        self._linger: asyncio.TimerHandle | None = None
+        self._together = 0.0  # uses that were usually under way at the same time
         self._close_by: float | None = None
 
     @property
@@ -97,28 +106,35 @@ class UsageLog:
         self._pump(force=True)
 
     def _pump(self, *, force: bool = False) -> None:
-        # One block on its way: a block costs more than a dozen of the uses in it, so fewer and larger ones win.
-        if self._cut_is_due or self._in_flight:
+        if self._in_flight or not (self._uses or force):
             return
-        if not self._uses and not (force and self._refused):
-            return
-        # The block is cut on the next turn of the loop, so that all requests of this turn share it.
-        self._cut_is_due = True
-        task = asyncio.create_task(self._send() if self.mode == "durable" else self._send_later())
+        if force or len(self._uses) >= self._wanted:
+            self._cut()
+        elif self._linger is None:
+            seconds = _BUFFERED_SECONDS if self.mode == "buffered" else _LINGER_SECONDS
+            self._linger = asyncio.get_running_loop().call_later(seconds, self._cut)
+
+    @property
+    def _wanted(self) -> float:
+        if self.mode == "buffered":
+            return _BLOCK_USES_MAX  # nobody waits
+        return min(_LINGER_USES_MAX, self._together * _TOGETHER_SHARE)
+
+    def _cut(self) -> None:
+        """Sends what is there on the next turn of the loop, so that all requests of this turn share the block."""
+        if self._linger is not None:
+            self._linger.cancel()
+            self._linger = None
+        task = asyncio.create_task(self._send())
         self._in_flight.add(task)
         task.add_done_callback(self._sent)
 
     def _sent(self, task: asyncio.Task[None]) -> None:
         self._in_flight.discard(task)
-        if self._uses and self._close_by is None:
-            self._pump()
-
-    async def _send_later(self) -> None:
-        await asyncio.sleep(_BUFFERED_SECONDS)  # nobody waits, and fewer blocks cost less
-        await self._send()
+        if self._close_by is None:
+            self._pump(force=bool(self._refused) and self._refused_timer is None)
 
     async def _send(self) -> None:
-        self._cut_is_due = False
         if not self._uses and not self._refused and not self._unreported_loss:
             return
         uses, waiters = self._uses, self._waiters
@@ -148,6 +164,7 @@ class UsageLog:
             if reason is not error:
                 raise
         else:
+            self._together = max(self._together * _TOGETHER_DECAY, len(uses) + len(self._uses))
             for waiter in waiters:
                 if not waiter.done():
                     waiter.set_result(None)
@@ -184,6 +201,8 @@ class UsageLog:
         if self._refused_timer is not None:
             self._refused_timer.cancel()
             self._refused_timer = None
+        if self._linger is not None:
+            self._linger.cancel()
         self._close_by = time.monotonic() + _DURABLE_SECONDS_MAX
         for _ in range(3):
             if self._in_flight:

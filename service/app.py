@@ -1,4 +1,4 @@
-"""The ASGI application of one API worker: the hot endpoints first, everything else by Litestar."""
+"""The RSGI application of one API worker: the hot endpoints first, everything else by Litestar."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from service.oauth.introspection import introspect
 from service.oauth.metadata import jwks, metadata, well_known_paths
 from service.oauth.revocation import revoke
 from service.oauth.token import token
-from service.outgoing import Response, send_response
+from service.outgoing import JSON, Response
 from service.runtime import Runtime
 from service.settings import Settings
 
@@ -61,19 +61,13 @@ class App:
             raise Unavailable(self._why_not)
         return self._runtime
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http":
-            door = self._doors.get(scope["path"])
-            if door is not None:
-                await self._enter(door, scope, receive, send)
-            else:
-                await self._litestar(scope, receive, send)
-        elif scope["type"] == "lifespan":
-            await self._live(receive, send)
-
-    async def _enter(self, door: tuple[str, Handler], scope: Any, receive: Any, send: Any) -> None:
+    async def __rsgi__(self, scope: Any, protocol: Any) -> None:
         started = time.perf_counter()
-        incoming = Incoming(scope, receive)
+        incoming = Incoming(scope, protocol)
+        door = self._doors.get(incoming.path)
+        if door is None:
+            await self._manage(incoming)
+            return
         method, handler = door
         try:
             if incoming.method != method:
@@ -81,26 +75,47 @@ class App:
             response = await handler(self.runtime(), incoming)
         except Exception as error:
             response = render(error, incoming)
-        await send_response(send, response, incoming.request_id)
+        incoming.answer(response)
         metrics.request_done(incoming.path, incoming.method, response.status, time.perf_counter() - started)
 
-    async def _live(self, receive: Any, send: Any) -> None:
-        while True:
-            message = await receive()
-            if message["type"] == "lifespan.startup":
-                self._starting = asyncio.create_task(self._start())
-                # Until this is answered the worker takes no connections, so that those which are ready get them. When
-                # the log is away for long it takes them all the same, and says why it cannot answer.
-                await asyncio.wait({self._starting}, timeout=_START_SECONDS_MAX)
-                await send({"type": "lifespan.startup.complete"})
-            elif message["type"] == "lifespan.shutdown":
-                if self._starting is not None:
-                    self._starting.cancel()
-                if self._runtime is not None:
-                    with contextlib.suppress(Exception):
-                        await self._runtime.stop()
-                await send({"type": "lifespan.shutdown.complete"})
-                return
+    async def _manage(self, incoming: Incoming) -> None:
+        """Litestar speaks ASGI. Our handlers answer by themselves; what it answers by itself comes through `send`."""
+        status, headers = 500, JSON
+
+        async def receive() -> Any:
+            return {"type": "http.disconnect"}  # bodies are read by `Incoming`
+
+        async def send(message: Any) -> None:
+            nonlocal status, headers
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = tuple((name.decode().lower(), value.decode()) for name, value in message["headers"])
+            else:
+                incoming.answer(Response(status, message.get("body", b""), headers))
+
+        await self._litestar(incoming.asgi_scope(), receive, send)  # type: ignore[arg-type]
+
+    def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.run_until_complete(self.begin())
+
+    def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.run_until_complete(self.end())
+
+    async def begin(self) -> None:
+        """Until this ends the worker takes no connections, so that those which are ready get them.
+
+        When the log is away for long it takes them all the same, and says why it cannot answer.
+        """
+        self._starting = asyncio.create_task(self._start())
+        await asyncio.wait({self._starting}, timeout=_START_SECONDS_MAX)
+
+    async def end(self) -> None:
+        """Writes what is held and closes."""
+        if self._starting is not None:
+            self._starting.cancel()
+        if self._runtime is not None:
+            with contextlib.suppress(Exception):
+                await self._runtime.stop()
 
     async def _start(self) -> None:
         """Tries until the log can be reached and is safe: a worker that comes up first waits for it."""

@@ -18,12 +18,12 @@ import structlog
 from events.ledger import Append, Ledger
 from events.streams import LEDGER, Connection, stream_state
 from events.types import Kind, MintedToken, TokenIssued, UsernameClaimed, UserRegistered
+from service.caller import ADMIN
 from service.commands import subject
 from service.grants import PERSONAL_TTL_SECONDS, timestamp, whole_second
 from service.keys import MasterKey, SubjectKeys, write_private
 from service.settings import Settings
 from service.tokens import mint, now, sha256
-from service.validation import ADMIN
 
 log = structlog.get_logger()
 

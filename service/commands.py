@@ -20,9 +20,9 @@ from projections import grants, registry
 from projections.current import raw_id
 from projections.grants import EMPTY, Family
 from projections.registry import Row, Scope
+from service.caller import ADMIN, Caller
 from service.errors import BodyTooLarge, InsufficientScope, ServiceError, Unavailable
 from service.runtime import Runtime
-from service.validation import ADMIN, Caller
 
 S = TypeVar("S")
 

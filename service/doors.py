@@ -16,6 +16,7 @@ from msgspec import Meta, Struct
 from events.types import Context, TokenUsed
 from projections.grants import facts
 from service import metrics
+from service.caller import Caller
 from service.errors import InsufficientScope, InvalidRequest, InvalidToken
 from service.incoming import Incoming, parse_form
 from service.outgoing import NO_STORE, Response
@@ -26,7 +27,6 @@ from service.validation import (
     BEARER_KINDS,
     SCOPE_SYNTAX,
     Asked,
-    Caller,
     Code,
     Verdict,
     audience_of,
@@ -34,6 +34,7 @@ from service.validation import (
     bearer,
     decide,
     recorded,
+    remembered,
     resolve,
     resolve_all,
     scope_of,
@@ -152,7 +153,9 @@ def _answer(verdict: Verdict) -> ValidateAnswer:
 
 async def validate(runtime: Runtime, incoming: Incoming) -> Response:
     """`POST /v1/tokens/validate`."""
-    caller = await authenticate(runtime, incoming, NEEDS, endpoint="validate", record=False)
+    caller = remembered(runtime, incoming, NEEDS)
+    if caller is None:
+        caller = await authenticate(runtime, incoming, NEEDS, endpoint="validate", record=False)
     request = decode_json(_decode_one, await json_body(incoming, runtime.settings))
     asked, moment = _asked(request), now()
     verdict = decide(runtime, request.token, asked, BEARER_KINDS, moment)
@@ -182,7 +185,9 @@ def _refused(runtime: Runtime, caller: Caller, request: ValidateRequest, code: C
 
 async def validate_batch(runtime: Runtime, incoming: Incoming) -> Response:
     """`POST /v1/tokens/validate-batch`: up to 1,000 at once, answered in the same order."""
-    caller = await authenticate(runtime, incoming, NEEDS, endpoint="batch", record=False)
+    caller = remembered(runtime, incoming, NEEDS)
+    if caller is None:
+        caller = await authenticate(runtime, incoming, NEEDS, endpoint="batch", record=False)
     body = await json_body(incoming, runtime.settings, bytes_max=runtime.settings.batch_body_bytes_max)
     requests = decode_json(_decode_batch, body).requests
     moment = now()
@@ -252,10 +257,10 @@ def _forward_answer(code: Code, verdict: Verdict, asked: Asked) -> Response:
     if code is Code.VALID and hit is not None:
         known = facts(hit.grant)
         headers = [
-            (b"x-token-subject", (known.subject if known else "").encode()),
-            (b"x-token-client", (known.client_id or "" if known else "").encode()),
-            (b"x-token-scope", scope_of(hit).encode()),
-            (b"x-token-id", hit.token_id.encode()),
+            ("x-token-subject", known.subject if known else ""),
+            ("x-token-client", known.client_id or "" if known else ""),
+            ("x-token-scope", scope_of(hit)),
+            ("x-token-id", hit.token_id),
         ]
         return Response(200, b"", (*NO_STORE, *headers))
     if code is Code.INSUFFICIENT_SCOPE:

@@ -22,6 +22,7 @@ from events.types import (
 )
 from projections.grants import ActiveGrant, Family, Token, facts
 from projections.registry import Client, User
+from service.caller import Caller
 from service.commands import (
     Prepared,
     check_confers,
@@ -48,7 +49,6 @@ from service.rules.grants import (
 )
 from service.runtime import Runtime
 from service.tokens import TOKEN_CHARS_MAX, mint_kind, new_id, now, sha256, uuid7_hex
-from service.validation import Caller
 
 PERSONAL_TTL_SECONDS = 90 * 86_400
 PERSONAL_TTL_SECONDS_MAX = 366 * 86_400

@@ -21,11 +21,11 @@ from msgspec import Struct
 from events import codec
 from events.errors import Conflict, LedgerError
 from events.ledger import Append
+from service.caller import Caller
 from service.commands import ATTEMPTS_MAX, Prepared, commit, refused
 from service.errors import IdempotencyMismatch, InvalidRequest, Unavailable
 from service.keys import derive, seal, unseal
 from service.runtime import Runtime
-from service.validation import Caller
 
 KEY_CHARS_MAX = 255
 _SYNTAX = re.compile(rf"[\x21-\x7e]{{1,{KEY_CHARS_MAX}}}")

@@ -1,4 +1,4 @@
-"""What a request says about itself: headers, query, body and where it comes from.
+"""One request: headers, query, body, where it comes from, and its answer. Source: Granian's RSGI 1.5.
 
 `Host` is never used, and `X-Forwarded-For` only from proxies that the settings trust.
 """
@@ -14,8 +14,11 @@ from itertools import count
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+from granian.rsgi import ProtocolClosed, ProtocolError  # type: ignore[attr-defined]
+
 from events.types import Context
 from service.errors import BodyTooLarge, InvalidRequest, RequestTimeout, UnsupportedMediaType
+from service.outgoing import Response
 from service.settings import Network, Settings
 from service.tokens import redacted, uuid7_hex
 
@@ -23,6 +26,7 @@ _numbers = count(1)
 _SWEEP_SECONDS = 1.0
 _USER_AGENT_CHARS_MAX = 256
 _PATH_CHARS_MAX = 256
+_NOT_ASCII = "(not ASCII)"  # stands for such an agent, since the server does not pass it on
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -38,37 +42,63 @@ os.register_at_fork(after_in_child=_name_process)  # workers are forked, and eac
 
 
 class Incoming:
-    """One request, over ASGI. Header names in lower case; values as Latin-1, as RFC 9110 §5.5 has them."""
+    """One request. Header names in lower case; a value that is not ASCII counts as empty (RFC 9110 §5.5)."""
 
-    __slots__ = ("_by_name", "_headers", "_receive", "method", "path", "query_string", "request_id", "scope")
+    __slots__ = ("_protocol", "_scope", "headers", "method", "path", "request_id")
 
-    def __init__(self, scope: Any, receive: Any) -> None:
-        self.scope = scope
-        self.method: str = scope["method"]
-        self.path: str = scope["path"]
-        self.query_string: bytes = scope["query_string"]
-        self._receive = receive
-        self._headers: list[tuple[bytes, bytes]] = scope["headers"]
-        self._by_name = dict(self._headers)
-        given = self.header("x-request-id")
+    def __init__(self, scope: Any, protocol: Any) -> None:
+        self._scope = scope
+        self._protocol = protocol
+        self.method: str = scope.method
+        self.path: str = scope.path  # decoded; what is not UTF-8 in it became U+FFFD
+        self.headers: Any = scope.headers
+        given = self.headers.get("x-request-id")
         # It stands in the log for ever, so it may be no token.
         fit = given is not None and _REQUEST_ID.fullmatch(given) and "tl_" not in given
-        self.request_id = given if given and fit else f"{_process[0]}-{next(_numbers):x}"
+        self.request_id: str = given if fit else f"{_process[0]}-{next(_numbers):x}"
+
+    @property
+    def query_string(self) -> bytes:
+        query: str = self._scope.query_string
+        return query.encode()
 
     def header_values(self, name: str) -> list[str]:
         """Every value of a header, in order."""
-        wanted = name.encode()
-        return [value.decode("latin-1") for key, value in self._headers if key == wanted]
+        values: list[str] = self.headers.get_all(name)
+        return values or ([""] if name in self.headers else [])
 
     def header(self, name: str) -> str | None:
-        """A value of a header, or None; of several, any."""
-        value = self._by_name.get(name.encode())
-        return value.decode("latin-1") if value is not None else None
+        """The first value of a header, or None."""
+        value: str | None = self.headers.get(name)
+        return "" if value is None and name in self.headers else value
+
+    def answer(self, response: Response) -> None:
+        """Sends the response."""
+        headers = (*response.headers, ("x-request-id", self.request_id))
+        self._protocol.response_bytes(response.status, headers, response.body)
+
+    def asgi_scope(self) -> dict[str, Any]:
+        """The request as the ASGI specification has it, without its body, which is read here."""
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": self._scope.http_version,
+            "method": self.method,
+            "scheme": self._scope.scheme,
+            "path": self.path,
+            "raw_path": self.path.encode(),
+            "root_path": "",
+            "query_string": self.query_string,
+            "headers": [(name.encode(), value.encode()) for name, value in self.headers.items()],
+            "client": None,
+            "server": None,
+            "state": {},
+            "incoming": self,
+        }
 
     def client_ip(self, settings: Settings) -> str | None:
         """The address the request comes from: of the peer, or what a trusted proxy says."""
-        client = self.scope.get("client")
-        ip: str | None = client[0] if client else None
+        ip = self._scope.client.rpartition(":")[0].strip("[]") or None  # `192.0.2.1:4711`, `[2001:db8::1]:4711`
         if ip is None or not settings.trusted_proxies or not _within(ip, settings.trusted_proxies):
             return ip
         # From the right: each trusted proxy appends the address it saw; the first that is none of ours is the client.
@@ -87,7 +117,9 @@ class Incoming:
 
     def context(self, settings: Settings) -> Context:
         """Where this request comes from, cut to lengths that a use may hold. No query string."""
-        agent = self.header("user-agent")
+        agent: str | None = self.headers.get("user-agent")
+        if agent is None and "user-agent" in self.headers:
+            agent = _NOT_ASCII
         return Context(
             self.client_ip(settings),
             redacted(agent)[:_USER_AGENT_CHARS_MAX] if agent else None,
@@ -97,27 +129,37 @@ class Incoming:
 
     async def body(self, bytes_max: int, seconds_max: float) -> bytes:
         """The whole body. Raises: BodyTooLarge, RequestTimeout, UnsupportedMediaType (Content-Encoding)."""
-        encoding = self.header("content-encoding")
-        if encoding is not None and encoding.lower() != "identity":
+        headers = self.headers
+        if "content-encoding" in headers and (headers.get("content-encoding") or "").lower() != "identity":
             raise UnsupportedMediaType("compressed bodies are not taken", fix="send the body without Content-Encoding")
-        length = self.header("content-length")
-        if length is not None and length.isascii() and length.isdigit() and int(length[:20]) > bytes_max:
+        length: str = headers.get("content-length", "")
+        if length.isdigit() and int(length[:20]) > bytes_max:
             raise _too_large(bytes_max)
+        whole = length and "transfer-encoding" not in headers
         with _reading.within(seconds_max):
-            message = await self._receive()
-            data: bytes = message.get("body", b"")
-            if message.get("more_body"):
-                parts, total = [data], len(data)
-                while message.get("more_body") and total <= bytes_max:
-                    message = await self._receive()
-                    parts.append(message.get("body", b""))
-                    total += len(parts[-1])
-                data = b"".join(parts)
-        if message["type"] != "http.request":
-            raise InvalidRequest("the client went away before the body was complete")
+            try:
+                data: bytes = await self._protocol() if whole else await self._parts(bytes_max)
+            except (ProtocolClosed, ProtocolError):
+                raise InvalidRequest("the client went away before the body was complete") from None
         if len(data) > bytes_max:
             raise _too_large(bytes_max)
         return data
+
+    async def _parts(self, bytes_max: int) -> bytes:
+        """A body whose length was not announced, as far as it may be kept.
+
+        The server gives an empty part at its end, and one more for what was cut off.
+        """
+        parts, total, empty = [], 0, 0
+        async for part in self._protocol:
+            parts.append(part)
+            total += len(part)
+            empty += not part
+            if total > bytes_max:
+                break
+        if empty > 1:
+            raise InvalidRequest("the client went away before the body was complete, or sent trailers")
+        return b"".join(parts)
 
 
 def _too_large(bytes_max: int) -> BodyTooLarge:

@@ -21,6 +21,7 @@ from events.errors import LedgerError
 from events.ledger import Append
 from events.types import ClientMetadata, LedgerEvent
 from projections.registry import Client, Row, Scope, User, Username
+from service.caller import Caller
 from service.commands import Outcome, Prepared, execute, known_scopes, load_row, raw_id, refused, scope_subject, subject
 from service.errors import NotFound
 from service.grants import seal_text, stamp
@@ -51,7 +52,6 @@ from service.rules.registry import (
 )
 from service.runtime import Runtime
 from service.tokens import is_id, mint, new_id, sha256
-from service.validation import Caller
 
 R = TypeVar("R", Client, User, Scope)
 Load = Callable[[bool], Awaitable[R | None]]

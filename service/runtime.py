@@ -7,7 +7,6 @@ import os
 import socket
 import time
 from collections import OrderedDict
-from datetime import datetime
 
 from msgspec import Struct
 
@@ -16,6 +15,7 @@ from events.ledger import Ledger
 from events.streams import ANSWERS, IDEMPOTENCY, Connection, StreamLimits, check, connect
 from events.usage import UsageLog
 from projections.current import CurrentReader, Freshness, view_path
+from service.caller import Caller
 from service.errors import TooManyRequests, Unavailable
 from service.keys import Bucket, MasterKey, SubjectKeys
 from service.settings import Settings
@@ -103,14 +103,15 @@ class RateLimiter:
 
 
 class RememberedCaller(Struct, frozen=True, gc=False):
-    """A caller whose token was good at this position of the view, and is until the view moves on or it expires."""
+    """A caller whose token was good for `needs` at this position of the view, and is until the view moves on.
+
+    Or until the token expires, in seconds since 1970.
+    """
 
     position: int
-    expires_at: datetime
-    token_id: str
-    subject: str
-    client_id: str | None
-    scope: frozenset[str]
+    expires_at: float
+    needs: tuple[str, ...]
+    caller: Caller
 
 
 class Runtime:
@@ -131,7 +132,7 @@ class Runtime:
         self.idempotency = Bucket(nc, IDEMPOTENCY)
         self.client_failures = RateLimiter(settings.client_auth_failures_per_minute_max)
         self.unknown_tokens = RateLimiter(settings.unknown_tokens_per_minute_max)
-        self.callers: dict[bytes, RememberedCaller] = {}
+        self.callers: dict[str, RememberedCaller] = {}  # by Authorization header
 
     @classmethod
     async def start(cls, settings: Settings) -> Runtime:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import re
+import time
 from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
@@ -18,8 +19,9 @@ from msgspec import Struct
 from events.errors import LedgerError
 from events.types import Context, Kind, TokenUsed
 from projections.current import Freshness, Hit
-from projections.grants import ActiveGrant, NoGrant, RevokedGrant, facts
+from projections.grants import ActiveGrant, facts
 from projections.registry import Cut
+from service.caller import Caller
 from service.errors import InsufficientScope, InvalidToken, Unauthorized, Unavailable
 from service.incoming import Incoming
 from service.runtime import RememberedCaller, Runtime
@@ -31,7 +33,6 @@ _CALLERS_REMEMBERED_MAX = 1024
 BEARER_KINDS = frozenset({Kind.ACCESS, Kind.PAT, Kind.SAT})
 ALL_KINDS = frozenset(Kind)
 
-ADMIN = "ledger:admin"
 SCOPE_SYNTAX = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+(?: [\x21\x23-\x5b\x5d-\x7e]+)*")  # RFC 6749 App. A.4
 
 
@@ -83,7 +84,7 @@ def _cut_code(grant: ActiveGrant, cut: Cut | None, disabled: Code) -> Code | Non
 def evaluate(hit: Hit, asked: Asked, moment: datetime) -> Code:
     """Pure. The code for a token that is known, fresh and of a kind that may be presented here."""
     token, grant = hit.token, hit.grant
-    if token.ended is not None or isinstance(grant, RevokedGrant | NoGrant):
+    if token.ended is not None or not isinstance(grant, ActiveGrant):
         return Code.REVOKED
     if hit.client_cut is not None or hit.subject_cut is not None:
         by_client = _cut_code(grant, hit.client_cut, Code.CLIENT_DISABLED)
@@ -218,23 +219,6 @@ async def recorded(future: asyncio.Future[None] | None) -> None:
         raise Unavailable("the use cannot be recorded, so nothing is said", private=str(error)) from error
 
 
-class Caller(Struct, frozen=True, gc=False):
-    """Who calls the management API. `token` is the string itself, for sealing; it is never logged or stored."""
-
-    token: str
-    token_id: str
-    subject: str
-    client_id: str | None
-    scope: frozenset[str]
-
-    def __repr__(self) -> str:
-        return f"Caller({self.token_id})"
-
-    def holds(self, scope: str) -> bool:
-        """`ledger:admin` holds every `ledger:*` scope."""
-        return scope in self.scope or (scope.startswith("ledger:") and ADMIN in self.scope)
-
-
 def bearer(values: list[str]) -> str:
     """The token of the `Authorization` headers. Source: RFC 6750 §2.1, RFC 9110 §11.1 (case of the scheme).
 
@@ -275,11 +259,8 @@ async def authenticate(
 
     Raises: Unauthorized, InvalidToken, InsufficientScope, TooManyRequests, Unavailable.
     """
-    token = bearer(incoming.header_values("authorization"))
-    if not record:
-        remembered = _remembered(runtime, token, needs)
-        if remembered is not None:
-            return remembered
+    headers = incoming.header_values("authorization")
+    token = bearer(headers)
     ip = incoming.client_ip(runtime.settings)
     # The management API takes tokens whose audience is the issuer or absent.
     asked = Asked(audience=(runtime.settings.issuer,), ip=ip)
@@ -315,26 +296,25 @@ async def authenticate(
     if not record and known is not None and not known.allowed_ips:
         if len(runtime.callers) >= _CALLERS_REMEMBERED_MAX:
             runtime.callers.clear()
-        runtime.callers[sha256(token)] = RememberedCaller(
-            verdict.position, hit.token.expires_at, hit.token_id, caller.subject, caller.client_id, scope
+        runtime.callers[headers[0]] = RememberedCaller(
+            verdict.position, hit.token.expires_at.timestamp(), needs, caller
         )
     return caller
 
 
-def _remembered(runtime: Runtime, token: str, needs: tuple[str, ...]) -> Caller | None:
-    """The caller, if nothing at all has happened since its token was last found good, and the view is fresh."""
-    known = runtime.callers.get(sha256(token))
-    if known is None:
+def remembered(runtime: Runtime, incoming: Incoming, needs: tuple[str, ...]) -> Caller | None:
+    """The caller, if nothing at all has happened since its token was last found good, and the view is fresh.
+
+    What it calls for must be recorded otherwise.
+    """
+    headers = incoming.header_values("authorization")
+    known = runtime.callers.get(headers[0]) if len(headers) == 1 else None
+    if known is None or known.needs != needs or time.time() >= known.expires_at:
         return None
     fresh = runtime.view.freshness()
-    if (
-        fresh.position != known.position
-        or fresh.age_seconds > runtime.settings.view_staleness_seconds_max
-        or now() >= known.expires_at
-    ):
+    if fresh.position != known.position or fresh.age_seconds > runtime.settings.view_staleness_seconds_max:
         return None
-    caller = Caller(token, known.token_id, known.subject, known.client_id, known.scope)
-    return caller if any(caller.holds(name) for name in needs) else None
+    return known.caller
 
 
 def _invalid_token(code: Code) -> InvalidToken:

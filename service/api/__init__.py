@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from litestar import Litestar, Request, Response
+from litestar import Litestar, Request
+from litestar import Response as LitestarResponse
 from litestar.exceptions import HTTPException
 
 from service import metrics
@@ -13,31 +14,25 @@ from service.api import audit, clients, keys, scopes, tokens, users
 from service.api.health import live, metric_text, ready
 from service.api.openapi import PATH, document
 from service.api.problems import render
-from service.api.routing import GetRuntime, open_route, routes
+from service.api.routing import GetRuntime, incoming_of, open_route, routes
 from service.incoming import Incoming
-from service.outgoing import JSON
-from service.outgoing import Response as Answer
+from service.outgoing import JSON, Response
 
 _RESOURCES = (audit, clients, keys, scopes, tokens, users)  # imported for the operations that they declare
 
 
-async def _openapi(_: Incoming) -> Answer:
-    return Answer(200, document(), (*JSON, (b"cache-control", b"no-cache")))
+async def _openapi(_: Incoming) -> Response:
+    return Response(200, document(), (*JSON, ("cache-control", "no-cache")))
 
 
-def _render(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+def _render(request: Request[Any, Any, Any], error: Exception) -> LitestarResponse[bytes]:
     """What is raised outside of a handler: no such path, no such method."""
-    incoming = Incoming(request.scope, request.receive)
+    incoming = incoming_of(request)
     answer = render(error, incoming)
     metrics.request_done("none", incoming.method, answer.status, 0.0)
-    headers = {name.decode(): value.decode("latin-1") for name, value in answer.headers}
+    headers = dict(answer.headers)
     media_type = headers.pop("content-type")
-    return Response(
-        answer.body,
-        status_code=answer.status,
-        headers=headers | {"x-request-id": incoming.request_id},
-        media_type=media_type,
-    )
+    return LitestarResponse(answer.body, status_code=answer.status, headers=headers, media_type=media_type)
 
 
 def litestar_app(get_runtime: GetRuntime) -> Litestar:

@@ -103,5 +103,5 @@ async def _analytics(runtime: Runtime) -> Check:
 
 async def metric_text(get_runtime: GetRuntime, _: Incoming) -> Response:
     """Tell Prometheus what was counted, in its text format."""
-    headers = ((b"content-type", metrics.CONTENT_TYPE.encode()), (b"x-content-type-options", b"nosniff"))
+    headers = (("content-type", metrics.CONTENT_TYPE), ("x-content-type-options", "nosniff"))
     return Response(200, metrics.exposition(metrics.running(get_runtime)), headers)

@@ -29,8 +29,8 @@ log = structlog.get_logger()
 PROBLEM_JSON = "application/problem+json"
 _OAUTH = "/oauth2/"
 _HEADERS: Headers = (
-    (b"content-type", PROBLEM_JSON.encode()),
-    *(header for header in NO_STORE if header[0] != b"content-type"),
+    ("content-type", PROBLEM_JSON),
+    *(header for header in NO_STORE if header[0] != "content-type"),
 )
 
 
@@ -127,7 +127,7 @@ def _own_headers(error: ServiceError) -> Headers:
             "WWW-Authenticate",
             f'Bearer realm="token-ledger", error="insufficient_scope", scope="{error.scope}"',
         )
-    return tuple((name.lower().encode(), value.encode("latin-1")) for name, value in headers.items())
+    return tuple((name.lower(), value) for name, value in headers.items())
 
 
 def _where(error: BaseException) -> list[str]:

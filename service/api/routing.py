@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic, TypeVar
-from urllib.parse import unquote_to_bytes
 
 import msgspec
 from litestar import Request, route
@@ -20,16 +19,17 @@ from msgspec import Struct
 
 from service import metrics
 from service.api.problems import render
+from service.caller import Caller
 from service.commands import Prepared
 from service.errors import NotFound
 from service.idempotency import Repeatable, idempotency_key, once
 from service.incoming import Incoming
-from service.outgoing import JSON, NO_STORE, Response, send_response
+from service.outgoing import JSON, NO_STORE, Response
 from service.parsing import JSON as JSON_TYPES
 from service.parsing import MERGE_PATCH, decode_json_strictly, json_body, query
 from service.registry import Asker
 from service.runtime import Runtime
-from service.validation import Caller, authenticate
+from service.validation import authenticate
 
 B = TypeVar("B")
 Q = TypeVar("Q")
@@ -131,13 +131,13 @@ def _route(one: Operation, get_runtime: GetRuntime) -> HTTPRouteHandler:
 
     async def endpoint(request: Request[Any, Any, Any]) -> ASGIApp:
         started = time.perf_counter()
-        incoming = Incoming(request.scope, request.receive)
+        incoming = incoming_of(request)
         try:
             response = await _answer(one, get_runtime(), incoming, decode)
         except Exception as error:
             response = render(error, incoming)
         metrics.request_done(one.path, one.method, response.status, time.perf_counter() - started)
-        return sending(response, incoming.request_id)
+        return sending(response, incoming)
 
     kind = "path" if one.in_path == _MAY_HOLD_SLASHES else "str"
     path = one.path.replace("}", f":{kind}}}")
@@ -173,19 +173,23 @@ def _name_in_path(one: Operation, incoming: Incoming) -> str:
     """What stands in the path in the place of the parameter. Raises: NotFound if it is not UTF-8."""
     before, _, rest = one.path.partition("{")
     after = rest.partition("}")[2]
-    raw: bytes = incoming.scope.get("raw_path") or incoming.path.encode()
-    try:
-        name = unquote_to_bytes(raw.partition(b"?")[0]).decode()[len(before) :]
-        return name if one.in_path == _MAY_HOLD_SLASHES else name.rstrip("/").removesuffix(after)
-    except UnicodeDecodeError:
-        raise NotFound("there is nothing at this path") from None
+    name = incoming.path[len(before) :]
+    if "\ufffd" in name:
+        raise NotFound("there is nothing at this path")
+    return name if one.in_path == _MAY_HOLD_SLASHES else name.rstrip("/").removesuffix(after)
 
 
-def sending(response: Response, request_id: str) -> ASGIApp:
+def incoming_of(request: Request[Any, Any, Any]) -> Incoming:
+    """The request that Litestar was given an ASGI scope of."""
+    incoming: Incoming = request.scope["incoming"]  # type: ignore[typeddict-item]
+    return incoming
+
+
+def sending(response: Response, incoming: Incoming) -> ASGIApp:
     """The response as Litestar takes it."""
 
     async def send_it(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001
-        await send_response(send, response, request_id)
+        incoming.answer(response)
 
     return send_it
 
@@ -195,15 +199,26 @@ def open_route(path: str, answer: Callable[[Incoming], Awaitable[Response]]) -> 
 
     async def endpoint(request: Request[Any, Any, Any]) -> ASGIApp:
         started = time.perf_counter()
-        incoming = Incoming(request.scope, request.receive)
+        incoming = incoming_of(request)
         try:
             response = await answer(incoming)
         except Exception as error:
             response = render(error, incoming)
         metrics.request_done(path, "GET", response.status, time.perf_counter() - started)
-        return sending(response, incoming.request_id)
+        return sending(response, incoming)
 
     return route(path, http_method=[HttpMethod.GET], name=f"GET {path}")(endpoint)
 
 
-__all__ = ["JSON", "OPERATIONS", "Call", "Nothing", "Operation", "open_route", "operation", "routes", "sending"]
+__all__ = [
+    "JSON",
+    "OPERATIONS",
+    "Call",
+    "Nothing",
+    "Operation",
+    "incoming_of",
+    "open_route",
+    "operation",
+    "routes",
+    "sending",
+]

@@ -14,7 +14,7 @@ from service.runtime import Runtime
 
 WELL_KNOWN = "/.well-known/oauth-authorization-server"
 # Anybody may read these from any page, and caches may keep them for a short while.
-_PUBLIC = (*JSON, (b"access-control-allow-origin", b"*"), (b"cache-control", b"public, max-age=300"))
+_PUBLIC = (*JSON, ("access-control-allow-origin", "*"), ("cache-control", "public, max-age=300"))
 _AUTH_METHODS = ["client_secret_basic", "client_secret_post"]
 
 

@@ -36,6 +36,7 @@ from events.types import (
     UserRegistered,
 )
 from projections.registry import Client, Scope, User, Username
+from service.caller import ADMIN, Caller
 from service.commands import check_confers
 from service.errors import (
     AlreadyExists,
@@ -48,7 +49,7 @@ from service.errors import (
 )
 from service.rules.grants import Stamp
 from service.settings import is_loopback
-from service.validation import ADMIN, SCOPE_SYNTAX, Caller
+from service.validation import SCOPE_SYNTAX
 
 DAY_SECONDS = 86_400
 ACCESS_TOKEN_TTL_SECONDS = 3_600

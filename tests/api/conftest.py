@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 import pytest_asyncio
 
 from projections.grants import facts
+from service.caller import Caller
 from service.runtime import Runtime
 from service.settings import Settings
 from service.tokens import sha256
-from service.validation import Caller
 from tests.running import Service
 
 

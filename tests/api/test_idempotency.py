@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from events.types import ClientSecretRotated
+from service.caller import Caller
 from service.commands import Prepared, subject
 from service.errors import IdempotencyMismatch, InvalidRequest, InvalidScope, Unavailable
 from service.idempotency import Repeatable, _Chain, idempotency_key, once
 from service.registry import Asker, change_client, prepare_client, prepare_secret
 from service.runtime import Runtime
-from service.validation import Caller
 from tests.running import unique
 
 

@@ -34,4 +34,4 @@ async def app(
 
 if __name__ == "__main__":
     settings = Settings(port=int(sys.argv[1]), workers=int(sys.argv[2]))
-    http_server("tests.bench.echo:app", settings, factory=False).serve()
+    http_server("tests.bench.echo:app", settings, factory=False, interface="asgi").serve()

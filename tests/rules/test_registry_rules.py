@@ -28,6 +28,7 @@ from events.types import (
 )
 from projections import registry
 from projections.registry import Client, Row, Scope, User, Username
+from service.caller import Caller
 from service.errors import (
     AlreadyExists,
     Gone,
@@ -67,7 +68,6 @@ from service.rules.registry import (
     default_metadata,
     merge_metadata,
 )
-from service.validation import Caller
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 STAMP = Stamp(("event-1", "event-2"), NOW, "tok_caller", "request-1")
