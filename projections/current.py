@@ -593,23 +593,40 @@ class CurrentReader:
         try:
             state = txn.get(b"state", db=self._meta)
             position, confirmed, boot, retired = _STATE.unpack(state) if state is not None else _NO_STATE
-            # Rows change with the position and not otherwise, so that what was decoded at this one still holds.
-            recent = self._recent.get(sha256)
-            if recent is not None and recent[0] == position:
-                hit: Hit | None = recent[1]
-            else:
-                token_key = txn.get(sha256, db=self._hash)
-                hit = self._hit(txn, token_key) if token_key is not None else None
+            hit = self._find(txn, sha256, position)
         finally:
             txn.abort()
         if retired:
             self._reopen()
             return self.look_up(sha256)
+        return hit, Freshness(position, self._age_seconds(confirmed, boot))
+
+    def look_up_all(self, hashes: list[bytes]) -> tuple[list[Hit | None], Freshness]:
+        """As `look_up` for each, all in one transaction."""
+        txn = self.env.begin()
+        try:
+            state = txn.get(b"state", db=self._meta)
+            position, confirmed, boot, retired = _STATE.unpack(state) if state is not None else _NO_STATE
+            hits = [self._find(txn, sha256, position) for sha256 in hashes]
+        finally:
+            txn.abort()
+        if retired:
+            self._reopen()
+            return self.look_up_all(hashes)
+        return hits, Freshness(position, self._age_seconds(confirmed, boot))
+
+    def _find(self, txn: Any, sha256: bytes, position: int) -> Hit | None:
+        # Rows change with the position and not otherwise, so that what was decoded at this one still holds.
+        recent = self._recent.get(sha256)
+        if recent is not None and recent[0] == position:
+            return recent[1]
+        token_key = txn.get(sha256, db=self._hash)
+        hit = self._hit(txn, token_key) if token_key is not None else None
         if hit is not None:
             if len(self._recent) >= _RECENT_MAX:
                 self._recent.clear()
             self._recent[sha256] = (position, hit)
-        return hit, Freshness(position, self._age_seconds(confirmed, boot))
+        return hit
 
     def _age_seconds(self, confirmed: int, boot: bytes) -> float:
         return (boot_time_ns() - confirmed) / 1e9 if boot == self._boot_id and confirmed else float("inf")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+from collections import Counter
 from datetime import datetime
 from typing import Annotated
 
@@ -33,6 +34,7 @@ from service.validation import (
     authenticate,
     bearer,
     decide,
+    decide_all,
     recorded,
     remembered,
     resolve,
@@ -161,7 +163,8 @@ async def validate(runtime: Runtime, incoming: Incoming) -> Response:
     verdict = decide(runtime, request.token, asked, BEARER_KINDS, moment)
     if verdict is None:
         verdict = await resolve(runtime, request.token, asked, BEARER_KINDS)
-    _limit(runtime, caller, [verdict])
+    if verdict.hit is None:
+        _limit(runtime, caller, [verdict])
     metrics.validated(verdict.code)
     use = use_of(verdict, asked, endpoint="validate", caller=caller.token_id, context=_context(request), moment=moment)
     if use is not None:
@@ -192,16 +195,15 @@ async def validate_batch(runtime: Runtime, incoming: Incoming) -> Response:
     requests = decode_json(_decode_batch, body).requests
     moment = now()
     asked = [_asked(request) for request in requests]
-    verdicts = [
-        decide(runtime, request.token, what, BEARER_KINDS, moment)
-        for request, what in zip(requests, asked, strict=True)
-    ]
-    resolved = await resolve_all(runtime, [request.token for request in requests], asked, verdicts)
+    tokens = [request.token for request in requests]
+    verdicts = decide_all(runtime, tokens, asked, BEARER_KINDS, moment)
+    resolved = await resolve_all(runtime, tokens, asked, verdicts)
     _limit(runtime, caller, resolved)
     uses: list[TokenUsed] = []
     answers = []
+    for code, count in Counter(verdict.code for verdict in resolved).items():
+        metrics.validated(code, count)
     for request, what, verdict in zip(requests, asked, resolved, strict=True):
-        metrics.validated(verdict.code)
         use = use_of(verdict, what, endpoint="batch", caller=caller.token_id, context=_context(request), moment=moment)
         if use is not None:
             uses.append(use)
