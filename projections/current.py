@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import secrets
 import struct
 import time
@@ -107,6 +108,9 @@ def raw_id(identifier: str) -> bytes:
     if len(raw) != 16 or raw.hex() != identifier[4:]:  # fromhex is lenient about case and blanks
         raise ValueError("an id is a prefix and 32 hex digits in lower case")
     return raw
+
+
+_owner_key = functools.lru_cache(maxsize=10_000)(raw_id)
 
 
 def boot_id() -> bytes:
@@ -516,9 +520,9 @@ def _owners(grant: grants.ActiveGrant | None) -> list[tuple[str, bytes]]:
     """The index tables and keys under which a grant's tokens are found by client and by user."""
     if grant is None:
         return []
-    owners = [] if grant.client_id is None else [("client_token", raw_id(grant.client_id))]
+    owners = [] if grant.client_id is None else [("client_token", _owner_key(grant.client_id))]
     if grant.subject != grant.client_id:
-        owners.append(("subject_token", raw_id(grant.subject)))
+        owners.append(("subject_token", _owner_key(grant.subject)))
     return owners
 
 

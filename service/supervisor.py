@@ -27,7 +27,7 @@ from events.errors import LedgerError, LedgerUnavailable, UnsafeServer
 from events.server import EmbeddedServer
 from events.streams import LEDGER, Connection, check, connect
 from events.streams import provision as provision_streams
-from projections import analytics, base
+from projections import base
 from projections.current import CurrentWriter, HeldView, view_path
 from service import logs
 from service.bootstrap import bootstrap, new_administrator
@@ -86,6 +86,8 @@ def serve(settings: Settings) -> None:
     }
     os.environ.clear()
     os.environ |= environment
+    import service.worker  # noqa: F401, PLC0415 - once, before the workers are forked, who then share it
+
     http_server("service.worker:create", settings, factory=True).serve()
 
 
@@ -195,8 +197,8 @@ async def _running_server(settings: Settings, role: str) -> AsyncIterator[Settin
 
 
 @contextlib.asynccontextmanager
-async def _connection(settings: Settings, name: str) -> Any:
-    nc = await connect(settings.nats_url or "", settings.nats_creds, name=name)
+async def _connection(settings: Settings, name: str, *, reads_headers: bool = True) -> Any:
+    nc = await connect(settings.nats_url or "", settings.nats_creds, name=name, reads_headers=reads_headers)
     try:
         yield nc
     finally:
@@ -209,7 +211,7 @@ async def _patiently(settings: Settings, name: str) -> Connection:
     while True:
         nc = None
         try:
-            nc = await connect(settings.nats_url or "", settings.nats_creds, name=name)
+            nc = await connect(settings.nats_url or "", settings.nats_creds, name=name, reads_headers=False)
             await check(nc, stream_limits(settings))
             return nc
         except LedgerError as error:
@@ -243,6 +245,8 @@ async def _run_projection(nc: Connection, projection: base.Projection, streams: 
 
 
 async def _project_analytics(settings: Settings) -> None:
+    from projections import analytics  # noqa: PLC0415 - the other processes need no DuckDB
+
     store = analytics.open_analytics(
         settings.data_dir / "analytics",
         niceness=_ANALYTICS_NICENESS,
@@ -261,7 +265,7 @@ async def _project_analytics(settings: Settings) -> None:
 async def _rebuild_current(settings: Settings, progress: Progress) -> None:
     path = view_path(settings.data_dir)
     built = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.rebuild")
-    async with _connection(settings, "rebuild-current") as nc:
+    async with _connection(settings, "rebuild-current", reads_headers=False) as nc:
         # Not synced while it is built: a rebuild that is interrupted is begun again.
         writer = CurrentWriter(built, sync=False)
         try:
@@ -282,13 +286,15 @@ async def _rebuild_current(settings: Settings, progress: Progress) -> None:
 
 
 async def _rebuild_analytics(settings: Settings, progress: Progress) -> None:
+    from projections import analytics  # noqa: PLC0415 - as above
+
     positions: dict[str, tuple[int, int]] = {}
 
     def both(stream: str, at: int, end: int) -> None:
         positions[stream] = (at, end)
         progress(sum(p[0] for p in positions.values()), sum(p[1] for p in positions.values()))
 
-    async with _connection(settings, "rebuild-analytics") as nc:
+    async with _connection(settings, "rebuild-analytics", reads_headers=False) as nc:
         await analytics.rebuild(nc, settings.data_dir / "analytics", progress=both)
 
 
