@@ -260,7 +260,7 @@ def _forward_answer(code: Code, verdict: Verdict, asked: Asked) -> Response:
         known = facts(hit.grant)
         headers = [
             ("x-token-subject", known.subject if known else ""),
-            ("x-token-client", known.client_id or "" if known else ""),
+            ("x-token-client", (known.client_id or "") if known else ""),
             ("x-token-scope", scope_of(hit)),
             ("x-token-id", hit.token_id),
         ]

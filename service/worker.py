@@ -10,7 +10,6 @@ from service.app import App
 from service.lifeline import SERVED_BY, end_with_parent
 from service.settings import Settings
 
-
 # Objects, and younger collections, until the collector looks at a generation. A request leaves no cycles behind, so
 # that looking after every 700 objects, as Python does by itself, finds nothing in those of requests under way.
 _COLLECT_AFTER = (20_000, 20, 20)

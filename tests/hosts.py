@@ -23,6 +23,7 @@ from service.tokens import mint_kind, new_id, now, sha256, uuid7_hex
 from tests.logs import SECONDS_MAX, server_with_streams
 from tests.making import raw, subject_of
 from tests.other_process import Remote
+from tests.rsgi import request
 
 ISSUER = "https://issuer.example"
 
@@ -98,20 +99,8 @@ def issue(token: str, kind: Kind, **changes: Any) -> TokenIssued:
 
 def asking(token: str | None = None, *headers: tuple[str, str], peer: str = "192.0.2.1") -> Incoming:
     """A request with this bearer token and no body."""
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": b""}
-
     given = [("authorization", f"Bearer {token}")] if token is not None else []
-    scope = {
-        "type": "http",
-        "method": "GET",
-        "path": "/v1/things",
-        "query_string": b"",
-        "client": (peer, "4711"),
-        "headers": [(name.encode(), value.encode()) for name, value in (*given, *headers)],
-    }
-    return Incoming(scope, receive)
+    return request(*given, *headers, method="GET", path="/v1/things", peer=peer)
 
 
 def settings_of(server: EmbeddedServer, directory: Path, **changes: Any) -> Settings:
