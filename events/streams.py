@@ -178,13 +178,8 @@ async def connect(
             await connection.close()
         if attempts > 1 and "reset" in (problem or str(error)).lower():
             # A server that refuses credentials closes at once, and its reason may be lost with the connection.
-            again: dict[str, Any] = {
-                "reads_headers": reads_headers,
-                "on_error": on_error,
-                "seconds_max": seconds_max,
-                "attempts": attempts - 1,
-            }
-            return await connect(url, creds, name=name, **again)
+            left: dict[str, Any] = {"seconds_max": seconds_max, "attempts": attempts - 1}
+            return await connect(url, creds, name=name, reads_headers=reads_headers, on_error=on_error, **left)
         raise LedgerUnavailable(f"cannot reach the nats-server at {url}: {problem or error}") from error
     connected = True
     connection.back.set()
