@@ -98,7 +98,9 @@ class Incoming:
 
     def client_ip(self, settings: Settings) -> str | None:
         """The address the request comes from: of the peer, or what a trusted proxy says."""
-        ip: str | None = self._scope.client.rpartition(":")[0].strip("[]") or None  # `192.0.2.1:4711`, `[2001:db8::1]:4711`
+        ip: str | None = (
+            self._scope.client.rpartition(":")[0].strip("[]") or None
+        )  # `192.0.2.1:4711`, `[2001:db8::1]:4711`
         if ip is None or not settings.trusted_proxies or not _within(ip, settings.trusted_proxies):
             return ip
         # From the right: each trusted proxy appends the address it saw; the first that is none of ours is the client.
