@@ -13,7 +13,7 @@ import structlog
 
 from events.errors import LedgerError, UnsafeServer
 from service import metrics
-from service.api import litestar_app
+from service.api import litestar_app, manage
 from service.api.problems import render
 from service.doors import forward_auth, validate, validate_batch
 from service.errors import MethodNotAllowed, Unavailable
@@ -23,7 +23,7 @@ from service.oauth.introspection import introspect
 from service.oauth.metadata import jwks, metadata, well_known_paths
 from service.oauth.revocation import revoke
 from service.oauth.token import token
-from service.outgoing import JSON, Response
+from service.outgoing import Response
 from service.runtime import Runtime
 from service.settings import Settings
 
@@ -66,7 +66,7 @@ class App:
         incoming = Incoming(scope, protocol)
         door = self._doors.get(incoming.path)
         if door is None:
-            await self._manage(incoming)
+            await manage(self._litestar, incoming)
             return
         method, handler = door
         try:
@@ -77,23 +77,6 @@ class App:
             response = render(error, incoming)
         incoming.answer(response)
         metrics.request_done(incoming.path, incoming.method, response.status, time.perf_counter() - started)
-
-    async def _manage(self, incoming: Incoming) -> None:
-        """Litestar speaks ASGI. Our handlers answer by themselves; what it answers by itself comes through `send`."""
-        status, headers = 500, JSON
-
-        async def receive() -> Any:
-            return {"type": "http.disconnect"}  # bodies are read by `Incoming`
-
-        async def send(message: Any) -> None:
-            nonlocal status, headers
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                headers = tuple((name.decode().lower(), value.decode()) for name, value in message["headers"])
-            else:
-                incoming.answer(Response(status, message.get("body", b""), headers))
-
-        await self._litestar(incoming.asgi_scope(), receive, send)  # type: ignore[arg-type]
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.run_until_complete(self.begin())

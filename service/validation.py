@@ -218,7 +218,7 @@ def use_of(
         int(moment.timestamp() * 1_000_000),
         verdict.hit.token_id,
         None,
-        verdict.code.value,
+        verdict.code,
         endpoint,
         caller,
         asked.scope,

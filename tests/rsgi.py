@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]
@@ -46,12 +46,19 @@ class Scope(Struct):
     http_version: str = "1.1"
 
 
+class Answer(Struct):
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
 class Protocol:
     """Gives these parts of a body, and then `END`, `GONE` or, for ever, nothing."""
 
     def __init__(self, parts: Iterable[Any]) -> None:
         self._parts = list(parts)
         self._empty = 0
+        self.answer: Answer | None = None
 
     async def _next(self) -> Any:
         if not self._parts:
@@ -67,6 +74,10 @@ class Protocol:
             if part is END:
                 return data
             data += part
+
+    def response_bytes(self, status: int, headers: Sequence[tuple[str, str]], body: bytes) -> None:
+        assert self.answer is None
+        self.answer = Answer(status, dict(headers), body)
 
     def __aiter__(self) -> Protocol:
         return self
@@ -96,3 +107,10 @@ def request(
     """A request with these headers, whose body comes in these parts."""
     client = "" if peer is None else f"[{peer}]:4711" if ":" in peer else f"{peer}:4711"
     return Incoming(Scope(method, path, query, client, Headers(headers)), Protocol(body))
+
+
+def answer_to(incoming: Incoming) -> Answer:
+    """What was answered."""
+    answer = incoming._protocol.answer
+    assert isinstance(answer, Answer)
+    return answer

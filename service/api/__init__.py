@@ -35,6 +35,24 @@ def _render(request: Request[Any, Any, Any], error: Exception) -> LitestarRespon
     return LitestarResponse(answer.body, status_code=answer.status, headers=headers, media_type=media_type)
 
 
+async def manage(app: Litestar, incoming: Incoming) -> None:
+    """Answers by Litestar, which speaks ASGI. Our handlers answer by themselves, and it what it refuses by itself."""
+    status, headers = 500, JSON
+
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}  # bodies are read by `Incoming`
+
+    async def send(message: Any) -> None:
+        nonlocal status, headers
+        if message["type"] == "http.response.start":
+            status = message["status"]
+            headers = tuple((name.decode().lower(), value.decode()) for name, value in message["headers"])
+        else:
+            incoming.answer(Response(status, message.get("body", b""), headers))
+
+    await app(incoming.asgi_scope(), receive, send)  # type: ignore[arg-type]
+
+
 def litestar_app(get_runtime: GetRuntime) -> Litestar:
     """The routes. `get_runtime` gives what handlers work with, or raises Unavailable while there is nothing yet."""
     metrics.bind(get_runtime)

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import structlog.testing
 
-from service.api import litestar_app
+from service.api import litestar_app, manage
 from service.errors import Unavailable
 from service.runtime import NotYetApplied, Runtime
+from tests.rsgi import answer_to, request
 
 SECRET = "tl_sat_something_secret"
 
@@ -21,28 +22,10 @@ async def ask(raised: Exception, method: str = "GET", path: str = "/v1/clients")
     def get_runtime() -> Runtime:
         raise raised
 
-    sent: list[dict[str, Any]] = []
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    async def send(message: dict[str, Any]) -> None:
-        sent.append(message)
-
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": method,
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "headers": [(b"authorization", f"Bearer {SECRET}".encode()), (b"x-request-id", b"my-request")],
-        "client": ("127.0.0.1", 1),
-    }
-    await litestar_app(get_runtime)(scope, receive, send)  # type: ignore[arg-type]
-    headers = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
-    return sent[0]["status"], headers, json.loads(sent[1]["body"])
+    incoming = request(("authorization", f"Bearer {SECRET}"), ("x-request-id", "my-request"), method=method, path=path)
+    await manage(litestar_app(get_runtime), incoming)
+    answer = answer_to(incoming)
+    return answer.status, answer.headers, json.loads(answer.body)
 
 
 async def test_unexpected_error_is_logged_by_its_request_and_tells_nothing() -> None:

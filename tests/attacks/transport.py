@@ -185,6 +185,22 @@ def chunked_body_without_end_is_cut(stage: Stage) -> None:
     assert stage.service.raw(head + chunk * 8).status_code in {400, 413}
 
 
+@attack("19", "P, CWE-400")
+def chunked_body_that_is_cut_off_has_no_effect(stage: Stage) -> None:
+    """All parameters have arrived, and whether more would have come nobody knows."""
+    headers = [("Content-Type", FORM), basic(*stage.app.basic), ("Transfer-Encoding", "chunked")]
+    head = raw_request("POST", "/oauth2/token", headers, host="127.0.0.1")
+    chunk = f"{len(CREDENTIALS):x}\r\n{CREDENTIALS}\r\n".encode()
+    assert stage.service.raw(head + chunk + b"0\r\n\r\n").status_code == 200
+    with socket.create_connection(("127.0.0.1", stage.service.port), timeout=10) as cut:
+        cut.sendall(head + chunk)
+        time.sleep(0.2)
+        cut.shutdown(socket.SHUT_WR)
+        answer = cut.recv(65_536)
+    assert b" 200 " not in answer.split(b"\r\n")[0]
+    assert b"access_token" not in answer
+
+
 @attack("20", "P, CWE-400")
 def slow_body_is_cut_and_harms_nobody(stage: Stage) -> None:
     """One byte a second. The other requests are made between two bytes."""
