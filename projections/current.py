@@ -790,13 +790,4 @@ def _values(txn: Any, table: Any, key: bytes, *, after: bytes | None = None, lim
     return found
 
 
-def wait_steps(seconds: float) -> Iterator[float]:
-    """Pauses that begin at half a millisecond and grow, until `seconds` have passed."""
-    deadline = time.monotonic() + seconds
-    pause = 0.0005
-    while time.monotonic() < deadline:
-        yield pause
-        pause = min(pause * 1.5, 0.02)
-
-
 __all__ = ["CurrentReader", "CurrentWriter", "Freshness", "HeldView", "Hit", "ViewBusy", "view_path"]
