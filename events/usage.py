@@ -1,7 +1,7 @@
 """The log of every use. Uses are written in blocks: while one block is on its way the next fills.
 
 A block costs as much as dozens of the uses in it, so that few and large ones serve more requests, and sooner. After a
-block, most of those whose answers waited for it ask again at once: the next one waits for half as many
+block, most of those whose answers waited for it ask again at once: the next one waits for three quarters of as many
 uses as were usually under way together, but two milliseconds at most. A lone caller waits for nobody.
 
 `durable`: a use is acknowledged when its block is on disk. `buffered`: it is acknowledged at once and held in a
@@ -36,7 +36,7 @@ _RETRY_SECONDS = 0.2
 _BUFFERED_SECONDS = 0.02
 _LINGER_SECONDS = 0.002
 _LINGER_USES_MAX = 32
-_TOGETHER_SHARE = 0.5
+_TOGETHER_SHARE = 0.75
 _TOGETHER_DECAY = 0.9
 
 
