@@ -12,8 +12,8 @@ import contextlib
 import json
 import time
 from collections import deque
-from collections.abc import AsyncIterator
-from datetime import datetime
+from collections.abc import AsyncGenerator, AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import nats.errors
@@ -40,6 +40,7 @@ _RETRY_SECONDS = 0.02
 _SINGLES_MAX = 12  # up to here single publishes are faster than an atomic batch
 _BATCH_EVENTS_MAX = 1000  # the server's limit, err_code 10199
 _READ_EVENTS_MAX = 100_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)  # JetStream counts nanoseconds since, and misreads what lies long before
 
 MSG_ID = "Nats-Msg-Id"
 _EXPECTED = "Nats-Expected-Last-Subject-Sequence"
@@ -250,9 +251,21 @@ class Ledger:
         end = int(ack["seq"])
         return list(range(end - last + 1, end + 1))
 
-    async def read(self, subject: str) -> list[Recorded]:
-        """Every event of one subject, oldest first; empty if there is none. Raises: LedgerUnavailable."""
-        return [_recorded(message) async for message in self._stored(subject)]
+    async def read(
+        self, subject: str, *, until_seq: int | None = None, events_max: int | None = None
+    ) -> list[Recorded]:
+        """Every event of one subject, oldest first; empty if there is none.
+
+        `until_seq`: none after this sequence; `events_max`: the oldest so many. Raises: LedgerUnavailable.
+        """
+        events: list[Recorded] = []
+        async with contextlib.aclosing(self._stored(subject)) as messages:
+            async for message in messages:
+                recorded = _recorded(message)
+                if len(events) == events_max or (until_seq is not None and recorded.seq > until_seq):
+                    break
+                events.append(recorded)
+        return events
 
     async def get(self, seq: int) -> Recorded | None:
         """The event at one sequence, or None. Raises: LedgerUnavailable."""
@@ -261,11 +274,20 @@ class Ledger:
                 return _recorded(message)
         return None
 
-    async def _stored(self, subject: str) -> AsyncIterator[Msg]:
+    async def position_at(self, moment: datetime) -> int:
+        """The last sequence that was recorded at or before a time, 0 if there was none. Raises: LedgerUnavailable."""
+        end = await self.last_seq()
+        # What is recorded has its time in nanoseconds and is told in microseconds, the rest cut off.
+        later = max(moment, _EPOCH) + timedelta(microseconds=1)
+        async for message in self._direct({"start_time": later.astimezone(UTC).isoformat(), "batch": 1}):
+            return int((message.headers or {})["Nats-Sequence"]) - 1
+        return end
+
+    async def _stored(self, subject: str) -> AsyncGenerator[Msg]:
         async for message in self._direct({"next_by_subj": subject, "seq": 1, "batch": _READ_EVENTS_MAX}):
             yield message
 
-    async def _direct(self, query: dict[str, Any]) -> AsyncIterator[Msg]:
+    async def _direct(self, query: dict[str, Any]) -> AsyncGenerator[Msg]:
         """Batched direct get (ADR-31): messages until an end-of-batch marker; asks again where the server cut it."""
         while True:
             inbox = self.nc.new_inbox()

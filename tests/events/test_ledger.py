@@ -69,6 +69,26 @@ async def test_recorded_time_is_the_same_however_it_is_read(ledger: Ledger) -> N
     assert batch[0].recorded_at == found.recorded_at
 
 
+async def test_read_ends_where_it_is_told_to(ledger: Ledger) -> None:
+    subject = unique()
+    seqs = [(await ledger.append(Append(subject, event(number))))[0] for number in range(3)]
+    assert seqs[:2] == [one.seq for one in await ledger.read(subject, until_seq=seqs[2] - 1)]
+    assert seqs[:2] == [one.seq for one in await ledger.read(subject, events_max=2)]
+    assert seqs == [one.seq for one in await ledger.read(subject, until_seq=seqs[2], events_max=3)]
+    assert await ledger.read(subject, until_seq=seqs[0] - 1) == []
+
+
+async def test_position_at_a_time_is_that_of_the_last_event_recorded_by_then(ledger: Ledger) -> None:
+    seqs = [(await ledger.append(first(unique())))[0] for _ in range(3)]
+    times = [found.recorded_at for seq in seqs if (found := await ledger.get(seq))]
+    microsecond = timedelta(microseconds=1)
+    assert seqs == [await ledger.position_at(moment) for moment in times]
+    assert seqs[0] == await ledger.position_at(times[1] - microsecond)
+    assert seqs[2] == await ledger.position_at(times[2] + timedelta(days=1))
+    for early in (datetime(1, 1, 1, tzinfo=UTC), datetime(1970, 1, 1, tzinfo=UTC)):
+        assert await ledger.position_at(early) == 0
+
+
 async def test_events_of_one_append_stand_together_and_in_order(ledger: Ledger) -> None:
     one, two, three = unique(), unique(), unique()
     entries = [first(one), first(two), Append(one, event()), Append(three, event())]
