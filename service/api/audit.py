@@ -24,7 +24,7 @@ from projections.grants import facts
 from service.api.analytics import ask_analytics, token_facts
 from service.api.routing import Call, operation
 from service.api.tokens import find_hit
-from service.api.wire import Id, Page, Seq, cursor_of, page, position_of
+from service.api.wire import Id, Page, Seq, Time, cursor_of, page, position_of
 from service.commands import refused, subject
 from service.errors import InvalidRequest, Unavailable
 from service.parsing import moment
@@ -35,7 +35,6 @@ AUDIT = ("ledger:audit",)
 _LIST = "audit events"
 _OLD_EVENTS_MAX = 10_000
 
-Time = Annotated[str, Meta(min_length=1, max_length=40, description="RFC 3339; by `recorded_at`, inclusive.")]
 # The types of events without the version of their form, each with what it is now.
 EVENT_TYPES = {
     tag.partition("/")[0]: tag for tag in (kind.__struct_config__.tag for kind in typing.get_args(LedgerEvent))

@@ -26,6 +26,7 @@ from service.api.wire import (
     Page,
     ScopeText,
     Seq,
+    Time,
     audiences,
     concurrently,
     cursor_of,
@@ -41,6 +42,8 @@ from service.grants import (
     prepare_rotate,
     revoke_token,
 )
+from service.parsing import moment
+from service.past import Issue, Past, past_of
 from service.registry import read_sealed, subject_id
 from service.revocations import Ending, Target, ending_of, revoke_broadly
 from service.rules.registry import check_audience, check_networks, check_plain, check_scope
@@ -96,7 +99,10 @@ class TokenCreated(Struct, frozen=True, kw_only=True):
 
 
 class TokenView(Struct, frozen=True, kw_only=True):
-    """A token as it stands now. `spent`: a refresh token that was exchanged. `ledger_seq`: of its issue."""
+    """A token as it stands now, or stood `at` a time. `spent`: a refresh token that was exchanged.
+
+    `issued_seq`: of its issue. `ledger_seq`: the same; with `at`, the position of the ledger that it is true at.
+    """
 
     token_id: str
     grant_id: str
@@ -114,6 +120,8 @@ class TokenView(Struct, frozen=True, kw_only=True):
     reason: str | UnsetType = UNSET
     rotated_from: str | UnsetType = UNSET
     kid: str | UnsetType = UNSET
+    issued_seq: Seq
+    at: datetime | UnsetType = UNSET
     ledger_seq: Seq
 
 
@@ -134,6 +142,10 @@ class TokenQuery(Page, frozen=True, kw_only=True, forbid_unknown_fields=True):
     grant_id: Id | UnsetType = UNSET
     kind: KindName | UnsetType = UNSET
     status: Status | UnsetType = UNSET
+
+
+class AtQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    at: Time | UnsetType = UNSET
 
 
 class Rotation(Struct, frozen=True, forbid_unknown_fields=True):
@@ -198,6 +210,7 @@ def _view(hit: Hit, ending: Ending, name: str | None) -> TokenView:
         reason=ending.reason or UNSET,
         rotated_from=(known.rotated_from if known else None) or UNSET,
         kid=token.kid or UNSET,
+        issued_seq=token.issued_seq,
         ledger_seq=token.issued_seq,
     )
 
@@ -206,17 +219,17 @@ def _view_of_old(old: TokenFacts) -> TokenView:
     """A token that expired so long ago that only analytics knows it."""
     status: Status = "revoked" if old.ended_at else "spent" if old.spent_at else "expired"
     members = {name: value for name, value in msgspec.structs.asdict(old).items() if value is not None}
-    more: dict[str, Any] = {"status": status, "audience": list(old.audience) or UNSET}
+    more: dict[str, Any] = {"status": status, "audience": list(old.audience) or UNSET, "issued_seq": old.ledger_seq}
     if old.ended_at is not None:
         more["revoked_at"] = old.ended_at
     kept = {name: members[name] for name in members.keys() & set(TokenView.__struct_fields__)}
     return TokenView(**kept | more)
 
 
-async def _named_view(runtime: Runtime, hit: Hit) -> TokenView:
+async def _named_view(runtime: Runtime, hit: Hit, judged_at: datetime | None = None) -> TokenView:
     known = facts(hit.grant)
     name = await read_sealed(runtime, known.subject, known.sealed_name, "token name") if known else None
-    return _view(hit, ending_of(hit), name)
+    return _view(hit, ending_of(hit, moment=judged_at), name)
 
 
 async def find_hit(runtime: Runtime, token_id: str) -> Hit | None:
@@ -228,6 +241,18 @@ async def find_hit(runtime: Runtime, token_id: str) -> Hit | None:
         await runtime.view_at_end()
         hit = runtime.view.hit(token_id)
     return hit
+
+
+async def find_past(runtime: Runtime, token_id: str, at: str | UnsetType) -> Past:
+    """The token as it stood at a time, now if it is left out. Raises: NotFound, InvalidRequest, Unavailable."""
+    until = None if isinstance(at, UnsetType) else moment(at, "at")
+    hit = await find_hit(runtime, token_id)
+    if hit is not None:
+        issue = Issue("grt_" + hit.token.grant_id.hex(), hit.token.issued_seq)
+    else:
+        old = await token_facts(runtime, token_id)
+        issue = Issue(old.grant_id, old.ledger_seq)
+    return await past_of(runtime, token_id, issue, until)
 
 
 @operation(
@@ -340,9 +365,15 @@ def _fits(hit: Hit, asked: TokenQuery) -> bool:
     return isinstance(asked.status, UnsetType) or ending_of(hit).status == asked.status
 
 
-@operation("GET", "/v1/tokens/{token_id}", tag="tokens", needs=LOOK, answer=TokenView, errors=(404,))
-async def show_token(call: Call[None, Nothing]) -> TokenView:
-    """Show a token as it stands now, however long ago it expired."""
+@operation("GET", "/v1/tokens/{token_id}", tag="tokens", needs=LOOK, query=AtQuery, answer=TokenView, errors=(404,))
+async def show_token(call: Call[None, AtQuery]) -> TokenView:
+    """Show a token as it stands now or stood at a time, however long ago it expired.
+
+    With `at` the answer comes from the events that the ledger held then; before the issue it is 404.
+    """
+    if not isinstance(call.query.at, UnsetType):
+        past = await find_past(call.runtime, call.name, call.query.at)
+        return replace(await _named_view(call.runtime, past.hit, past.moment), at=past.moment, ledger_seq=past.position)
     hit = await find_hit(call.runtime, call.name)
     if hit is None:
         return _view_of_old(await token_facts(call.runtime, call.name))

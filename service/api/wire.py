@@ -35,6 +35,7 @@ Audiences = Annotated[list[Audience], Meta(min_length=1, max_length=32)]
 AnyAudiences = Annotated[list[Audience], Meta(max_length=32)]
 Comment = Annotated[str, Meta(min_length=1, max_length=1000, description="Sealed under the key of whom it is about.")]
 Id = Annotated[str, Meta(min_length=1, max_length=64)]
+Time = Annotated[str, Meta(min_length=1, max_length=40, description="RFC 3339; by `recorded_at`, inclusive.")]
 CallersReason = Literal["compromised", "logout", "rotated", "admin", "abuse", "unused"]
 
 

@@ -41,6 +41,7 @@ SURFACE = {
     ("GET", "/v1/tokens"),
     ("GET", "/v1/tokens/{token_id}"),
     ("GET", "/v1/tokens/{token_id}/history"),
+    ("GET", "/v1/tokens/{token_id}/explain"),
     ("POST", "/v1/tokens/{token_id}/rotate"),
     ("POST", "/v1/tokens/validate"),
     ("POST", "/v1/tokens/validate-batch"),
@@ -201,6 +202,10 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
     def token() -> dict[str, str]:
         return {"token_id": ground.token["token_id"]}
 
+    def past_call(query: Mapping[str, str] = {}) -> Call:
+        token_id = ground.token["token_id"]
+        return Call({"token_id": token_id}, {"at": service.history(token_id)[0]["recorded_at"], **query})
+
     everywhere = [Call(), Call(query={"limit": "2"})]
     pat = {"kind": "pat", "subject": ground.user["user_id"], "name": unique(CANARY_NAME), "scope": ground.scope}
     asked = {"token": ground.token["token"], "scope": ground.scope, "context": {"ip": "192.0.2.1"}}
@@ -231,7 +236,11 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
             Call(body={**pat, "audience": "https://a.example", "allowed_ips": ["192.0.2.0/24"]}),
         ],
         ("GET", "/v1/tokens"): lambda: [*everywhere, Call(query={"status": "active", "kind": "pat"})],
-        ("GET", "/v1/tokens/{token_id}"): lambda: [Call(token())],
+        ("GET", "/v1/tokens/{token_id}"): lambda: [Call(token()), past_call()],
+        ("GET", "/v1/tokens/{token_id}/explain"): lambda: [
+            Call(token()),
+            past_call({"scope": ground.scope, "audience": "https://a.example", "ip": "192.0.2.1"}),
+        ],
         ("GET", "/v1/tokens/{token_id}/history"): lambda: [Call(token()), Call(token(), {"uses": "true"})],
         ("POST", "/v1/tokens/{token_id}/rotate"): lambda: [Call(token(), body={"overlap_seconds": 1})],
         ("POST", "/v1/tokens/validate"): lambda: [
