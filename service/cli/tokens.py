@@ -71,10 +71,33 @@ def token_list(session: Session, paging: dict[str, Any], **query: Any) -> None:
 
 @token.command("show")
 @click.argument("token_id")
+@click.option("--at", metavar="TIME", help="RFC 3339, inclusive. [default: now]")
 @asks_service
-def token_show(session: Session, token_id: str) -> None:
-    """One token as it stands now."""
-    session.show(session.call("GET", f"/v1/tokens/{segment(token_id)}"))
+def token_show(session: Session, token_id: str, at: str | None) -> None:
+    """One token as it stands now, or stood at a time."""
+    session.show(session.call("GET", f"/v1/tokens/{segment(token_id)}", query={"at": at}))
+
+
+@token.command("explain")
+@click.argument("token_id")
+@click.option("--at", metavar="TIME", help="RFC 3339, inclusive. [default: now]")
+@click.option("--scope", help="Scopes that the token must have, separated by spaces.")
+@click.option("--audience", help="Who the token must be for.")
+@click.option("--ip", help="Address that the token is used from.")
+@asks_service
+def token_explain(session: Session, token_id: str, **asked: str | None) -> None:
+    """Say whether a token was good at a time, and which events decided it."""
+    answer = session.call("GET", f"/v1/tokens/{segment(token_id)}/explain", query=asked)
+    if session.output == "json":
+        out.print_json(answer)
+        return
+    out.print_table(answer["checks"], ("name", "passed", "detail"))
+    click.echo()
+    out.print_table(answer["because"], ("ledger_seq", "recorded_at", "type", "sentence"))
+    failed = next((one["detail"] for one in answer["checks"] if not one["passed"]), "every check passed")
+    word = "valid" if answer["valid"] else f"not valid ({answer['code']})"
+    when = f"At {out.worded(answer['at'])}, ledger position {answer['ledger_seq']},"
+    click.echo(f"\n{when} the token was {out.printable(word)}: {out.printable(failed)}.")
 
 
 @token.command("history")

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from msgspec import UNSET
 
 from events.ledger import Append
@@ -13,6 +14,7 @@ from events.types import Kind, MintedToken, TokenIssued
 from projections.current import KEPT_AFTER_EXPIRY
 from service import past
 from service.api.tokens import find_past
+from service.cli import main
 from service.commands import subject
 from service.errors import Unavailable
 from service.runtime import Runtime
@@ -208,3 +210,27 @@ async def test_token_with_more_events_than_are_read_is_not_answered(
     with pytest.raises(Unavailable):
         await find_past(runtime, token_id, UNSET)
     assert (await find_past(runtime, token_id, when["token.issued"])).hit.token.ended is None
+
+
+# The command line
+
+
+def test_command_explains_in_a_table_and_a_sentence(service: Service) -> None:
+    token_id = service.pat()["token_id"]
+    service.done("POST", f"/v1/tokens/{token_id}/revoke", json={"reason": "abuse"})
+    when = times(service, token_id)["token.revoked"]
+    runner = CliRunner(env={"TOKEN_LEDGER_DATA_DIR": str(service.data_dir)})
+    then = runner.invoke(main, ["token", "explain", token_id, "--at", before(when)])
+    assert then.exit_code == 0, then.output
+    assert then.stdout.splitlines()[-1].endswith("the token was valid: every check passed.")
+    since = runner.invoke(main, ["token", "explain", token_id, "--at", when]).stdout.splitlines()
+    assert since[0].split() == ["name", "passed", "detail"]
+    assert since[4].startswith("revoked")
+    assert "the token was not valid (revoked): the token was revoked by" in since[-1]
+    shown = runner.invoke(main, ["token", "show", token_id, "--at", before(when), "-o", "json"])
+    assert '"status": "active"' in shown.stdout
+    arguments = ["token", "explain", token_id, "--scope", "none", "--audience", "https://a.example", "-o", "json"]
+    asked = {"scope": "none", "audience": "https://a.example"}
+    answer, expected = runner.invoke(main, arguments), explained(service, token_id, **asked)
+    assert [f'"{name}"' in answer.stdout for name in expected] == [True] * len(expected)
+    assert runner.invoke(main, ["token", "explain", new_id("tok")]).exit_code == 1
