@@ -48,9 +48,9 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """What came of one row. `cpu_us`: CPU time of a request by role, `wrk` and `echo`, for one of its own, included.
 
-    `cpu_of_others`: share of the machine's CPU that went to programs that have nothing to do with it. `cpu_stolen`: what
-    a virtual machine was not given by its host although it had work for it. Above a few percent of either, the row says
-    less about the service than about them.
+    `cpu_of_others`: share of the machine's CPU that went to programs that have nothing to do with it.
+    `cpu_stolen`: what a virtual machine was not given by its host although it had work for it.
+    Above a few percent of either, the row says less about the service than about them.
     """
 
     name: str
