@@ -2,7 +2,7 @@
 
 A block costs as much as dozens of the uses in it, so that few and large ones serve more requests, and sooner. After a
 block, most of those whose answers waited for it ask again at once: the next one waits for three quarters of as many
-uses as were usually under way together, but two milliseconds at most. A lone caller waits for nobody.
+callers as usually waited together, but two milliseconds at most. A lone caller waits for nobody.
 
 `durable`: a use is acknowledged when its block is on disk. `buffered`: it is acknowledged at once and held in a
 bounded buffer; what the buffer cannot hold is dropped, counted, and the count is written with the next block.
@@ -35,9 +35,10 @@ _ATTEMPT_SECONDS_MAX = 1.0
 _RETRY_SECONDS = 0.2
 _BUFFERED_SECONDS = 0.02
 _LINGER_SECONDS = 0.002
-_LINGER_USES_MAX = 32
+_LINGER_WAITERS_MAX = 32
 _TOGETHER_SHARE = 0.75
 _TOGETHER_DECAY = 0.9
+_TOGETHER_SECONDS = 0.1
 
 
 class UsageLog:
@@ -60,7 +61,9 @@ class UsageLog:
         self._in_flight: set[asyncio.Task[None]] = set()
         self._refused_timer: asyncio.TimerHandle | None = None
         self._linger: asyncio.TimerHandle | None = None
-        self._together = 0.0  # uses that were usually under way at the same time
+        self._together = 0.0  # callers that were usually waiting at the same time, as of `_together_at`
+        self._together_at = 0.0
+        self._oldest_at = 0.0  # when the first of the uses that are held came
         self._close_by: float | None = None
 
     @property
@@ -81,6 +84,8 @@ class UsageLog:
             return _failed(LedgerUnavailable(f"{self._uses_max} uses already wait to be written"))
         if self.mode == "durable" and not self.nc.is_connected:
             return _failed(LedgerUnavailable("the connection to the nats-server is down"))
+        if not self._uses:
+            self._oldest_at = time.monotonic()
         self._uses.extend(uses)
         future: asyncio.Future[None] | None = None
         if self.mode == "durable":
@@ -92,6 +97,9 @@ class UsageLog:
     def count_refused(self, *, caller: str, ip: str | None, outcome: str, endpoint: str) -> None:
         """Counts a request that named no known token. Counts are written once in a few seconds, never waited for."""
         self._count((int(time.time()) // 60, caller, ip, outcome, endpoint), 1)
+        self._flush_refused_later()
+
+    def _flush_refused_later(self) -> None:
         if self._refused_timer is None:
             loop = asyncio.get_running_loop()
             self._refused_timer = loop.call_later(_REFUSED_FLUSH_SECONDS, self._flush_refused)
@@ -108,7 +116,7 @@ class UsageLog:
     def _pump(self, *, force: bool = False) -> None:
         if self._in_flight or not (self._uses or force):
             return
-        if force or len(self._uses) >= self._wanted:
+        if force or len(self._waiters) >= self._wanted:
             self._cut()
         elif self._linger is None:
             seconds = _BUFFERED_SECONDS if self.mode == "buffered" else _LINGER_SECONDS
@@ -117,8 +125,10 @@ class UsageLog:
     @property
     def _wanted(self) -> float:
         if self.mode == "buffered":
-            return _BLOCK_USES_MAX  # nobody waits
-        return min(_LINGER_USES_MAX, self._together * _TOGETHER_SHARE)
+            return 1  # never: nobody waits
+        if time.monotonic() - self._together_at > _TOGETHER_SECONDS:
+            return 0
+        return min(_LINGER_WAITERS_MAX, self._together * _TOGETHER_SHARE)
 
     def _cut(self) -> None:
         """Sends what is there on the next turn of the loop, so that all requests of this turn share the block."""
@@ -132,7 +142,9 @@ class UsageLog:
     def _sent(self, task: asyncio.Task[None]) -> None:
         self._in_flight.discard(task)
         if self._close_by is None:
-            self._pump(force=bool(self._refused) and self._refused_timer is None)
+            self._pump()
+            if self._refused:  # given back, or counted meanwhile
+                self._flush_refused_later()
 
     async def _send(self) -> None:
         if not self._uses and not self._refused and not self._unreported_loss:
@@ -141,12 +153,13 @@ class UsageLog:
         self._uses, self._waiters = [], []
         refused, self._refused = self._refused, Counter()
         loss, self._unreported_loss = self._unreported_loss, 0
+        deadline = (self._oldest_at if uses else time.monotonic()) + _DURABLE_SECONDS_MAX
         counts = tuple(RefusedCount(*key, count) for key, count in refused.items())
         written = 0  # of the uses, and of the counts
         try:
             for start in range(0, max(len(uses), len(counts), 1), _BLOCK_USES_MAX):
                 end = start + _BLOCK_USES_MAX
-                await self._send_block(uses[start:end], counts[start:end], loss)
+                await self._send_block(uses[start:end], counts[start:end], loss, deadline)
                 written, loss = end, 0
         except Exception as error:
             reason = error if isinstance(error, LedgerError) else LedgerUnavailable(f"cannot write: {error}")
@@ -164,22 +177,24 @@ class UsageLog:
             if reason is not error:
                 raise
         else:
-            self._together = max(self._together * _TOGETHER_DECAY, len(uses) + len(self._uses))
+            self._together = max(self._together * _TOGETHER_DECAY, len(waiters) + len(self._waiters))
+            self._together_at = time.monotonic()
             for waiter in waiters:
                 if not waiter.done():
                     waiter.set_result(None)
 
-    async def _send_block(self, uses: list[TokenUsed], counts: tuple[RefusedCount, ...], lost: int) -> None:
+    async def _send_block(
+        self, uses: list[TokenUsed], counts: tuple[RefusedCount, ...], lost: int, deadline: float
+    ) -> None:
         block = UseBlock(
             block_id=secrets.token_hex(16), writer=self._writer, uses=tuple(uses), refused=counts, lost=lost
         )
         data = codec.encode_block(block)
         if len(data) > _BLOCK_BYTES_MAX and len(uses) > 1:
             half = len(uses) // 2
-            await self._send_block(uses[:half], counts, lost)
-            await self._send_block(uses[half:], (), 0)
+            await self._send_block(uses[:half], counts, lost, deadline)
+            await self._send_block(uses[half:], (), 0, deadline)
             return
-        deadline = time.monotonic() + _DURABLE_SECONDS_MAX
         while True:
             by = deadline if self.mode == "durable" else self._close_by or time.monotonic() + 2 * _ATTEMPT_SECONDS_MAX
             try:

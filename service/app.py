@@ -1,4 +1,4 @@
-"""The RSGI application of one API worker: the hot endpoints first, everything else by Litestar."""
+"""The application of one API worker: the hot endpoints first, everything else by Litestar."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from events.errors import LedgerError, UnsafeServer
-from service import metrics
+from service import asgi, metrics
 from service.api import litestar_app, manage
 from service.api.problems import render
 from service.doors import forward_auth, validate, validate_batch
@@ -77,6 +77,26 @@ class App:
             response = render(error, incoming)
         incoming.answer(response)
         metrics.request_done(incoming.path, incoming.method, response.status, time.perf_counter() - started)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """The same over ASGI; see service/asgi.py."""
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        else:
+            protocol = asgi.Protocol(receive)
+            await self.__rsgi__(asgi.Scope(scope), protocol)
+            await protocol.send_answer(send)
+
+    async def _live(self, receive: Any, send: Any) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                await self.begin()
+                await send({"type": "lifespan.startup.complete"})
+            elif message["type"] == "lifespan.shutdown":
+                await self.end()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.run_until_complete(self.begin())

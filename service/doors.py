@@ -1,6 +1,6 @@
 """Validation over HTTP: one token, a batch, and the question of a reverse proxy.
 
-These speak ASGI themselves, since they are called for every request of every application.
+These do without Litestar, since they are called for every request of every application.
 """
 
 from __future__ import annotations

@@ -42,7 +42,8 @@ os.register_at_fork(after_in_child=_name_process)  # workers are forked, and eac
 
 
 class Incoming:
-    """One request. Header names in lower case; a value that is not ASCII counts as empty (RFC 9110 §5.5)."""
+    """One request. Header names in lower case. Over RSGI a value that is not ASCII counts as empty, or as absent beside
+    others of its name."""
 
     __slots__ = ("_protocol", "_scope", "headers", "method", "path", "request_id")
 

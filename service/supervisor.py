@@ -88,10 +88,11 @@ def serve(settings: Settings) -> None:
     os.environ |= environment
     import service.worker  # noqa: F401, PLC0415 - once, before the workers are forked, who then share it
 
-    http_server("service.worker:create", settings, factory=True).serve()
+    interface = "asgi" if settings.trusted_proxies else "rsgi"  # why: service/asgi.py
+    http_server("service.worker:create", settings, factory=True, interface=interface).serve()
 
 
-def http_server(target: str, settings: Settings, *, factory: bool, interface: str = "rsgi") -> AbstractServer[Any]:
+def http_server(target: str, settings: Settings, *, factory: bool, interface: str) -> AbstractServer[Any]:
     """Granian as the API is served. The benchmark's echo, an ASGI application, is served by it too.
 
     RSGI, Granian's own interface, hands over a request for two thirds of what ASGI costs.

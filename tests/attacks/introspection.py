@@ -36,6 +36,15 @@ def bearer_that_may_validate_may_introspect(stage: Stage) -> None:
     assert answer.json()["active"] is True
 
 
+@attack("133", "RFC 7662 §2.2: active is what can be used")
+def spent_refresh_token_is_inactive(stage: Stage) -> None:
+    spent = stage.refreshable()["refresh_token"]
+    assert stage.introspected(spent) != INACTIVE
+    successor = stage.token(stage.app, form(grant_type="refresh_token", refresh_token=spent)).json()["refresh_token"]
+    assert stage.introspected(spent) == INACTIVE
+    assert stage.introspected(successor) != INACTIVE
+
+
 @attack("134", "RFC 7662 §2.1: POST")
 def introspection_by_get_is_refused(stage: Stage) -> None:
     target = f"/oauth2/introspect?token={CANARY_QUERY}"

@@ -201,6 +201,26 @@ def chunked_body_that_is_cut_off_has_no_effect(stage: Stage) -> None:
     assert b"access_token" not in answer
 
 
+@variants(
+    "24",
+    "P, RFC 9110 §5.5",
+    beside=["10.1.1.1", b"\xff, 192.0.2.9"],
+    before=[b"\xff, 192.0.2.9", "10.1.1.1, 192.0.2.9"],
+    alone=[b"\xff, 192.0.2.9"],
+    two=["10.1.1.1", "192.0.2.9"],
+)
+def address_that_a_proxy_appended_cannot_be_hidden(stage: Stage, forwarded: list[str | bytes]) -> None:
+    service = stage.odd.service  # trusts the proxy at 127.0.0.1
+    token = service.pat(allowed_ips=["10.0.0.0/8", "127.0.0.0/8"])["token"]
+
+    def asked(values: list[str | bytes]) -> int:
+        lines = [("X-Forwarded-For", value) for value in values]
+        return service.raw_call("GET", "/v1/forward-auth", [bearer(token), *lines]).status_code
+
+    assert asked(["192.0.2.9, 10.1.1.1"]) == 200
+    assert asked(forwarded) == 401
+
+
 @attack("20", "P, CWE-400")
 def slow_body_is_cut_and_harms_nobody(stage: Stage) -> None:
     """One byte a second. The other requests are made between two bytes."""

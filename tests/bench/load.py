@@ -16,7 +16,7 @@ from tests import running
 from tests.bench import wrk
 from tests.bench.fill import Filled, Uses, usage_end, uses_between
 from tests.bench.machine import cores
-from tests.bench.processes import Echo, busy_seconds, cpu_seconds, settle
+from tests.bench.processes import Echo, cpu_seconds, machine_cpu, settle
 
 BATCH_TOKENS = 1000
 CHECK_SECONDS = 1
@@ -48,8 +48,9 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """What came of one row. `cpu_us`: CPU time of a request by role, `wrk` and `echo`, for one of its own, included.
 
-    `cpu_of_others`: share of the machine's CPU that went to programs that have nothing to do with it. Above a few
-    percent the row says less about the service than about them.
+    `cpu_of_others`: share of the machine's CPU that went to programs that have nothing to do with it.
+    `cpu_stolen`: what a virtual machine was not given by its host although it had work for it.
+    Above a few percent of either, the row says less about the service than about them.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     echo_after: wrk.Run
     cpu_us: dict[str, float]
     cpu_of_others: float
+    cpu_stolen: float
     uses: Uses | None
 
     @property
@@ -189,13 +191,15 @@ def measure(service: running.Service, echo: Echo, load: Load, durations: Duratio
     echo_before = echoed()
     echo_cpu = (echo.cpu_seconds() - echo_cpu_before) / echo_before.requests
     usage_before = asyncio.run(usage_end(service))
-    busy_before, began = busy_seconds(), time.monotonic()
+    machine_before, began = machine_cpu(), time.monotonic()
     cpu_before, generator_before = cpu_seconds(service.tree()), _children_cpu_seconds()
     run = asked(durations.row_seconds, check=False)
     cpu = {name: used - cpu_before.get(name, 0.0) for name, used in cpu_seconds(service.tree()).items()}
     cpu["wrk"] = _children_cpu_seconds() - generator_before
     given = (time.monotonic() - began) * cores()
-    of_others = max(0.0, busy_seconds() - busy_before - sum(cpu.values())) / given
+    machine = machine_cpu()
+    of_others = max(0.0, machine.busy_seconds - machine_before.busy_seconds - sum(cpu.values())) / given
+    stolen = (machine.stolen_seconds - machine_before.stolen_seconds) / given
     settle(service)
     echo_after = echoed()
     if load.checks_itself:
@@ -212,6 +216,7 @@ def measure(service: running.Service, echo: Echo, load: Load, durations: Duratio
         echo_after=echo_after,
         cpu_us={name: used / run.requests * 1e6 for name, used in cpu.items()} | {"echo": echo_cpu * 1e6},
         cpu_of_others=of_others,
+        cpu_stolen=stolen,
         uses=uses,
     )
 

@@ -48,10 +48,18 @@ def cpu_seconds(processes: list[running.Process]) -> dict[str, float]:
     return used
 
 
-def busy_seconds() -> float:
-    """CPU time that the machine has not been idle, or was not given by its host, until now."""
-    user, nice, system, _, _, *others = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
-    return sum(map(int, [user, nice, system, *others])) * TICK_SECONDS
+class Machine(msgspec.Struct, frozen=True):
+    """CPU time of the whole machine until now: what ran on it, and what its host gave to other guests meanwhile."""
+
+    busy_seconds: float
+    stolen_seconds: float
+
+
+def machine_cpu() -> Machine:
+    """From /proc/stat."""
+    fields = map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:9])
+    user, nice, system, _idle, _iowait, irq, softirq, stolen = fields
+    return Machine((user + nice + system + irq + softirq) * TICK_SECONDS, stolen * TICK_SECONDS)
 
 
 def settle(service: running.Service, *, seconds_max: float = 120.0) -> None:

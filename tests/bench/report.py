@@ -63,7 +63,7 @@ PLAIN_COLUMNS = 150  # where there is no terminal, whose width would hold
 LOAD_HEADINGS = ("row", "conn.", "requests/s", "echo/s", "ratio", "p50 ms", "p99 ms", "failed", "uses kept")
 FIGURE_HEADINGS = ("what", "measured", "target", "")
 CPU_ROLES = ("API", "nats-server", "project current", "project analytics", "wrk", "echo")
-CPU_HEADINGS = ("CPU, µs a request", *CPU_ROLES, "others")
+CPU_HEADINGS = ("CPU, µs a request", *CPU_ROLES, "others", "stolen")
 OTHERS_SHARE_MAX = 0.05
 
 
@@ -85,7 +85,8 @@ def load_cells(row: Row) -> tuple[str, ...]:
 
 def cpu_cells(row: Row) -> tuple[str, ...]:
     """One line of the table of CPU time, in the order of CPU_HEADINGS."""
-    return (row.name, *(_number(row.cpu_us.get(role, 0.0)) for role in CPU_ROLES), f"{row.cpu_of_others:.0%}")
+    used = (_number(row.cpu_us.get(role, 0.0)) for role in CPU_ROLES)
+    return (row.name, *used, f"{row.cpu_of_others:.0%}", f"{row.cpu_stolen:.0%}")
 
 
 def figure_cells(figure: Figure) -> tuple[str, ...]:
@@ -228,16 +229,19 @@ def _setting(report: Report) -> str:
         "own. Replay: the whole command, beside the running service. Memory: what is resident without the pages of "
         "the view's file, which belong to the page cache and are shared. CPU: of all processes of the same kind "
         "together; `echo` is the echo's, for one of its own requests; `others` is what programs that have nothing to "
-        "do with it took of the machine."
+        "do with it took of the machine, `stolen` what the machine's host did not give it although it had work for it."
     )
 
 
 def warning(report: Report) -> str:
     """What makes the numbers doubtful, or an empty string."""
-    others = max(row.cpu_of_others for row in report.rows)
+    others = max(row.cpu_of_others + row.cpu_stolen for row in report.rows)
     if others <= OTHERS_SHARE_MAX:
         return ""
-    return f"Other programs took up to {others:.0%} of the CPU meanwhile: run it again on a quiet machine to judge."
+    return (
+        f"Other programs, or other guests of the machine's host, took up to {others:.0%} of the CPU meanwhile: run it "
+        "again on a quiet machine to judge."
+    )
 
 
 def _row(report: Report, name: str) -> Row:

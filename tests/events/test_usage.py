@@ -392,5 +392,47 @@ async def test_counts_outlive_a_failure_and_are_counted_once(server: EmbeddedSer
     assert 2 * REFUSED_KEYS_MAX <= total <= 2 * REFUSED_KEYS_MAX + 2 * BLOCK_ITEMS_MAX * 2
 
 
+async def test_counts_that_cannot_be_written_are_not_tried_again_at_once(tmp_path: Path) -> None:
+    """A try costs the worker, and an outage may last."""
+    async with server_with_streams(tmp_path) as server, connected(server) as nc:
+        log = log_of(nc)
+        tries = 0
+        send = log._send
+
+        async def counting() -> None:
+            nonlocal tries
+            tries += 1
+            await send()
+
+        log._send = counting  # type: ignore[method-assign]
+        await server.stop()
+        await until(lambda: not nc.is_connected)
+        log.count_refused(caller="", ip=None, outcome="unknown", endpoint="api")
+        log._flush_refused()
+        await until(lambda: tries == 1 and not log._in_flight)
+        for _ in range(1000):
+            await asyncio.sleep(0)
+        assert tries == 1
+        assert log._refused
+        assert log._refused_timer is not None
+        await log.close()
+
+
+async def test_lone_caller_waits_for_nobody_after_a_crowd(server: EmbeddedServer, nc: Connection) -> None:
+    log = log_of(nc)
+    await asyncio.gather(*(future for _ in range(50) if (future := log.record(use())) is not None))
+    for _ in range(2):
+        batch = log.record(*(use() for _ in range(100)))
+        assert batch is not None
+        await batch
+    log._together_at -= 1  # a second later
+    alone = log.record(use())
+    assert alone is not None
+    assert log._in_flight
+    assert log._linger is None
+    await alone
+    await log.close()
+
+
 def test_count_of_the_codec_is_what_is_counted() -> None:
     assert RefusedCount.__struct_fields__ == ("minute", "caller", "ip", "outcome", "endpoint", "count")
