@@ -118,7 +118,8 @@ class Model:
         grant = self.grants[token.grant]
         if token.trimmed:
             return "unknown"
-        if token.revoked or self.is_revoked(grant):
+        spent = token.kind is Kind.REFRESH and token_id in grant.chain[:-1]
+        if token.revoked or self.is_revoked(grant) or spent:
             return "revoked"
         if grant.client in self.disabled:
             return "client_disabled"
