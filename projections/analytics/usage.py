@@ -8,17 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 from msgspec import UNSET, UnsetType
 
 from projections.analytics.rows import uuid_hex
 from projections.asking import UsageAnswer, UsageCounts, UsageGroup, UsageOther, UsagePoint, UsageRequest, UsageSql
 
-# What can be grouped by, and where it stands. Ids are shown as the ledger writes them.
+# What can be grouped by, and where it stands.
 _GROUPS = {
     "client_id": "token.client_id",
     "subject": "token.subject",
-    "token_id": "'tok_' || replace(used_token.token_id::VARCHAR, '-', '')",
+    "token_id": "used_token.token_id",
     "kind": "token.kind",
     "outcome": "recorded.outcome",
     "scope": "recorded.scope",
@@ -61,9 +62,9 @@ _PLACED = """, top AS (
 ), placed AS (
     SELECT counted.*, top.place FROM counted LEFT JOIN top ON top.value IS NOT DISTINCT FROM counted.value
 )"""
-# One row for everything and one for each place; and of the narrower of these, one for each interval.
+# One row for everything and one for each place.
 _SUMS = """
-SELECT {of_a_group} AS of_a_group, {of_an_interval} AS of_an_interval, {place}, {starts_at},
+SELECT {of_a_group} AS of_a_group, false AS of_an_interval, {place}, NULL AS starts_at,
     any_value(value) AS value,
     count(DISTINCT value) + least(1, count(*) FILTER (value IS NULL)) AS values,
     coalesce(sum(uses), 0)::BIGINT AS uses,
@@ -72,19 +73,28 @@ SELECT {of_a_group} AS of_a_group, {of_an_interval} AS of_an_interval, {place}, 
     count(DISTINCT ip) AS addresses,
     min(occurred_at) AS first_used_at,
     max(occurred_at) AS last_used_at
-FROM {source}
-GROUP BY GROUPING SETS ({sets})
+FROM {source} GROUP BY GROUPING SETS ({sets})"""
+# And of the narrower of these, one for each interval, without what would take long to count so often.
+_SERIES = """
+UNION ALL BY NAME
+SELECT {in_a_group} AS of_a_group, true AS of_an_interval, {place}, starts_at,
+    sum(uses)::BIGINT AS uses, coalesce(sum(uses) FILTER (outcome <> 'valid'), 0)::BIGINT AS refused
+FROM {source} GROUP BY ALL"""
+_ORDER = """
 ORDER BY of_a_group, place NULLS LAST, of_an_interval, starts_at"""
-_GROUPED = {"of_a_group": "grouping(place) = 0", "place": "place", "source": "placed"}
-_UNGROUPED = {"of_a_group": "false", "place": "NULL AS place", "source": "counted"}
-_TIMED = {"of_an_interval": "grouping(starts_at) = 0", "starts_at": "starts_at"}
-_UNTIMED = {"of_an_interval": "false", "starts_at": "NULL AS starts_at"}
-# By whether there are groups, and intervals.
-_SETS = {
-    (False, False): "()",
-    (False, True): "(), (starts_at)",
-    (True, False): "(), (place)",
-    (True, True): "(), (place), (place, starts_at)",
+_GROUPED = {
+    "of_a_group": "grouping(place) = 0",
+    "in_a_group": "true",
+    "place": "place",
+    "source": "placed",
+    "sets": "(), (place)",
+}
+_UNGROUPED = {
+    "of_a_group": "false",
+    "in_a_group": "false",
+    "place": "NULL AS place",
+    "source": "counted",
+    "sets": "()",
 }
 
 
@@ -98,8 +108,8 @@ def usage_sql(request: UsageRequest) -> tuple[str, dict[str, Any]]:
         join=_JOIN if _OF_TOKENS & {*filters, request.group_by} else "",
         conditions=" AND ".join(_FILTERS[name] for name in filters) or "true",
     )
-    pieces = (_GROUPED if grouped else _UNGROUPED) | (_TIMED if timed else _UNTIMED)
-    sums = _SUMS.format(**pieces, sets=_SETS[grouped, timed])
+    pieces = _GROUPED if grouped else _UNGROUPED
+    sums = _SUMS.format(**pieces) + (_SERIES.format(**pieces) if timed else "") + _ORDER
     parameters: dict[str, Any] = {"from": _text(request.from_), "to": _text(request.to)} | filters
     if "token_id" in filters:
         parameters["token_id"] = uuid_hex(filters["token_id"])
@@ -130,7 +140,7 @@ def usage_answer(
         elif place is None:
             other = UsageOther(groups=values, **members)
         else:
-            groups.append(UsageGroup(value=value, **members))
+            groups.append(UsageGroup(value=f"tok_{value.hex}" if isinstance(value, UUID) else value, **members))
     return UsageAnswer(
         from_=request.from_,
         to=request.to,
