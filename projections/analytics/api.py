@@ -23,7 +23,7 @@ from events.streams import LEDGER, USAGE, stream_state
 from projections.analytics.rows import uuid_hex
 from projections.analytics.schema import SCHEMA_VERSION
 from projections.analytics.store import STREAMS, Analytics, set_aside_files
-from projections.analytics.usage import usage_answer, usage_sql
+from projections.analytics.usage import live_token, live_tokens_sql, usage_answer, usage_sql
 from projections.asking import (
     QUERY_SECONDS_MAX,
     SERVICE,
@@ -31,6 +31,8 @@ from projections.asking import (
     AuditUse,
     EventsAnswer,
     EventsRequest,
+    LiveTokensAnswer,
+    LiveTokensRequest,
     StatusAnswer,
     StatusRequest,
     StreamStatus,
@@ -93,6 +95,7 @@ class _Queries:
             "uses": self._handler(UsesRequest, self._uses),
             "tokens": self._handler(TokenRequest, self._token),
             "usage": self._handler(UsageRequest, self._usage),
+            "live_tokens": self._handler(LiveTokensRequest, self._live_tokens),
             "status": self._handler(StatusRequest, self._status),
         }
 
@@ -252,6 +255,18 @@ class _Queries:
         if len(encoded) > self._nc.max_payload - _REPLY_MARGIN_BYTES:
             raise ServiceError("400", "the answer is larger than a message may be; ask for fewer groups or intervals")
         return encoded
+
+    async def _live_tokens(self, request: LiveTokensRequest) -> LiveTokensAnswer:
+        await asyncio.gather(self._catch_up(LEDGER), self._catch_up(USAGE))
+        sql, parameters = live_tokens_sql(request)
+
+        def read(cursor: duckdb.DuckDBPyConnection) -> tuple[list[tuple[Any, ...]], int, int]:
+            rows = cursor.execute(sql, parameters).fetchall()
+            return rows, _position(cursor, LEDGER), _position(cursor, USAGE)
+
+        rows, ledger_seq, usage_seq = await self._query(read)
+        items = self._page([live_token(row) for row in rows], request.limit)
+        return LiveTokensAnswer(items=items, more=len(items) < len(rows), ledger_seq=ledger_seq, usage_seq=usage_seq)
 
     async def _status(self, _: StatusRequest) -> StatusAnswer:
         def read(cursor: duckdb.DuckDBPyConnection) -> list[tuple[str, int, datetime | None]]:

@@ -6,13 +6,22 @@ import ipaddress
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
+import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from projections.asking import GroupBy, Interval, UsageAnswer, UsageRequest
+from projections.asking import (
+    GroupBy,
+    Interval,
+    LiveToken,
+    LiveTokensAnswer,
+    LiveTokensRequest,
+    UsageAnswer,
+    UsageRequest,
+)
 from service.api.analytics import ask_analytics
 from service.api.audit import AUDIT
 from service.api.routing import Call, operation
-from service.api.wire import Id
+from service.api.wire import Id, Page, Seq, cursor_of, position_of
 from service.errors import InvalidRequest
 from service.parsing import moment
 from service.registry import subject_id
@@ -140,3 +149,51 @@ def _check_address(ip: str) -> None:
         ipaddress.ip_address(ip)
     except ValueError:
         raise InvalidRequest("ip is not an IP address", fix="give one address, without port or prefix length") from None
+
+
+class DaysQuery(Page, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    days: Annotated[int, Meta(ge=1, le=3650)] = 30
+
+
+class LiveTokenList(Struct, frozen=True, kw_only=True):
+    """True at `ledger_seq` of LEDGER and `usage_seq` of USAGE."""
+
+    items: list[LiveToken]
+    next_cursor: str | UnsetType = UNSET
+    ledger_seq: Seq
+    usage_seq: int
+
+
+@operation("GET", "/v1/audit/tokens/unused", tag="audit", needs=AUDIT, query=DaysQuery, answer=LiveTokenList)
+async def list_unused_tokens(call: Call[None, DaysQuery]) -> LiveTokenList:
+    """List good tokens that nobody has used for so many days, the oldest first.
+
+    Tokens that were issued since are not among them.
+    """
+    present = now()
+    since = present - timedelta(days=call.query.days)
+    return await _live_tokens(call, "unused", LiveTokensRequest(now=present, unused_since=since))
+
+
+@operation("GET", "/v1/audit/tokens/expiring", tag="audit", needs=AUDIT, query=DaysQuery, answer=LiveTokenList)
+async def list_expiring_tokens(call: Call[None, DaysQuery]) -> LiveTokenList:
+    """List good tokens that expire within so many days, the first to expire first, with how much they are used."""
+    present = now()
+    until = present + timedelta(days=call.query.days)
+    return await _live_tokens(call, "expiring", LiveTokensRequest(now=present, expiring_until=until))
+
+
+async def _live_tokens(call: Call[None, DaysQuery], name: str, request: LiveTokensRequest) -> LiveTokenList:
+    of = f"{name} tokens"
+    position = position_of(call.query.cursor, of)
+    after = msgspec.json.decode(position, type=tuple[datetime, str]) if position else None
+    asked = msgspec.structs.replace(request, limit=call.query.limit, after=after)
+    answer = await ask_analytics(call.runtime, asked, LiveTokensAnswer)
+    cursor: str | UnsetType = UNSET
+    if answer.more:
+        last = answer.items[-1]
+        moment_of_last = last.issued_at if name == "unused" else last.expires_at
+        cursor = cursor_of(of, msgspec.json.encode((moment_of_last, last.token_id)))
+    return LiveTokenList(
+        items=answer.items, next_cursor=cursor, ledger_seq=answer.ledger_seq, usage_seq=answer.usage_seq
+    )

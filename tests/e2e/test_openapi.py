@@ -49,6 +49,8 @@ SURFACE = {
     ("POST", "/v1/revocations"),
     ("GET", "/v1/audit/events"),
     ("GET", "/v1/audit/usage"),
+    ("GET", "/v1/audit/tokens/unused"),
+    ("GET", "/v1/audit/tokens/expiring"),
     ("GET", "/v1/keys"),
     ("POST", "/v1/keys/rotate"),
     ("GET", "/health/live"),
@@ -256,6 +258,8 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
             Call(),
             Call(query={"group_by": "client_id", "interval": "hour", "limit": "1", "explain": "sql"}),
         ],
+        ("GET", "/v1/audit/tokens/unused"): lambda: everywhere,
+        ("GET", "/v1/audit/tokens/expiring"): lambda: [*everywhere, Call(query={"days": "366"})],
         ("GET", "/v1/keys"): lambda: everywhere,
         ("POST", "/v1/keys/rotate"): lambda: [Call(body={})],
         ("POST", "/oauth2/token"): lambda: [
