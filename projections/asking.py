@@ -7,11 +7,11 @@ Requests and answers are JSON. Errors come in the headers of the micro protocol:
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import nats.errors
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 from nats.aio.client import Client
 
 # Of nats.micro, which is not loaded for two names.
@@ -142,6 +142,129 @@ class TokenAnswer(Struct, frozen=True, kw_only=True):
     position: int
 
 
+GroupBy = Literal["client_id", "subject", "token_id", "kind", "outcome", "scope", "ip", "user_agent", "endpoint"]
+Interval = Literal["minute", "hour", "day"]
+
+
+class UsageRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Uses with `from_` ≤ occurred_at < `to`, counted; of the filters all that are given must hold.
+
+    The `limit` groups with the most uses are told one by one, the others together. `explain`: with the SQL.
+    """
+
+    group_by: GroupBy | None = None
+    interval: Interval | None = None
+    from_: datetime = msgspec.field(name="from")
+    to: datetime
+    limit: Limit = 10
+    explain: bool = False
+    client_id: str | None = None
+    subject: str | None = None
+    token_id: str | None = None
+    kind: str | None = None
+    outcome: str | None = None
+    endpoint: str | None = None
+    ip: str | None = None
+
+
+class UsagePoint(Struct, frozen=True, kw_only=True):
+    """The uses of one minute, hour or day (UTC) that begins at `starts_at`."""
+
+    starts_at: datetime
+    uses: int
+    refused: int
+
+
+class UsageCounts(Struct, frozen=True, kw_only=True):
+    """`refused`: the uses with another outcome than `valid`. `tokens`, `addresses`: how many different ones.
+
+    `series` is there if an interval was asked for; it has no points without uses.
+    """
+
+    uses: int = 0
+    refused: int = 0
+    tokens: int = 0
+    addresses: int = 0
+    first_used_at: datetime | UnsetType = UNSET
+    last_used_at: datetime | UnsetType = UNSET
+    series: list[UsagePoint] | UnsetType = UNSET
+
+
+class UsageGroup(UsageCounts, frozen=True, kw_only=True):
+    """The uses that have `value` in what was grouped by; null: those that have none."""
+
+    value: str | None
+
+
+class UsageOther(UsageCounts, frozen=True, kw_only=True):
+    """The uses of all groups that are not told one by one, and how many groups these are."""
+
+    groups: int
+
+
+class UsageSql(Struct, frozen=True):
+    """The query that counted, in DuckDB's SQL, and what was bound in it."""
+
+    statement: str
+    parameters: dict[str, Any]
+
+
+class UsageAnswer(Struct, frozen=True, kw_only=True, rename={"from_": "from"}):
+    """True at `ledger_seq` of LEDGER and `usage_seq` of USAGE: what was recorded later is not in it.
+
+    `groups`, those with the most uses first, is there if `group_by` was asked for; `other` if there are more groups.
+    """
+
+    from_: datetime
+    to: datetime
+    group_by: GroupBy | UnsetType = UNSET
+    interval: Interval | UnsetType = UNSET
+    totals: UsageCounts
+    groups: list[UsageGroup] | UnsetType = UNSET
+    other: UsageOther | UnsetType = UNSET
+    ledger_seq: int
+    usage_seq: int
+    sql: UsageSql | UnsetType = UNSET
+
+
+class LiveTokensRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Tokens that are good at `now`, with how much they are used.
+
+    `unused_since`: those issued and last used, if ever, before it, by `issued_at`. `expiring_until`: those that expire
+    by then, by `expires_at`. One of the two. `after`: the time and the id of the last token of the page before.
+    """
+
+    now: datetime
+    unused_since: datetime | None = None
+    expiring_until: datetime | None = None
+    after: tuple[datetime, str] | None = None
+    limit: Limit = 100
+
+
+class LiveToken(Struct, frozen=True, kw_only=True):
+    """A token and its uses, allowed or refused, as far as they are kept. `addresses`: how many different ones."""
+
+    token_id: str
+    kind: str
+    client_id: str | UnsetType = UNSET
+    subject: str | UnsetType = UNSET
+    scope: str
+    issued_at: datetime
+    expires_at: datetime
+    uses: int
+    addresses: int
+    last_used_at: datetime | UnsetType = UNSET
+
+
+class LiveTokensAnswer(Struct, frozen=True, kw_only=True):
+    """True at `ledger_seq` of LEDGER and `usage_seq` of USAGE. `more`: there are others behind the last."""
+
+    items: list[LiveToken]
+    more: bool
+    ledger_seq: int
+    usage_seq: int
+
+
 class StatusRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pass
 
@@ -169,6 +292,8 @@ _SUBJECTS: dict[type[Struct], str] = {
     EventsRequest: f"{SERVICE}.events",
     UsesRequest: f"{SERVICE}.uses",
     TokenRequest: f"{SERVICE}.tokens",
+    UsageRequest: f"{SERVICE}.usage",
+    LiveTokensRequest: f"{SERVICE}.live_tokens",
     StatusRequest: f"{SERVICE}.status",
 }
 

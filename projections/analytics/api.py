@@ -23,6 +23,7 @@ from events.streams import LEDGER, USAGE, stream_state
 from projections.analytics.rows import uuid_hex
 from projections.analytics.schema import SCHEMA_VERSION
 from projections.analytics.store import STREAMS, Analytics, set_aside_files
+from projections.analytics.usage import live_token, live_tokens_sql, usage_answer, usage_sql
 from projections.asking import (
     QUERY_SECONDS_MAX,
     SERVICE,
@@ -30,12 +31,15 @@ from projections.asking import (
     AuditUse,
     EventsAnswer,
     EventsRequest,
+    LiveTokensAnswer,
+    LiveTokensRequest,
     StatusAnswer,
     StatusRequest,
     StreamStatus,
     TokenAnswer,
     TokenFacts,
     TokenRequest,
+    UsageRequest,
     UsesAnswer,
     UsesRequest,
 )
@@ -90,6 +94,8 @@ class _Queries:
             "events": self._handler(EventsRequest, self._events),
             "uses": self._handler(UsesRequest, self._uses),
             "tokens": self._handler(TokenRequest, self._token),
+            "usage": self._handler(UsageRequest, self._usage),
+            "live_tokens": self._handler(LiveTokensRequest, self._live_tokens),
             "status": self._handler(StatusRequest, self._status),
         }
 
@@ -154,6 +160,8 @@ class _Queries:
                 cursor.begin()
                 try:
                     return query(cursor)
+                except duckdb.OutOfMemoryException as error:
+                    raise ServiceError("504", "the query took too much memory; ask for less") from error
                 finally:
                     with contextlib.suppress(duckdb.Error):
                         cursor.rollback()
@@ -185,6 +193,11 @@ class _Queries:
         position = self._analytics.position(stream)
         if position < seq:
             raise ServiceError("503", f"analytics has reached {stream} {position} and not yet {seq}; retry")
+
+    async def _catch_up(self, stream: str) -> None:
+        """Waits for what is recorded by now, and not for long."""
+        with contextlib.suppress(ServiceError):
+            await self._reach(stream, await self._end(stream))
 
     async def _events(self, request: EventsRequest) -> EventsAnswer:
         await self._reach(LEDGER, request.min_seq)
@@ -226,6 +239,34 @@ class _Queries:
         if token is None:
             raise ServiceError("404", f"no token {request.token_id} was issued until sequence {position}")
         return TokenAnswer(token=token, position=position)
+
+    async def _usage(self, request: UsageRequest) -> bytes:
+        # The answer says what it is true at, so that it need not wait longer than analytics takes to catch up.
+        await asyncio.gather(self._catch_up(LEDGER), self._catch_up(USAGE))
+        sql, parameters = usage_sql(request)
+
+        def read(cursor: duckdb.DuckDBPyConnection) -> tuple[list[tuple[Any, ...]], int, int]:
+            rows = cursor.execute(sql, parameters).fetchall()
+            return rows, _position(cursor, LEDGER), _position(cursor, USAGE)
+
+        rows, ledger_seq, usage_seq = await self._query(read)
+        answer = usage_answer(request, rows, ledger_seq=ledger_seq, usage_seq=usage_seq)
+        encoded = msgspec.json.encode(answer)
+        if len(encoded) > self._nc.max_payload - _REPLY_MARGIN_BYTES:
+            raise ServiceError("400", "the answer is larger than a message may be; ask for fewer groups or intervals")
+        return encoded
+
+    async def _live_tokens(self, request: LiveTokensRequest) -> LiveTokensAnswer:
+        await asyncio.gather(self._catch_up(LEDGER), self._catch_up(USAGE))
+        sql, parameters = live_tokens_sql(request)
+
+        def read(cursor: duckdb.DuckDBPyConnection) -> tuple[list[tuple[Any, ...]], int, int]:
+            rows = cursor.execute(sql, parameters).fetchall()
+            return rows, _position(cursor, LEDGER), _position(cursor, USAGE)
+
+        rows, ledger_seq, usage_seq = await self._query(read)
+        items = self._page([live_token(row) for row in rows], request.limit)
+        return LiveTokensAnswer(items=items, more=len(items) < len(rows), ledger_seq=ledger_seq, usage_seq=usage_seq)
 
     async def _status(self, _: StatusRequest) -> StatusAnswer:
         def read(cursor: duckdb.DuckDBPyConnection) -> list[tuple[str, int, datetime | None]]:

@@ -28,7 +28,9 @@ def _refusal(error: AnalyticsRefused) -> ServiceError:
         case 404:
             return NotFound("there is nothing like it, now or in the past")
         case 504:
-            return Unavailable("the query took too long", fix="ask for less: a shorter time, or another filter")
+            return Unavailable(
+                "the query took too much time or memory", fix="ask for less: a shorter time, or another filter"
+            )
         case _:
             return Unavailable("analytics cannot answer at the moment", private=str(error))
 

@@ -180,6 +180,39 @@ def print_timeline(items: Sequence[Mapping[str, Any]]) -> None:
             click.echo(f"    {printable(name):<12} {worded(value)}")
 
 
+_BAR_WIDTH = 24
+_USAGE_COLUMNS = ("starts_at", "value", "uses", "", "refused", "tokens", "addresses", "first_used_at", "last_used_at")
+
+
+def print_usage(answer: Mapping[str, Any]) -> None:
+    """What was counted, a row for each group or for each interval of it, with bars; and where the log was then."""
+    rows = [row for name, counts in _counted(answer) for row in _usage_rows(name, counts)]
+    most = max((row["uses"] for row in rows), default=0)
+    for row in rows:
+        row[""] = "#" * -(-_BAR_WIDTH * row["uses"] // most) if most else ""
+    if "groups" in answer or "interval" in answer:
+        rows.append({**answer["totals"], "starts_at" if "interval" in answer else "value": "(all)"})
+    print_table(rows, _USAGE_COLUMNS)
+    span = f"{worded(answer['from'])} to {worded(answer['to'])}"
+    click.echo(f"\n{span}, as of ledger_seq {answer['ledger_seq']}, usage_seq {answer['usage_seq']}")
+    if sql := answer.get("sql"):
+        click.echo(f"\n{printable(sql['statement'], lines=True)}\n")
+        print_object(sql["parameters"])
+
+
+def _counted(answer: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """What has a row of its own, by its name."""
+    if "groups" not in answer:
+        return [("", answer["totals"])]
+    found = [("(none)" if one["value"] is None else one["value"], one) for one in answer["groups"]]
+    other = answer.get("other")
+    return [*found, (f"({other['groups']} others)", other)] if other else found
+
+
+def _usage_rows(name: str, counts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [{**one, "value": name} for one in counts.get("series", [counts])]
+
+
 # Said by the other columns, or of no use to a person.
 _NO_FACTS = {"ledger_seq", "occurred_at", "recorded_at", "type", "id", "request_id", "body", "token_ids"}
 _NO_FACTS |= {"sha256", "username_hash", "secret_sha256"}

@@ -49,6 +49,9 @@ SURFACE = {
     ("POST", "/v1/tokens/{token_id}/revoke"),
     ("POST", "/v1/revocations"),
     ("GET", "/v1/audit/events"),
+    ("GET", "/v1/audit/usage"),
+    ("GET", "/v1/audit/tokens/unused"),
+    ("GET", "/v1/audit/tokens/expiring"),
     ("GET", "/v1/keys"),
     ("POST", "/v1/keys/rotate"),
     ("GET", "/health/live"),
@@ -113,8 +116,9 @@ class Surface:
         assert media_type in content, f"{media_type} is not documented, only {sorted(content)}"
         if media_type.endswith("json"):
             self.fits(answer.json(), content[media_type]["schema"])
-            # CONTRACT: absent values are left out, never null, but for the sequence of a use.
-            assert nulls(answer.json()) <= {"ledger_seq"}, answer.text
+            # CONTRACT: absent values are left out, never null, but for the sequence of a use. A group is named by
+            # its value, and by null if its uses have none.
+            assert nulls(answer.json()) <= {"ledger_seq", "value"}, answer.text
 
     def fits(self, value: Any, schema: dict[str, Any]) -> None:
         """Raises: AssertionError with every place that does not fit."""
@@ -259,6 +263,12 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
             Call(body={"token_id": ground.token["token_id"], "reason": "admin"}),
         ],
         ("GET", "/v1/audit/events"): lambda: [*everywhere, Call(query={"subject": ground.user["user_id"]})],
+        ("GET", "/v1/audit/usage"): lambda: [
+            Call(),
+            Call(query={"group_by": "client_id", "interval": "hour", "limit": "1", "explain": "sql"}),
+        ],
+        ("GET", "/v1/audit/tokens/unused"): lambda: everywhere,
+        ("GET", "/v1/audit/tokens/expiring"): lambda: [*everywhere, Call(query={"days": "366"})],
         ("GET", "/v1/keys"): lambda: everywhere,
         ("POST", "/v1/keys/rotate"): lambda: [Call(body={})],
         ("POST", "/oauth2/token"): lambda: [

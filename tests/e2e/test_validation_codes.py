@@ -180,6 +180,9 @@ SCOPES_NEEDED = {
     ("POST", "/v1/tokens/tok_x/revoke"): "ledger:revoke",
     ("POST", "/v1/revocations"): "ledger:revoke",
     ("GET", "/v1/audit/events"): "ledger:audit",
+    ("GET", "/v1/audit/usage"): "ledger:audit",
+    ("GET", "/v1/audit/tokens/unused"): "ledger:audit",
+    ("GET", "/v1/audit/tokens/expiring"): "ledger:audit",
     ("POST", "/v1/keys/rotate"): "ledger:admin",
 }
 ALL_SCOPES = ("admin", "clients", "users", "issue", "validate", "revoke", "audit", "subscribe")

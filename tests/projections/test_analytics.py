@@ -1003,6 +1003,32 @@ async def test_answer_stays_below_what_a_message_may_hold(a_log: Log, opening: O
     assert found == list(range(1, 9))
 
 
+async def test_usage_has_what_is_recorded_and_says_where_it_is_true(a_log: Log, opening: Open) -> None:
+    span = {"from_": NOW, "to": NOW + timedelta(hours=1)}
+    async with projecting(opening(), a_log):
+        for number in range(1, 4):
+            ledger_seq = await a_log.record(issued(new_id("grt"), (new_id("tok"),)))
+            usage_seq = await a_log.record_uses(block(use(), use(at=5)))
+            answer = await analytics.ask(a_log.nc, analytics.UsageRequest(**span, group_by="ip"), analytics.UsageAnswer)
+            assert (answer.ledger_seq, answer.usage_seq) == (ledger_seq, usage_seq)
+            assert answer.totals.uses == 2 * number
+            assert (answer.from_, answer.to) == (span["from_"], span["to"])
+
+
+async def test_usage_that_no_message_holds_is_refused(a_log: Log, opening: Open) -> None:
+    agents = [t.Context("192.0.2.7", f"{number:04}" + "\U0001f916" * 252) for number in range(1000)]
+    asked = {"from_": NOW, "to": NOW + timedelta(hours=1), "group_by": "user_agent"}
+    async with projecting(opening(), a_log):
+        for start in range(0, 1000, 250):
+            await a_log.record_uses(block(*[use(context=context) for context in agents[start : start + 250]]))
+        with pytest.raises(analytics.AnalyticsRefused, match="larger than a message") as refused:
+            await analytics.ask(a_log.nc, analytics.UsageRequest(**asked, limit=1000), analytics.UsageAnswer)
+        assert refused.value.code == 400
+        answer = await analytics.ask(a_log.nc, analytics.UsageRequest(**asked, limit=500), analytics.UsageAnswer)
+    assert not isinstance(answer.other, msgspec.UnsetType)
+    assert (answer.other.groups, answer.other.uses, answer.totals.uses) == (500, 500, 1000)
+
+
 async def test_uses_of_a_token_are_complete_in_order_and_paged(a_log: Log, opening: Open) -> None:
     async with projecting(opening(), a_log):
         await a_log.record(issued())

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import termios
 import threading
+import typing
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,7 +21,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from service.cli import main
+from projections import asking
+from service.cli import main, tokens
 from service.cli.options import Duration
 from service.cli.output import printable, worded
 from tests import running
@@ -339,7 +341,7 @@ def test_cli_every_command_explains_itself_and_takes_output_json(bare: Run) -> N
         assert command.help, path
         assert command.help[0].isupper(), path
         assert bare(*path, "--help").exit_code == DONE
-    assert not {("revocations", "tail"), ("audit", "sql"), ("audit", "usage")} & found.keys()
+    assert not {("revocations", "tail"), ("audit", "sql")} & found.keys()
 
 
 def test_cli_as_a_process_ends_with_the_documented_exit_codes(tmp_path: Path) -> None:
@@ -623,6 +625,35 @@ def test_cli_audit_events_are_in_order_and_filtered(run: Run, done: Callable[...
     assert after == found[1:]
     timeline = run("audit", "events", "--after-seq", str(issued["ledger_seq"] - 1), "--limit", "1").stdout.splitlines()
     assert timeline[1].split()[0] == str(issued["ledger_seq"])
+
+
+def test_cli_usage_is_a_table_with_bars_and_json_for_programs(run: Run, done: Callable[..., Any]) -> None:
+    issued = pat(done)
+    for scope in ("", "", "no:such"):
+        run("token", "validate", issued["token"], *(["--scope", scope] if scope else []))
+    asked = ("audit", "usage", "--token-id", issued["token_id"])
+    answer = done(*asked, "--group-by", "outcome", "--interval", "day", "--explain")
+    assert {one["value"]: one["uses"] for one in answer["groups"]} == {"valid": 2, "insufficient_scope": 1}
+    assert (answer["totals"]["uses"], answer["totals"]["refused"], answer["totals"]["tokens"]) == (3, 1, 1)
+    assert answer["sql"]["parameters"]["token_id"] == issued["token_id"].removeprefix("tok_")
+    lines = run(*asked, "--group-by", "outcome").stdout.splitlines()
+    assert [line.split()[:3] for line in lines[:3]] == [
+        ["value", "uses", "refused"],
+        ["valid", "2", "#" * 24],
+        ["insufficient_scope", "1", "#" * 12],
+    ]
+    assert lines[3].split()[:2] == ["(all)", "3"]
+    assert re.search(r", as of ledger_seq \d+, usage_seq \d+$", lines[-1])
+    assert "GROUPING SETS" in run(*asked, "--explain").stdout
+
+
+def test_cli_usage_offers_what_the_service_takes(run: Run) -> None:
+    assert list(typing.get_args(asking.GroupBy)) == tokens.GROUPS
+    assert list(typing.get_args(asking.Interval)) == tokens.INTERVALS
+    assert run("audit", "usage", "--group-by", "password").exit_code == WRONG_USE
+    refused = run("audit", "usage", "--from", "yesterday")
+    assert refused.exit_code == REFUSED
+    assert "from must be a time" in refused.stderr
 
 
 def test_doctor_finds_nothing_wrong_with_a_running_service(run: Run) -> None:
