@@ -198,6 +198,8 @@ class SigningKeys:
         new = next((row for row in self.rows() if row.alg == alg and row.state == "announced"), None)
         if new is None:
             new = await self._introduce(alg, by=by)
+            if new.state != "announced":  # another worker was faster, and has activated it by now
+                raise Conflict(f"signing key {new.kid} has just been activated")
         moment = now()
         entries = [
             Append(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from events import streams
-from events.errors import LedgerUnavailable, UnsafeServer
+from events.errors import Conflict, LedgerUnavailable, UnsafeServer
 from events.server import EmbeddedServer
 from events.streams import LEDGER, Connection
 from projections.current import CurrentReader, Freshness, view_path
@@ -69,6 +69,25 @@ async def test_start_that_fails_behind_the_view_does_too(tmp_path: Path) -> None
         one.runtime = await Runtime.start(settings)
         assert await connections(one.server) == 2
         await one.runtime.stop()
+
+
+async def test_key_that_another_worker_has_activated_is_not_activated_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers make the first key together, and one may be through before another has read what it made."""
+    async with host(tmp_path) as one:
+        keys = one.runtime.signing_keys
+        active = keys.active("EdDSA")
+        assert active is not None
+
+        async def found(*_: object, **__: object) -> object:
+            return active
+
+        monkeypatch.setattr(keys, "_introduce", found)
+        before = await one.runtime.ledger.read(f"ledger.main.key.{active.kid}")
+        with pytest.raises(Conflict):
+            await keys.rotate("EdDSA", by="system")
+        assert before == await one.runtime.ledger.read(f"ledger.main.key.{active.kid}")
 
 
 async def test_start_without_a_server_is_unavailable(tmp_path: Path) -> None:
