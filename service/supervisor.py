@@ -95,7 +95,7 @@ def serve(settings: Settings) -> None:
 def http_server(target: str, settings: Settings, *, factory: bool, interface: str) -> AbstractServer[Any]:
     """Granian as the API is served. The benchmark's echo, an ASGI application, is served by it too.
 
-    RSGI, Granian's own interface, hands over a request for two thirds of what ASGI costs.
+    RSGI, Granian's own interface, hands over a request for less than ASGI does.
     """
     from granian.constants import HTTPModes, Interfaces, Loops  # noqa: PLC0415 - the other processes need no server
     from granian.http import HTTP1Settings  # noqa: PLC0415
