@@ -22,7 +22,7 @@ import functools
 import secrets
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -592,21 +592,12 @@ class CurrentReader:
 
     def look_up(self, sha256: bytes) -> tuple[Hit | None, Freshness]:
         """The token with this hash, and how fresh the view was when it was read. `sha256` is raw, 32 bytes."""
-        # The transaction is opened and closed by hand: this is the hottest function of the service.
-        txn = self.env.begin()
-        try:
-            state = txn.get(b"state", db=self._meta)
-            position, confirmed, boot, retired = _STATE.unpack(state) if state is not None else _NO_STATE
-            hit = self._find(txn, sha256, position)
-        finally:
-            txn.abort()
-        if retired:
-            self._reopen()
-            return self.look_up(sha256)
-        return hit, Freshness(position, self._age_seconds(confirmed, boot))
+        hits, fresh = self.look_up_all((sha256,))
+        return hits[0], fresh
 
-    def look_up_all(self, hashes: list[bytes]) -> tuple[list[Hit | None], Freshness]:
+    def look_up_all(self, hashes: Sequence[bytes]) -> tuple[list[Hit | None], Freshness]:
         """As `look_up` for each, all in one transaction."""
+        # The transaction is opened and closed by hand: this is the hottest function of the service.
         txn = self.env.begin()
         try:
             state = txn.get(b"state", db=self._meta)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]
+from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]  # it has no stub
 
 
 class Headers:

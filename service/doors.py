@@ -36,7 +36,6 @@ from service.validation import (
     decide,
     decide_all,
     recorded,
-    remembered,
     resolve,
     resolve_all,
     scope_of,
@@ -155,9 +154,7 @@ def _answer(verdict: Verdict) -> ValidateAnswer:
 
 async def validate(runtime: Runtime, incoming: Incoming) -> Response:
     """`POST /v1/tokens/validate`."""
-    caller = remembered(runtime, incoming, NEEDS)
-    if caller is None:
-        caller = await authenticate(runtime, incoming, NEEDS, endpoint="validate", record=False)
+    caller = await authenticate(runtime, incoming, NEEDS, endpoint="validate", record=False)
     request = decode_json(_decode_one, await json_body(incoming, runtime.settings))
     asked, moment = _asked(request), now()
     verdict = decide(runtime, request.token, asked, BEARER_KINDS, moment)
@@ -188,9 +185,7 @@ def _refused(runtime: Runtime, caller: Caller, request: ValidateRequest, code: C
 
 async def validate_batch(runtime: Runtime, incoming: Incoming) -> Response:
     """`POST /v1/tokens/validate-batch`: up to 1,000 at once, answered in the same order."""
-    caller = remembered(runtime, incoming, NEEDS)
-    if caller is None:
-        caller = await authenticate(runtime, incoming, NEEDS, endpoint="batch", record=False)
+    caller = await authenticate(runtime, incoming, NEEDS, endpoint="batch", record=False)
     body = await json_body(incoming, runtime.settings, bytes_max=runtime.settings.batch_body_bytes_max)
     requests = decode_json(_decode_batch, body).requests
     moment = now()

@@ -14,7 +14,7 @@ from itertools import count
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from granian.rsgi import ProtocolClosed, ProtocolError  # type: ignore[attr-defined]
+from granian.rsgi import ProtocolClosed, ProtocolError  # type: ignore[attr-defined]  # they have no stubs
 
 from events.types import Context
 from service.errors import BodyTooLarge, InvalidRequest, RequestTimeout, UnsupportedMediaType
@@ -161,7 +161,10 @@ class Incoming:
             if total > bytes_max:
                 break
         if empty > 1:
-            raise InvalidRequest("the client went away before the body was complete, or sent trailers")
+            raise InvalidRequest(
+                "the client went away before the body was complete, or sent trailers",
+                fix="send Content-Length, or chunks without trailers",
+            )
         return b"".join(parts)
 
 

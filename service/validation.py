@@ -281,6 +281,10 @@ async def authenticate(
     """
     headers = incoming.header_values("authorization")
     token = bearer(headers)
+    if not record:
+        remembered = _remembered(runtime, headers[0], needs)
+        if remembered is not None:
+            return remembered
     ip = incoming.client_ip(runtime.settings)
     # The management API takes tokens whose audience is the issuer or absent.
     asked = Asked(audience=(runtime.settings.issuer,), ip=ip)
@@ -322,13 +326,9 @@ async def authenticate(
     return caller
 
 
-def remembered(runtime: Runtime, incoming: Incoming, needs: tuple[str, ...]) -> Caller | None:
-    """The caller, if nothing at all has happened since its token was last found good, and the view is fresh.
-
-    What it calls for must be recorded otherwise.
-    """
-    headers = incoming.header_values("authorization")
-    known = runtime.callers.get(headers[0]) if len(headers) == 1 else None
+def _remembered(runtime: Runtime, header: str, needs: tuple[str, ...]) -> Caller | None:
+    """The caller, if nothing at all has happened since its token was last found good, and the view is fresh."""
+    known = runtime.callers.get(header)
     if known is None or known.needs != needs or time.time() >= known.expires_at:
         return None
     fresh = runtime.view.freshness()

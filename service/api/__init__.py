@@ -50,7 +50,7 @@ async def manage(app: Litestar, incoming: Incoming) -> None:
         else:
             incoming.answer(Response(status, message.get("body", b""), headers))
 
-    await app(incoming.asgi_scope(), receive, send)  # type: ignore[arg-type]
+    await app(incoming.asgi_scope(), receive, send)  # type: ignore[arg-type]  # a dict is not its TypedDict
 
 
 def litestar_app(get_runtime: GetRuntime) -> Litestar:

@@ -181,7 +181,7 @@ def _name_in_path(one: Operation, incoming: Incoming) -> str:
 
 def incoming_of(request: Request[Any, Any, Any]) -> Incoming:
     """The request that Litestar was given an ASGI scope of."""
-    incoming: Incoming = request.scope["incoming"]  # type: ignore[typeddict-item]
+    incoming: Incoming = request.scope["incoming"]  # type: ignore[typeddict-item]  # our own
     return incoming
 
 

@@ -23,13 +23,11 @@ from service.validation import (
     authenticate,
     decide,
     recorded,
-    remembered,
     resolve,
     scope_of,
     use_of,
 )
 
-_NEEDS = ("ledger:validate",)
 _INACTIVE = b'{"active":false}'
 
 
@@ -40,8 +38,7 @@ async def introspect(runtime: Runtime, incoming: Incoming) -> Response:
     header = incoming.header("authorization") or ""
     client: Client | None = None
     if header[:7].lower() == "bearer ":
-        known = remembered(runtime, incoming, _NEEDS) or await authenticate(runtime, incoming, _NEEDS, record=False)
-        caller = known.token_id
+        caller = (await authenticate(runtime, incoming, ("ledger:validate",), record=False)).token_id
     else:
         client = await authenticate_client(runtime, incoming, form, public=False)
         caller = client.client_id

@@ -289,10 +289,14 @@ async def test_restart_does_not_read_again_what_was_applied(server: EmbeddedServ
         writer.close()
         async with connected(server) as service:
             [end] = await Ledger(service).append(first(unique()))
-        again = CurrentWriter(path, sync=False)
         batches: list[list[RawMessage]] = []
-        apply = again.apply
-        again.apply = lambda stream, batch: (batches.append(batch), apply(stream, batch))[1]  # type: ignore[method-assign]
+
+        class Noting(CurrentWriter):
+            def apply(self, stream: str, batch: list[RawMessage]) -> None:
+                batches.append(batch)
+                super().apply(stream, batch)
+
+        again = Noting(path, sync=False)
         await base.run(nc, again, (LEDGER,), until_caught_up=True)
         again.close()
     assert [[end]] == [[message.seq for message in batch] for batch in batches if batch]

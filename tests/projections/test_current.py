@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -223,9 +225,6 @@ def test_second_writer_is_refused_and_a_dead_one_leaves_its_place(path: Path) ->
 
 def test_any_number_of_processes_may_be_first(path: Path) -> None:
     """The API may start before the projector, all at once, on a directory that is empty."""
-    import subprocess  # noqa: PLC0415 - only here are processes started without waiting for each
-    import sys  # noqa: PLC0415
-
     code = "import sys;from pathlib import Path;from projections.current import *;"
     code += "one=getattr(sys.modules['projections.current'],sys.argv[1])(Path(sys.argv[2]));"
     code += "print(one.freshness().position if sys.argv[1]=='CurrentReader' else one.position('LEDGER'));one.close()"
@@ -671,9 +670,9 @@ def test_reader_that_was_killed_in_a_transaction_is_forgotten(path: Path, writer
 def holding_reader(path: Path) -> Any:
     """A reader in the midst of a transaction."""
     reader = CurrentReader(path)
-    reader.held = reader.env.begin()  # type: ignore[attr-defined]
-    reader.held.get(b"state", db=reader._meta)  # type: ignore[attr-defined]
-    return reader
+    transaction = reader.env.begin()
+    transaction.get(b"state", db=reader._meta)
+    return reader, transaction
 
 
 def test_exception_in_a_read_leaves_no_slot_behind(path: Path) -> None:
