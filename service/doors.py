@@ -5,8 +5,6 @@ These do without Litestar, since they are called for every request of every appl
 
 from __future__ import annotations
 
-import functools
-import ipaddress
 from collections import Counter
 from datetime import datetime
 from typing import Annotated
@@ -21,7 +19,7 @@ from service.caller import Caller
 from service.errors import InsufficientScope, InvalidRequest, InvalidToken
 from service.incoming import Incoming, parse_form
 from service.outgoing import NO_STORE, Response
-from service.parsing import decode_json, json_body
+from service.parsing import check_address, decode_json, json_body
 from service.runtime import Runtime
 from service.tokens import now, redacted
 from service.validation import (
@@ -99,19 +97,10 @@ _decode_batch = msgspec.json.Decoder(BatchRequest).decode
 _encode = msgspec.json.Encoder().encode
 
 
-@functools.lru_cache(maxsize=10_000)
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _asked(request: ValidateRequest) -> Asked:
-    """Raises: InvalidRequest for an address that is none: it would be refused by some tokens and recorded for all."""
-    if request.context is not None and request.context.ip is not None and not _is_address(request.context.ip):
-        raise InvalidRequest("context.ip is not an IP address", fix="send it without port, brackets or prefix length")
+    """Raises: InvalidRequest."""
+    if request.context is not None and request.context.ip is not None:
+        check_address(request.context.ip, "context.ip")
     audience = request.audience
     names = (audience,) if isinstance(audience, str) and audience else tuple(audience)
     return Asked(request.scope, names, request.context.ip if request.context else None, request.min_seq)

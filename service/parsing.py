@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import ipaddress
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -77,6 +79,21 @@ def query(data: bytes, kind: type[Q]) -> Q:
     except msgspec.ValidationError as error:
         text = str(error).replace("Object contains unknown field", "there is no parameter").replace("$.", "")
         raise InvalidRequest(f"the query does not fit: {text}", fix=_SCHEMAS) from None
+
+
+def check_address(text: str, name: str) -> None:
+    """Raises: InvalidRequest for what is no IP address: it would be refused by some tokens and recorded for all."""
+    if not _is_address(text):
+        raise InvalidRequest(f"{name} is not an IP address", fix="send it without port, brackets or prefix length")
+
+
+@functools.lru_cache(maxsize=10_000)
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def moment(text: str, name: str) -> datetime:

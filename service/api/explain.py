@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from typing import Annotated
 
 from msgspec import UNSET, Meta, UnsetType
@@ -10,8 +9,8 @@ from msgspec import UNSET, Meta, UnsetType
 from service.api.routing import Call, operation
 from service.api.tokens import AtQuery, find_past
 from service.api.wire import Audience, ScopeText, audiences
-from service.errors import InvalidRequest
 from service.explanation import Explanation, explain
+from service.parsing import check_address
 from service.rules.registry import check_audience, check_scope
 from service.validation import Asked
 
@@ -46,10 +45,8 @@ async def explain_token(call: Call[None, ExplainQuery]) -> Explanation:
 def _asked(query: ExplainQuery) -> Asked:
     """Raises: InvalidRequest, InvalidScope."""
     ip = None if isinstance(query.ip, UnsetType) else query.ip
-    try:
-        ipaddress.ip_address(ip or "::")
-    except ValueError:
-        raise InvalidRequest("ip is not an IP address", fix="send it without port, brackets or prefix length") from None
+    if ip is not None:
+        check_address(ip, "ip")
     audience = audiences(query.audience)
     check_audience(audience)
     return Asked(check_scope(query.scope, {}), audience, ip)

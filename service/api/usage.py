@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
@@ -23,7 +22,7 @@ from service.api.audit import AUDIT
 from service.api.routing import Call, operation
 from service.api.wire import Id, Page, Seq, cursor_of, position_of
 from service.errors import InvalidRequest
-from service.parsing import moment
+from service.parsing import check_address, moment
 from service.registry import subject_id
 from service.runtime import Runtime
 from service.tokens import now
@@ -91,7 +90,7 @@ def _asked(runtime: Runtime, query: UsageQuery) -> UsageRequest:
     since = present - _FROM_DEFAULT if isinstance(query.from_, UnsetType) else moment(query.from_, "from")
     _check_range(query, since, until)
     if not isinstance(query.ip, UnsetType):
-        _check_address(query.ip)
+        check_address(query.ip, "ip")
     subject = query.subject or None
     return UsageRequest(
         group_by=query.group_by or None,
@@ -141,14 +140,6 @@ def _narrower(interval: str, count: int, groups: int) -> str:
     if groups > 1 and (limit := ROWS_MAX // count - 1) >= 1:
         ways.append(f"limit={limit}")
     return " or ".join(ways)
-
-
-def _check_address(ip: str) -> None:
-    """Raises: InvalidRequest."""
-    try:
-        ipaddress.ip_address(ip)
-    except ValueError:
-        raise InvalidRequest("ip is not an IP address", fix="give one address, without port or prefix length") from None
 
 
 class DaysQuery(Page, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -29,7 +29,7 @@ from events.types import (
 from projections import current
 from projections.base import boot_time_ns
 from projections.current import CurrentReader, CurrentWriter, HeldView, raw_id, view_path
-from projections.grants import EMPTY, RevokedGrant, evolve
+from projections.grants import EMPTY, ActiveGrant, RevokedGrant, evolve
 from projections.registry import Client, Scope, SigningKey, User, Username
 from tests.making import (
     DAY,
@@ -706,5 +706,6 @@ def test_cut_does_not_depend_on_what_came_later(reader: CurrentReader) -> None:
         assert hit is not None
         assert hit.client_cut is not None
         assert hit.client_cut.seq == cut.seq
-        assert hit.token.issued_seq > cut.seq > hit.grant.first_seq  # type: ignore[union-attr]
+        assert isinstance(hit.grant, ActiveGrant)
+        assert hit.token.issued_seq > cut.seq > hit.grant.first_seq
         assert after(cut.seq) == hit.client_cut.at
