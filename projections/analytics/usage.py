@@ -53,7 +53,7 @@ _JOIN = """
 # A request that named no known token is no row of `uses`: `refused` counts such requests by the minute.
 _COUNTED = """WITH recorded AS (
     SELECT occurred_at, token_no, outcome, endpoint, scope, ip, user_agent, 1 AS uses
-    FROM uses WHERE occurred_at >= $from::TIMESTAMP AND occurred_at < $to::TIMESTAMP
+    FROM uses JOIN origins USING (origin_no) WHERE occurred_at >= $from::TIMESTAMP AND occurred_at < $to::TIMESTAMP
     UNION ALL
     SELECT minute, NULL, outcome, endpoint, NULL, ip, NULL, requests
     FROM refused WHERE minute >= $from::TIMESTAMP AND minute < $to::TIMESTAMP
