@@ -44,7 +44,8 @@ class TokenUsage(Struct, frozen=True, kw_only=True):
     """A token and its uses, as far as these are kept.
 
     `uses` are all of them, `refused` those with another outcome than `valid`, `addresses` how many different ones they
-    came from. `age_days`: whole days since it was issued. `issued_seq`: position of its issue in the ledger.
+    came from. `validations`: of other tokens, that were asked for with this one; `last_used_at` is the last of either.
+    `age_days`: whole days since it was issued. `issued_seq`: position of its issue in the ledger.
     """
 
     token_id: str
@@ -61,7 +62,7 @@ class TokenUsage(Struct, frozen=True, kw_only=True):
     uses: int
     refused: int
     addresses: int
-    first_used_at: datetime | UnsetType = UNSET
+    validations: int
     last_used_at: datetime | UnsetType = UNSET
 
 
@@ -110,9 +111,10 @@ class ScopeUses(Struct, frozen=True, kw_only=True):
 class ScopesUsed(Struct, frozen=True, kw_only=True):
     """What a token or client was granted, and what of it was used.
 
-    A scope counts as used if a validation asked for it and the answer was `valid`. `unscoped_uses` asked for none, and
-    prove nothing about any. `scope`: of the token; of a client, what it is registered with and what those of its tokens
-    had that were good within the time. `proposed_scope`: what of it was used; absent if nothing was.
+    A scope counts as used if a validation asked for it and the answer was `valid`, or if it let a call of the ledger's
+    own API through. `unscoped_uses` asked for none, and prove nothing about any. `scope`: of the token; of a client,
+    what it is registered with and what those of its tokens had that were good within the time. `proposed_scope`: what
+    of it was used; absent if nothing was.
     """
 
     token_id: str | UnsetType = UNSET
@@ -227,12 +229,16 @@ class Outcome(Struct, frozen=True, kw_only=True):
 
 
 class RadiusUses(Struct, frozen=True, kw_only=True):
-    """The uses of the token, grant or client and of what came out of it, as far as they are kept."""
+    """The uses of the token, grant or client and of what came out of it, as far as they are kept.
+
+    `validations`: of other tokens, that were asked for with these.
+    """
 
     uses: int
     refused: int
     tokens: int
     addresses: int
+    validations: int
     first_used_at: datetime | UnsetType = UNSET
     last_used_at: datetime | UnsetType = UNSET
     outcomes: list[Outcome]
@@ -252,7 +258,8 @@ class WouldBreak(Struct, frozen=True, kw_only=True):
     """What would break if what was asked about were revoked now: its valid uses since `since`, 24 hours ago.
 
     Of each kind of dependents the most frequent are told, `callers` being who validated. `refreshes`: how often a
-    refresh token of an ended grant was exchanged since.
+    refresh token of an ended grant was exchanged since. `validations`: of other tokens, that were asked for with the
+    ended ones since.
     """
 
     since: datetime
@@ -260,6 +267,7 @@ class WouldBreak(Struct, frozen=True, kw_only=True):
     uses: int
     last_used_at: datetime | UnsetType = UNSET
     refreshes: int
+    validations: int
     callers: list[Dependent]
     addresses: list[Dependent]
     agents: list[Dependent]
@@ -277,7 +285,10 @@ class Deed(Struct, frozen=True, kw_only=True):
 
 
 class RadiusUse(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One use. `usage_seq` and `use_index` say where it stands in USAGE; `caller` is the token or client that asked."""
+    """One use. `usage_seq` and `use_index` say where it stands in USAGE; `caller` is the token or client that asked.
+
+    `reported`: the caller told where the use came from, and it was not seen by the service itself.
+    """
 
     usage_seq: int
     use_index: int
@@ -294,6 +305,7 @@ class RadiusUse(Struct, frozen=True, kw_only=True, omit_defaults=True):
     user_agent: str | None = None
     method: str | None = None
     path: str | None = None
+    reported: bool | None = None
 
 
 class NamedSql(Struct, frozen=True):

@@ -82,14 +82,15 @@ SELECT token.token_id, token.grant_id, token.kind, related.relation, {status} AS
         AND token.expires_at > $now::TIMESTAMP AS would_end,
     token.client_id, token.subject, token.scope, token.issued_at, token.expires_at, token.ended_at, token.reason,
     token.rotated_from, token.ledger_seq, token.ended_seq, used_tokens.token_no,
-    related.relation IN ('self', 'descendant') AS counted
+    related.relation IN ('self', 'descendant') AS counted,
+    'tok_' || replace(token.token_id::VARCHAR, '-', '') AS caller
 FROM related JOIN tokens AS token USING (token_id) LEFT JOIN used_tokens USING (token_id)"""
 
 _TOKENS = """WITH used AS (
     SELECT token_no, sum(uses)::BIGINT AS uses, max(last_at) AS last_used_at
     FROM all_usage_days SEMI JOIN related USING (token_no) GROUP BY token_no
 )
-SELECT related.* EXCLUDE (token_no, counted), coalesce(used.uses, 0) AS uses, used.last_used_at,
+SELECT related.* EXCLUDE (token_no, counted, caller), coalesce(used.uses, 0) AS uses, used.last_used_at,
     count(*) OVER () AS tokens, count(DISTINCT related.grant_id) OVER () AS grants,
     count(*) FILTER (status = 'active') OVER () AS active, count(*) FILTER (would_end) OVER () AS would_end_in_all
 FROM related LEFT JOIN used USING (token_no)
@@ -134,6 +135,18 @@ _DEPENDENTS = """WITH depending AS (
 FROM counted
 QUALIFY row_number() OVER (PARTITION BY kind ORDER BY uses DESC, value) <= $listed
 ORDER BY kind, uses DESC, value"""
+# A call of the management API is a use of the caller's own token, and told as such.
+_VALIDATIONS = """SELECT coalesce(sum(validations), 0)::BIGINT AS validations FROM (
+    SELECT count(*) AS validations
+    FROM uses AS recent LEFT JOIN related AS own USING (token_no)
+    WHERE recent.occurred_at >= $day_ago::TIMESTAMP AND own.caller IS DISTINCT FROM recent.caller
+        AND recent.caller IN (SELECT caller FROM related WHERE would_end)
+    UNION ALL
+    SELECT sum(requests) FROM refused
+    WHERE minute >= $day_ago::TIMESTAMP AND caller IN (SELECT caller FROM related WHERE would_end)
+)"""
+_CALLS = """SELECT coalesce(sum(validations), 0)::BIGINT AS validations FROM all_caller_days
+WHERE caller IN (SELECT caller FROM related WHERE counted)"""
 _REFRESHES = """SELECT count(*) AS refreshes
 FROM ends JOIN issued_tokens AS spent USING (token_id)
 WHERE what = 'spent' AND ends.ended_at >= $day_ago::TIMESTAMP
@@ -141,22 +154,22 @@ WHERE what = 'spent' AND ends.ended_at >= $day_ago::TIMESTAMP
 _DEEDS = """SELECT type, count(*) AS events, min(ledger_seq) AS first_seq, max(ledger_seq) AS last_seq,
     max(recorded_at) AS last_at
 FROM events
-WHERE done_by IN (SELECT 'tok_' || replace(token_id::VARCHAR, '-', '') FROM related WHERE counted)
+WHERE done_by IN (SELECT caller FROM related WHERE counted)
 GROUP BY type ORDER BY first_seq"""
 # When the tokens were used bounds where their uses can lie, so that most of what is sealed is left unread.
 _SPAN = """SELECT min(first_at) AS first_at, max(last_at) AS last_at FROM all_usage_days
 WHERE token_no IN (SELECT token_no FROM related WHERE counted)"""
 _USES = """WITH shown AS (
     SELECT block_seq, use_index, occurred_at, recorded_at, token_no, origin_no, outcome, endpoint, caller, scope,
-        audience, method, path
+        audience, method, path, reported
     FROM uses
     WHERE token_no IN (SELECT token_no FROM related WHERE counted)
         AND block_seq <= $block_seq AND (block_seq, use_index) < ($block_seq, $use_index)
         AND occurred_at BETWEEN $first_at::TIMESTAMP AND $last_at::TIMESTAMP
     ORDER BY block_seq DESC, use_index DESC LIMIT $limit
 )
-SELECT block_seq, use_index, occurred_at, recorded_at, related.token_id, outcome, endpoint, caller, shown.scope,
-    audience, ip, network, user_agent, method, path
+SELECT block_seq, use_index, occurred_at, recorded_at, related.token_id, outcome, endpoint, shown.caller, shown.scope,
+    audience, ip, network, user_agent, method, path, reported
 FROM shown JOIN related USING (token_no) LEFT JOIN origins USING (origin_no)
 ORDER BY block_seq DESC, use_index DESC"""
 _END = (2**63 - 1, 0)  # behind every use
@@ -244,7 +257,8 @@ class Radius:
             else:
                 members = {"uses": uses, "refused": refused, "tokens": tokens, "addresses": addresses}
                 members |= {"first_used_at": when(first_at), "last_used_at": when(last_at)}
-        return RadiusUses(**members, outcomes=outcomes, series=series)
+        [(validations,)] = self._run("validations", _CALLS)
+        return RadiusUses(**members, validations=validations, outcomes=outcomes, series=series)
 
     def _places(self, name: str, *, column: str, having: str) -> Places:
         statement = _PLACES.format(column=column, having=having)
@@ -255,6 +269,7 @@ class Radius:
     def _would_break(self, tokens: int) -> WouldBreak:
         rows = self._run("dependents", _DEPENDENTS, day_ago=self._day_ago, listed=LISTED_MAX)
         [(refreshes,)] = self._run("refreshes", _REFRESHES, day_ago=self._day_ago)
+        [(validations,)] = self._run("recent_validations", _VALIDATIONS, day_ago=self._day_ago)
         of_kind: dict[str, list[Dependent]] = {"callers": [], "addresses": [], "agents": [], "endpoints": []}
         uses, last_used_at = 0, None
         for kind, value, count, tokens_used, last in rows:
@@ -268,6 +283,7 @@ class Radius:
             uses=uses,
             last_used_at=when(last_used_at),
             refreshes=refreshes,
+            validations=validations,
             **of_kind,
         )
 

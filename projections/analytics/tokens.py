@@ -25,19 +25,26 @@ STATUS = """CASE WHEN token.ended_at IS NOT NULL THEN 'revoked' WHEN token.spent
 # An address may be that of several origins, so that these cannot be counted in its place.
 _TOKENS = """WITH of_origin AS (
     SELECT token_no, origin_no, sum(uses) AS uses, sum(uses) FILTER (outcome <> 'valid') AS refused,
-        min(first_at) AS first_at, max(last_at) AS last_at
+        max(last_at) AS last_at
     FROM all_usage_days WHERE token_no IS NOT NULL GROUP BY token_no, origin_no
 ), used AS (
     SELECT token_no, sum(uses)::BIGINT AS uses, coalesce(sum(refused), 0)::BIGINT AS refused,
-        count(DISTINCT ip) AS addresses, min(first_at) AS first_used_at, max(last_at) AS last_used_at
+        count(DISTINCT ip) AS addresses, max(last_at) AS last_used_at
     FROM of_origin LEFT JOIN origins USING (origin_no) GROUP BY token_no
+), called AS (
+    SELECT try_cast(substr(caller, 5) AS UUID) AS token_id, sum(validations)::BIGINT AS validations,
+        max(last_at) AS last_at
+    FROM all_caller_days WHERE starts_with(caller, 'tok_') GROUP BY caller
 ), listed AS (
     SELECT token.token_id, token.grant_id, token.kind, {status} AS status,
         token.client_id, token.subject, token.scope, token.issued_at, token.expires_at, token.ledger_seq,
         greatest(date_sub('day', token.issued_at, $now::TIMESTAMP), 0) AS age_days,
         coalesce(used.uses, 0) AS uses, coalesce(used.refused, 0) AS refused, coalesce(used.addresses, 0) AS addresses,
-        used.first_used_at, used.last_used_at
-    FROM tokens AS token LEFT JOIN used_tokens USING (token_id) LEFT JOIN used USING (token_no)
+        coalesce(called.validations, 0) AS validations, greatest(used.last_used_at, called.last_at) AS last_used_at
+    FROM tokens AS token
+    LEFT JOIN used_tokens USING (token_id)
+    LEFT JOIN used USING (token_no)
+    LEFT JOIN called USING (token_id)
 )
 SELECT * FROM listed WHERE {conditions}
 ORDER BY {by} {order}, token_id {order} LIMIT $limit"""
@@ -84,7 +91,7 @@ def tokens_sql(request: TokensRequest) -> Query:
 
 def token_usage(row: Sequence[Any]) -> TokenUsage:
     token_id, grant_id, kind, status, client_id, subject, scope, issued_at, expires_at, seq, age, *counts = row
-    uses, refused, addresses, first_used_at, last_used_at = counts
+    uses, refused, addresses, validations, last_used_at = counts
     return TokenUsage(
         token_id=f"tok_{token_id.hex}",
         grant_id=f"grt_{grant_id.hex}",
@@ -100,7 +107,7 @@ def token_usage(row: Sequence[Any]) -> TokenUsage:
         uses=uses,
         refused=refused,
         addresses=addresses,
-        first_used_at=when(first_used_at),
+        validations=validations,
         last_used_at=when(last_used_at),
     )
 
@@ -133,6 +140,7 @@ _HOLDERS = {
     SELECT client_id, scope FROM client
 )""",
 }
+# Who validates leaves no use of his own token, and needs `ledger:validate` nevertheless.
 _SCOPES = """WITH {holders}, granted AS (
     SELECT DISTINCT entity, name FROM (SELECT entity, unnest(string_split(scope, ' ')) AS name FROM held)
     WHERE name <> ''
@@ -144,6 +152,11 @@ _SCOPES = """WITH {holders}, granted AS (
     JOIN holder USING (token_id)
     WHERE days.outcome = 'valid'
     GROUP BY holder.entity, days.scope
+    UNION ALL
+    SELECT holder.entity, 'ledger:validate', sum(validations) FILTER (first_at >= $since::TIMESTAMP), max(last_at)
+    FROM (SELECT *, try_cast(substr(caller, 5) AS UUID) AS token_id FROM all_caller_days) AS calls
+    JOIN holder USING (token_id)
+    GROUP BY holder.entity
 ), used AS (
     SELECT entity, name, coalesce(sum(uses), 0)::BIGINT AS uses, max(last_at) AS last_used_at
     FROM (SELECT entity, unnest(string_split(scope, ' ')) AS name, uses, last_at FROM asked WHERE scope IS NOT NULL)
