@@ -79,8 +79,8 @@ class TokensAnswer(Struct, frozen=True, kw_only=True):
 class ScopesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Scopes that were granted, and which of them were used since `since`, the beginning of a day (UTC).
 
-    `by`: for every good token, or for every client. `all`: also where each scope was used. `after`: the token or client
-    id of the last item of the page before.
+    `by`: for every good token, or for every client. `include_used`: also where each scope was used. `after`: the token
+    or client id of the last item of the page before.
     """
 
     now: datetime
@@ -90,7 +90,7 @@ class ScopesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     subject: str | None = None
     token_id: str | None = None
     kind: str | None = None
-    all: bool = False
+    include_used: bool = False
     after: str | None = None
     limit: Limit = 100
     explain: bool = False

@@ -200,7 +200,7 @@ def scopes_sql(request: ScopesRequest) -> Query:
     given = {name: value for name in filters if (value := getattr(request, name)) is not None}
     sql = _SCOPES.format(
         holders=_HOLDERS[request.by].format(conditions="".join(_HOLDER_FILTERS[name] for name in given)),
-        shown="true" if request.all else "count(*) FILTER (granted AND NOT recent) > 0",
+        shown="true" if request.include_used else "count(*) FILTER (granted AND NOT recent) > 0",
     )
     parameters: dict[str, Any] = given | {
         "since": text(request.since),

@@ -139,7 +139,7 @@ class ScopesQuery(Page, frozen=True, kw_only=True, forbid_unknown_fields=True):
         "token"
     )
     days: Annotated[Days, Meta(description="Whole days, UTC, before today; today is looked at too.")] = 90
-    all: Annotated[bool, Meta(description="Also items of which every scope was used.")] = False
+    include_used: Annotated[bool, Meta(description="Also items of which every scope was used.")] = False
     client_id: Id | UnsetType = UNSET
     subject: Subject | UnsetType = UNSET
     token_id: Id | UnsetType = UNSET
@@ -180,7 +180,7 @@ async def list_unused_scopes(call: Call[None, ScopesQuery]) -> ScopesUsedList:
         subject=subject and (subject_id(call.runtime, subject) or subject),
         token_id=asked.token_id or None,
         kind=asked.kind or None,
-        all=asked.all,
+        include_used=asked.include_used,
         after=position_of(asked.cursor, of).decode() or None,
         limit=asked.limit,
         explain=asked.explain == "sql",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,12 @@ import msgspec
 import pytest
 from msgspec import UNSET
 
-from events.streams import LEDGER
+from events.streams import USAGE
 from projections import analytics
 from projections.analytics.tokens import scopes_sql, scopes_used, token_usage, tokens_sql
 from projections.asking_tokens import ScopesRequest, ScopesUsed, Sort, TokensRequest, TokenUsage
-from tests.making import raw
 from tests.projections import token_population as p
+from tests.projections.test_analytics import block, blocks
 from tests.projections.token_population import NOW, START, at
 
 
@@ -131,8 +131,8 @@ def test_token_usage_sql_holds_no_value(store: analytics.Analytics) -> None:
 # Scopes
 
 
-def scopes(store: analytics.Analytics, *, since: datetime = at(10), **asked: Any) -> dict[str, ScopesUsed]:
-    since = since.replace(hour=0, minute=0)
+def scopes(store: analytics.Analytics, *, days: float = 10, **asked: Any) -> dict[str, ScopesUsed]:
+    since = (NOW - timedelta(days=days)).replace(hour=0, minute=0)
     request = ScopesRequest(**{"now": NOW, "since": since, "by": "token"} | asked)
     found = scopes_used(request, run(store, scopes_sql(request)))
     return {str(one.token_id or one.client_id): one for one in found}
@@ -165,7 +165,7 @@ def test_scopes_uses_that_asked_for_none_are_counted_apart(store: analytics.Anal
 
 
 def test_scopes_over_a_longer_time_are_used(store: analytics.Analytics) -> None:
-    found = scopes(store, since=START, all=True)
+    found = scopes(store, days=20, include_used=True)
     assert names(found[p.ACCESS]) == ("a b", ["a"], ["b"], "a")
     assert names(found[p.PAT]) == ("a b c", ["a", "c"], ["b"], "a c")
     assert found[p.PAT].uses == 2
@@ -179,7 +179,7 @@ def test_scopes_of_clients_are_those_registered_and_those_of_their_tokens(store:
     }
     assert (found[p.SHOP].tokens, found[p.SHOP].uses, found[p.SHOP].unscoped_uses) == (3, 2, 1)
     # Until its token expired it used the other one too.
-    assert names(scopes(store, by="client", since=START)[p.SHOP]) == ("a b z", ["a", "b"], ["z"], "a b")
+    assert names(scopes(store, by="client", days=20)[p.SHOP]) == ("a b z", ["a", "b"], ["z"], "a b")
 
 
 @pytest.mark.parametrize(
@@ -201,12 +201,11 @@ def test_scopes_filters_and_pages(store: analytics.Analytics, asked: dict[str, A
 
 def test_scopes_of_a_token_that_used_all_are_left_out(tmp_path: Path) -> None:
     with p.stored(tmp_path / "store", 0) as store:
-        store.apply(LEDGER, [raw(one) for one in p.history().recorded])  # again: it changes nothing
         later = [p.use(19.9, p.SECOND_ACCESS, "b a")]
-        store.apply("USAGE", p.blocks(p.block(*later), first=len(p.USES) + 2))
+        store.apply(USAGE, blocks(block(*later), first=len(p.USES) + 2))
         store.flush()
         assert p.SECOND_ACCESS not in scopes(store)
-        assert names(scopes(store, all=True)[p.SECOND_ACCESS]) == ("a b", ["a", "b"], [], "a b")
+        assert names(scopes(store, include_used=True)[p.SECOND_ACCESS]) == ("a b", ["a", "b"], [], "a b")
 
 
 def test_token_queries_give_the_numbers_elsewhere(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def _pat(grant_id: str, token_id: str, **changes: Any) -> t.TokenIssued:
 def history() -> History:
     """The shop has five tokens, two of them refresh tokens; Anne replaced her PAT; a robot administers."""
     of_robot = minted(SAT, t.Kind.SAT, scope="ledger:admin", expires_at=LATE)
-    told = History(
+    return History(
         _client(SHOP, "a b z"),
         _client(IDLE, "q"),
         _client(CLOSED, "q"),
@@ -61,7 +61,6 @@ def history() -> History:
         issued(grt(7), minted(REVOKED, t.Kind.PAT, scope="a", expires_at=LATE), subject=ANNE, client_id=None),
         t.TokenRevoked(**head(), grant_id=grt(7), token_id=REVOKED, reason=t.Reason.COMPROMISED),
     )
-    return told
 
 
 def at(days: float) -> datetime:
