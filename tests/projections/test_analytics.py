@@ -168,6 +168,30 @@ EXAMPLES: list[tuple[t.LedgerEvent, tuple[str | None, str | None, str | None, st
     (t.KeyActivated(**common(kid="k1")), (None, None, None, None, [])),
     (t.KeyRetired(**common(kid="k1", remove_at=NOW)), (None, None, None, None, [])),
     (t.KeyRemoved(**common(kid="k1")), (None, None, None, None, [])),
+    (
+        t.AbuseDetected(
+            **common(
+                finding_id=new_id("fnd"),
+                rule="burst",
+                rule_version=1,
+                mode="observe",
+                detected_at=NOW,
+                first_at=NOW,
+                last_at=NOW,
+                self_reported=False,
+                counts=(t.Quantity(quantity="uses", value=7),),
+                parameters=(),
+                evidence=(t.Evidence(source="use", seq=1),),
+                token_id=TOKEN,
+                grant_id=GRANT,
+                client_id=CLIENT,
+                subject=USER,
+            )
+        ),
+        (USER, CLIENT, USER, GRANT, [TOKEN]),
+    ),
+    (t.FindingAcknowledged(**common(finding_id=new_id("fnd"))), (None, None, None, None, [])),
+    (t.FindingDismissed(**common(finding_id=new_id("fnd"), sealed_reason=SEALED)), (None, None, None, None, [])),
 ]
 
 
