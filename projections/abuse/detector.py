@@ -129,7 +129,7 @@ class Detector:
         self.rules = tuple(rules)
         self.incidents: dict[str, Incident] = dict(incidents or {})  # by rule and entity
         self._salt = salt
-        self._window = timedelta(seconds=max([60.0, *(rule.window_seconds for rule in self.rules)])) + _SLACK
+        self.window = timedelta(seconds=max([60.0, *(rule.window_seconds for rule in self.rules)])) + _SLACK
         self._day: datetime | None = None
         self._newest = datetime.min  # noqa: DTZ901 - as DuckDB's TIMESTAMP
         self._compact_at = _COMPACT_ROWS
@@ -220,8 +220,8 @@ class Detector:
         for statement in relations.FOLD:
             run(statement)
         self._newest = max(self._newest, last)
-        run("DELETE FROM recent_uses WHERE occurred_at < ?", [self._newest - self._window])
-        run("DELETE FROM recent_refused WHERE minute < ?", [self._newest - self._window])
+        run("DELETE FROM recent_uses WHERE occurred_at < ?", [self._newest - self.window])
+        run("DELETE FROM recent_refused WHERE minute < ?", [self._newest - self.window])
         ((rows,),) = run("SELECT (SELECT count(*) FROM seen) + (SELECT count(*) FROM tally)").fetchall()
         if rows > self._compact_at:
             for statement in relations.COMPACT:
