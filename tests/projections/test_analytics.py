@@ -234,13 +234,14 @@ def rows(opened: analytics.Analytics, sql: str, *parameters: Any) -> list[tuple[
         return cursor.execute(sql, parameters).fetchall()
 
 
-# Tables whose rows are the same after every replay; token numbers are not, so uses are read with the token's id.
+# What is the same after every replay; the numbers of tokens and origins are not, so uses are read with what they name.
 COMPARED = {
     table: f"SELECT * FROM {table} ORDER BY ALL"
     for table in ("events", "grants", "issued_tokens", "ends", "refused", "gaps", "tokens")
 } | {
     "uses": (
-        "SELECT t.token_id, u.* EXCLUDE (token_no) FROM uses u LEFT JOIN used_tokens t USING (token_no) "
+        "SELECT t.token_id, u.* EXCLUDE (token_no, origin_no), o.* EXCLUDE (origin_no) "
+        "FROM uses u LEFT JOIN used_tokens t USING (token_no) JOIN origins o USING (origin_no) "
         "ORDER BY block_seq, use_index"
     ),
     "positions": "SELECT stream, seq, recorded_at FROM positions ORDER BY stream",
@@ -358,15 +359,16 @@ def test_block_becomes_uses_refusals_and_gaps(opening: Open) -> None:
     )
     found = rows(opened, COMPARED["uses"])
     start = NOW.replace(tzinfo=None)
-    token, where = uuid.UUID(TOKEN[4:]), ("192.0.2.7", "curl/8", "GET", "/orders")
+    token = uuid.UUID(TOKEN[4:])
+    where = ("GET", "/orders", True, "192.0.2.7", "curl/8", "192.0.2.0/24", "curl")
     asked = ("valid", "validate", CLIENT)
     assert found == [
         (token, start + timedelta(microseconds=5), naive(1), 1, 0, None, *asked, "orders:read", None, *where),
-        (None, start, naive(1), 1, 1, bytes.fromhex(SHA), *asked, None, None, None, None, None, None),
+        (None, start, naive(1), 1, 1, bytes.fromhex(SHA), *asked, None, None, None, None, False, *[None] * 4),
         (token, start, naive(3), 3, 0, None, *asked, "orders:read", None, *where),
     ]
     assert rows(opened, "SELECT * FROM refused") == [
-        (start, naive(1), 1, 0, CLIENT, "192.0.2.9", "unknown", "validate", 17)
+        (start, naive(1), 1, 0, CLIENT, "192.0.2.9", "192.0.2.0/24", "unknown", "validate", 17)
     ]
     assert rows(opened, "SELECT * FROM gaps") == [(1, naive(1), "w1", 3)]
     assert opened.position(USAGE) == 3
@@ -626,7 +628,7 @@ def test_damage_found_while_in_use_sets_the_file_aside_and_stops_the_process(ope
     first = opening()
     _, usage = some_log()
     first.apply(USAGE, usage)
-    [(block_id,)] = rows(first, "CHECKPOINT; SELECT max(block_id) FROM pragma_storage_info('uses')")
+    [(block_id,)] = rows(first, "CHECKPOINT; SELECT max(block_id) FROM pragma_storage_info('recent_uses')")
     first.close()
     with first.path.open("r+b") as file:
         file.seek(12_288 + block_id * 262_144 + 64)
@@ -800,7 +802,7 @@ from projections import analytics, base
 
 async def main():
     url, creds, directory = sys.argv[1:]
-    opened = analytics.open_analytics(Path(directory), commit_seconds=0.01, batch_rows_max=500)
+    opened = analytics.open_analytics(Path(directory), commit_seconds=0.01, batch_rows_max=500, segment_uses=7000)
     opened.listeners.append(lambda: print(opened.position("LEDGER") + opened.position("USAGE"), flush=True))
     nc = await streams.connect(url, Path(creds), name="analytics")
     await base.run(nc, opened, analytics.STREAMS)
@@ -846,7 +848,7 @@ async def test_kill_in_mid_ingestion_loses_and_doubles_nothing(a_log: Log, tmp_p
         await project_until_killed(a_log, directory, target)
     replayed = tmp_path / "replayed"
     nc = await streams.connect(a_log.server.url, a_log.server.creds("projector"), name="rebuild")
-    await analytics.rebuild(nc, replayed)
+    await analytics.rebuild(nc, replayed, segment_uses=20_000)
     await nc.close()
     found = dump_file(analytics.store_file(replayed))
     assert (len(found["events"]), len(found["uses"]), len(found["gaps"])) == (len(events), uses, 1000)
@@ -875,7 +877,7 @@ async def test_rebuild_equals_the_live_store_and_reports_its_progress(
     await nc.close()
     assert dump_file(live.path) == whole
     assert progress.keys() <= {LEDGER, USAGE}
-    assert sorted(file.name for file in live.path.parent.iterdir()) == [live.path.name]
+    assert sorted(file.name for file in live.path.parent.iterdir()) == [live.path.name, live.segments.name]
 
 
 async def reached(opened: analytics.Analytics, positions: dict[str, int]) -> None:
