@@ -10,12 +10,15 @@ from typing import Any, NamedTuple, assert_never
 import msgspec
 
 from events.types import (
+    AbuseDetected,
     ClientChanged,
     ClientDisabled,
     ClientRegistered,
     ClientRevoked,
     ClientSecretRotated,
     Context,
+    FindingAcknowledged,
+    FindingDismissed,
     GrantRevoked,
     KeyActivated,
     KeyIntroduced,
@@ -169,6 +172,12 @@ def named(event: LedgerEvent) -> Named:
         case ScopeRegistered() | ScopeChanged() | ScopeDisabled():
             return Named()
         case KeyIntroduced() | KeyActivated() | KeyRetired() | KeyRemoved():
+            return Named()
+        case AbuseDetected():
+            found = (event.token_id,) if event.token_id else ()
+            user = user_of(event.subject, event.client_id)
+            return Named(event.subject, event.client_id, user, event.grant_id, found)
+        case FindingAcknowledged() | FindingDismissed():
             return Named()
         case _:
             assert_never(event)

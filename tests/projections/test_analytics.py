@@ -168,6 +168,30 @@ EXAMPLES: list[tuple[t.LedgerEvent, tuple[str | None, str | None, str | None, st
     (t.KeyActivated(**common(kid="k1")), (None, None, None, None, [])),
     (t.KeyRetired(**common(kid="k1", remove_at=NOW)), (None, None, None, None, [])),
     (t.KeyRemoved(**common(kid="k1")), (None, None, None, None, [])),
+    (
+        t.AbuseDetected(
+            **common(
+                finding_id=new_id("fnd"),
+                rule="burst",
+                rule_version=1,
+                mode="observe",
+                detected_at=NOW,
+                first_at=NOW,
+                last_at=NOW,
+                self_reported=False,
+                counts=(t.Quantity(quantity="uses", value=7),),
+                parameters=(),
+                evidence=(t.Evidence(source="use", seq=1),),
+                token_id=TOKEN,
+                grant_id=GRANT,
+                client_id=CLIENT,
+                subject=USER,
+            )
+        ),
+        (USER, CLIENT, USER, GRANT, [TOKEN]),
+    ),
+    (t.FindingAcknowledged(**common(finding_id=new_id("fnd"))), (None, None, None, None, [])),
+    (t.FindingDismissed(**common(finding_id=new_id("fnd"), sealed_reason=SEALED)), (None, None, None, None, [])),
 ]
 
 
@@ -778,7 +802,7 @@ from projections import analytics, base
 
 async def main():
     url, creds, directory = sys.argv[1:]
-    opened = analytics.open_analytics(Path(directory), commit_seconds=0.01, batch_rows_max=500)
+    opened = analytics.open_analytics(Path(directory), commit_seconds=0.01, batch_rows_max=500, segment_uses=7000)
     opened.listeners.append(lambda: print(opened.position("LEDGER") + opened.position("USAGE"), flush=True))
     nc = await streams.connect(url, Path(creds), name="analytics")
     await base.run(nc, opened, analytics.STREAMS)
@@ -824,7 +848,7 @@ async def test_kill_in_mid_ingestion_loses_and_doubles_nothing(a_log: Log, tmp_p
         await project_until_killed(a_log, directory, target)
     replayed = tmp_path / "replayed"
     nc = await streams.connect(a_log.server.url, a_log.server.creds("projector"), name="rebuild")
-    await analytics.rebuild(nc, replayed)
+    await analytics.rebuild(nc, replayed, segment_uses=20_000)
     await nc.close()
     found = dump_file(analytics.store_file(replayed))
     assert (len(found["events"]), len(found["uses"]), len(found["gaps"])) == (len(events), uses, 1000)
