@@ -35,6 +35,8 @@ from events import codec
 from events.errors import LedgerUnavailable
 from events.streams import LEDGER, RawMessage
 from events.types import (
+    AuditExported,
+    AuditRead,
     ClientChanged,
     ClientDisabled,
     ClientRegistered,
@@ -373,6 +375,8 @@ class CurrentWriter:
                 self._fold_grant(rows, recorded, event.grant_id, (event.spent_token_id,))
             case TokenRevoked() | TokenSuperseded():
                 self._fold_grant(rows, recorded, event.grant_id, (event.token_id,))
+            case AuditRead() | AuditExported():
+                pass
             case _:
                 table, key = row_key(event)
                 raw = rows.get(table, key)

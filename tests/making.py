@@ -10,6 +10,8 @@ from typing import Any
 from events import codec
 from events.streams import RawMessage
 from events.types import (
+    AuditExported,
+    AuditRead,
     ClientChanged,
     ClientDisabled,
     ClientMetadata,
@@ -175,6 +177,10 @@ def subject_of(event: LedgerEvent) -> str:
             return f"ledger.main.scope.{event.name.encode().hex()}"
         case KeyIntroduced() | KeyActivated() | KeyRetired() | KeyRemoved():
             return f"ledger.main.key.{event.kid}"
+        case AuditRead(what="query"):
+            return f"ledger.main.audit.{event.subject}"
+        case AuditRead() | AuditExported():
+            return f"ledger.main.export.{event.read_id}"
 
 
 class History:

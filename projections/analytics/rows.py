@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, assert_never
 import msgspec
 
 from events.types import (
+    AuditExported,
+    AuditRead,
     ClientChanged,
     ClientDisabled,
     ClientRegistered,
@@ -163,6 +165,10 @@ def named(event: LedgerEvent) -> Named:
         case ScopeRegistered() | ScopeChanged() | ScopeDisabled():
             return Named()
         case KeyIntroduced() | KeyActivated() | KeyRetired() | KeyRemoved():
+            return Named()
+        case AuditRead():
+            return Named(event.subject, event.client_id, user_of(event.subject, event.client_id))
+        case AuditExported():
             return Named()
         case _:
             assert_never(event)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from events.types import (
+    AuditExported,
+    AuditRead,
     ClientChanged,
     ClientDisabled,
     ClientMetadata,
@@ -174,6 +176,32 @@ def _expected() -> dict[str, LedgerEvent]:
         "key.activated/1": KeyActivated(**_event(23, "system"), kid="ed-1-0a1b2c3d"),
         "key.retired/1": KeyRetired(**_event(24, "system"), kid="ed-1-0a1b2c3d", remove_at=LATER),
         "key.removed/1": KeyRemoved(**_event(25, "system"), kid="ed-1-0a1b2c3d"),
+        "audit.read/1": AuditRead(
+            **_event(26),
+            read_id="exp_0198f0a0c0de7000800000000000001a",
+            subject=USER,
+            client_id=None,
+            what="export",
+            dataset="uses",
+            format="parquet",
+            statement_sha256="6f" * 32,
+            sealed_statement=sealed,
+        ),
+        "audit.exported/1": AuditExported(
+            **_event(27),
+            read_id="exp_0198f0a0c0de7000800000000000001a",
+            rows=1000,
+            size=65_536,
+            sha256="7e" * 32,
+            statement="SELECT * FROM uses_v1",
+            ledger_seq=25,
+            usage_seq=12,
+            first_ledger_seq=None,
+            last_ledger_seq=None,
+            first_usage_seq=1,
+            last_usage_seq=12,
+            software="token-ledger 0.1.0",
+        ),
     }
 
 
