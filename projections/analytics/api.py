@@ -343,15 +343,15 @@ def _events_sql(request: EventsRequest) -> tuple[str, list[Any]]:
 
 # In two steps: a token's uses lie in many places, and whole rows are read only of those that the page shows.
 _SELECT_USES = """
-SELECT occurred_at, recorded_at, block_seq, use_index, outcome, endpoint, caller, scope, audience,
-    ip, user_agent, method, path
-FROM uses
-WHERE rowid IN (
-    SELECT rowid FROM uses
+WITH page AS (
+    SELECT block_seq, use_index FROM uses
     WHERE token_no = (SELECT token_no FROM used_tokens WHERE token_id = ?::UUID)
         AND occurred_at >= ? AND (occurred_at, block_seq, use_index) > (?, ?, ?)
     ORDER BY occurred_at, block_seq, use_index LIMIT ?
 )
+SELECT occurred_at, recorded_at, block_seq, use_index, outcome, endpoint, caller, scope, audience,
+    ip, user_agent, method, path
+FROM uses JOIN page USING (block_seq, use_index) JOIN origins USING (origin_no)
 ORDER BY occurred_at, block_seq, use_index
 """
 

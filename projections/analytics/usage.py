@@ -55,7 +55,7 @@ _JOIN = """
 # A request that named no known token is no row of `uses`: `refused` counts such requests by the minute.
 _COUNTED = """WITH recorded AS (
     SELECT occurred_at, token_no, outcome, endpoint, scope, ip, user_agent, 1 AS uses
-    FROM uses WHERE occurred_at >= $from::TIMESTAMP AND occurred_at < $to::TIMESTAMP
+    FROM uses JOIN origins USING (origin_no) WHERE occurred_at >= $from::TIMESTAMP AND occurred_at < $to::TIMESTAMP
     UNION ALL
     SELECT minute, NULL, outcome, endpoint, NULL, ip, NULL, requests
     FROM refused WHERE minute >= $from::TIMESTAMP AND minute < $to::TIMESTAMP
@@ -182,7 +182,7 @@ _LIVE_TOKENS = """WITH live AS (
     WHERE ended_at IS NULL AND spent_at IS NULL AND issued_at <= $now::TIMESTAMP AND expires_at > $now::TIMESTAMP
 ), used AS (
     SELECT token_id, count(*) AS uses, count(DISTINCT ip) AS addresses, max(occurred_at) AS last_used_at
-    FROM uses JOIN used_tokens USING (token_no) GROUP BY token_id
+    FROM uses JOIN used_tokens USING (token_no) JOIN origins USING (origin_no) GROUP BY token_id
 )
 SELECT token_id, kind, client_id, subject, scope, issued_at, expires_at,
     coalesce(uses, 0) AS uses, coalesce(addresses, 0) AS addresses, last_used_at

@@ -236,13 +236,14 @@ def rows(opened: analytics.Analytics, sql: str, *parameters: Any) -> list[tuple[
         return cursor.execute(sql, parameters).fetchall()
 
 
-# Tables whose rows are the same after every replay; token numbers are not, so uses are read with the token's id.
+# What is the same after every replay; the numbers of tokens and origins are not, so uses are read with what they name.
 COMPARED = {
     table: f"SELECT * FROM {table} ORDER BY ALL"
     for table in ("events", "grants", "issued_tokens", "ends", "refused", "gaps", "tokens")
 } | {
     "uses": (
-        "SELECT t.token_id, u.* EXCLUDE (token_no) FROM uses u LEFT JOIN used_tokens t USING (token_no) "
+        "SELECT t.token_id, u.* EXCLUDE (token_no, origin_no), o.* EXCLUDE (origin_no) "
+        "FROM uses u LEFT JOIN used_tokens t USING (token_no) JOIN origins o USING (origin_no) "
         "ORDER BY block_seq, use_index"
     ),
     "positions": "SELECT stream, seq, recorded_at FROM positions ORDER BY stream",
@@ -360,15 +361,16 @@ def test_block_becomes_uses_refusals_and_gaps(opening: Open) -> None:
     )
     found = rows(opened, COMPARED["uses"])
     start = NOW.replace(tzinfo=None)
-    token, where = uuid.UUID(TOKEN[4:]), ("192.0.2.7", "curl/8", "GET", "/orders")
+    token = uuid.UUID(TOKEN[4:])
+    where = ("GET", "/orders", True, "192.0.2.7", "curl/8", "192.0.2.0/24", "curl")
     asked = ("valid", "validate", CLIENT)
     assert found == [
         (token, start + timedelta(microseconds=5), naive(1), 1, 0, None, *asked, "orders:read", None, *where),
-        (None, start, naive(1), 1, 1, bytes.fromhex(SHA), *asked, None, None, None, None, None, None),
+        (None, start, naive(1), 1, 1, bytes.fromhex(SHA), *asked, None, None, None, None, False, *[None] * 4),
         (token, start, naive(3), 3, 0, None, *asked, "orders:read", None, *where),
     ]
     assert rows(opened, "SELECT * FROM refused") == [
-        (start, naive(1), 1, 0, CLIENT, "192.0.2.9", "unknown", "validate", 17)
+        (start, naive(1), 1, 0, CLIENT, "192.0.2.9", "192.0.2.0/24", "unknown", "validate", 17)
     ]
     assert rows(opened, "SELECT * FROM gaps") == [(1, naive(1), "w1", 3)]
     assert opened.position(USAGE) == 3
@@ -628,7 +630,7 @@ def test_damage_found_while_in_use_sets_the_file_aside_and_stops_the_process(ope
     first = opening()
     _, usage = some_log()
     first.apply(USAGE, usage)
-    [(block_id,)] = rows(first, "CHECKPOINT; SELECT max(block_id) FROM pragma_storage_info('uses')")
+    [(block_id,)] = rows(first, "CHECKPOINT; SELECT max(block_id) FROM pragma_storage_info('recent_uses')")
     first.close()
     with first.path.open("r+b") as file:
         file.seek(12_288 + block_id * 262_144 + 64)
@@ -877,7 +879,7 @@ async def test_rebuild_equals_the_live_store_and_reports_its_progress(
     await nc.close()
     assert dump_file(live.path) == whole
     assert progress.keys() <= {LEDGER, USAGE}
-    assert sorted(file.name for file in live.path.parent.iterdir()) == [live.path.name]
+    assert sorted(file.name for file in live.path.parent.iterdir()) == [live.path.name, live.segments.name]
 
 
 async def reached(opened: analytics.Analytics, positions: dict[str, int]) -> None:
