@@ -101,8 +101,8 @@ class Population:
                 tokens=(minted,),
             )
 
-    def blocks(self, uses: int) -> Iterator[tuple[bytes, int]]:
-        """So many uses, spread over all days, in blocks of one to two thousand; each with how many it holds."""
+    def blocks(self, uses: int, *, block_uses: tuple[int, int] = (1000, 2000)) -> Iterator[tuple[bytes, int]]:
+        """So many uses, spread over all days, in blocks of so many at least and at most, each with its size."""
         rng = self._rng
         shares = [1.2 - math.cos((hour - 3) / 12 * math.pi) for hour in range(24)] * self.days
         ends = [round(uses * part / sum(shares)) for part in itertools.accumulate(shares)]
@@ -118,14 +118,16 @@ class Population:
                 continue
             chosen = rng.choices(alive, cum_weights=weights, k=count)
             outcomes = rng.choices(_OUTCOMES, _OUTCOME_SHARES, k=count)
-            yield from self._hour(hour, chosen, outcomes)
+            yield from self._hour(hour, chosen, outcomes, block_uses)
 
-    def _hour(self, hour: int, chosen: list[_Token], outcomes: list[str]) -> Iterator[tuple[bytes, int]]:
+    def _hour(
+        self, hour: int, chosen: list[_Token], outcomes: list[str], block_uses: tuple[int, int]
+    ) -> Iterator[tuple[bytes, int]]:
         rng = self._rng
         start_us, step = int(START.timestamp()) * 1_000_000 + hour * _HOUR_US, _HOUR_US // len(chosen)
         place = 0
         while place < len(chosen):
-            end = min(place + rng.randrange(1000, 2001), len(chosen))
+            end = min(place + rng.randint(*block_uses), len(chosen))
             uses = []
             for number in range(place, end):
                 token = chosen[number]

@@ -195,9 +195,9 @@ def to_markdown(report: Report) -> str:
     return "\n\n".join(
         [
             f"{report.machine.describe()} {_setting(report)} {warning(report)}".rstrip(),
-            _markdown_table(LOAD_HEADINGS, [load_cells(row) for row in report.rows]),
-            _markdown_table(FIGURE_HEADINGS, [figure_cells(figure) for figure in figures(report)]),
-            _markdown_table(CPU_HEADINGS, [cpu_cells(row) for row in report.rows]),
+            markdown_table(LOAD_HEADINGS, [load_cells(row) for row in report.rows]),
+            markdown_table(FIGURE_HEADINGS, [figure_cells(figure) for figure in figures(report)]),
+            markdown_table(CPU_HEADINGS, [cpu_cells(row) for row in report.rows]),
         ]
     )
 
@@ -263,6 +263,7 @@ def _table(console: Console, headings: tuple[str, ...], lines: list[tuple[str, .
     console.print(table)
 
 
-def _markdown_table(headings: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
+def markdown_table(headings: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
+    """The first column to the left, the others to the right."""
     rule = ["---", *("---:" for _ in headings[1:])]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [headings, rule, *lines])
