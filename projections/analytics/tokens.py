@@ -19,7 +19,8 @@ from projections.asking_tokens import ScopesRequest, ScopesUsed, ScopeUses, Sort
 Query = tuple[str, dict[str, Any]]
 
 # As a row of the view `tokens` stands at $now. The order is that of `service/revocations.py`.
-STATUS = """CASE WHEN token.ended_at IS NOT NULL THEN 'revoked' WHEN token.spent_at IS NOT NULL THEN 'spent'
+STATUS = """CASE WHEN token.ended_at IS NOT NULL THEN 'revoked'
+        WHEN token.spent_at IS NOT NULL THEN 'spent'
         WHEN token.expires_at <= $now::TIMESTAMP THEN 'expired' ELSE 'active' END"""
 
 # An address may be that of several origins, so that these cannot be counted in its place.
@@ -82,7 +83,7 @@ def tokens_sql(request: TokensRequest) -> Query:
         parameters |= {"after_value": bound(value), "after_id": uuid_hex(token_id)}
     sql = _TOKENS.format(
         status=STATUS,
-        conditions=" AND ".join(conditions) or "true",
+        conditions="\n    AND ".join(conditions) or "true",
         by=by,
         order="DESC" if request.descending else "ASC",
     )
