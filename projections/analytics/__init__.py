@@ -31,8 +31,8 @@ password hashes or anything sealed.
 | `positions` | a stream | `stream`, `seq` (all up to it is in the tables), `recorded_at` (of that message), `created` (the stream), `version` (of the tables) |
 
 The newest uses, at most some million or those of a day, are in `recent_uses`. Then they are sealed, while others are
-written: they become a segment, a Parquet file that never changes, and are added up in the roll-ups. A segment covers
-its range of USAGE without a gap and in its order; it, its rows in the roll-ups and the end of its rows in
+written: they become a segment, a Parquet file that never changes, and are added up in the roll-ups. A segment has all
+uses of its range of USAGE, in their order; it, its rows in the roll-ups and the end of its rows in
 `recent_uses` are one transaction. Retention drops whole segments with their rows. So at any time `uses` and
 `all_usage_…` count the same. Sealing changes nothing that a reader of these views can see.
 

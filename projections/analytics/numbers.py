@@ -41,7 +41,7 @@ class Numbers(Generic[K]):
 
     def number(self, cursor: duckdb.DuckDBPyConnection, keys: Iterable[K]) -> dict[K, int]:
         """The numbers of the keys, and maybe of others; those that had none get one within the transaction."""
-        unique = set(keys)
+        unique = dict.fromkeys(keys)
         wanted = [key for key in unique if key not in self._kept]
         if wanted and len(self._kept) + len(wanted) > _KEPT_MAX:
             self._kept.clear()

@@ -22,7 +22,7 @@ from projections.analytics.schema import ARROW_SCHEMAS, ROLL_UPS
 ROW_GROUP_USES = 100_000
 _PARQUET = f"FORMAT parquet, COMPRESSION zstd, PARQUET_VERSION v2, ROW_GROUP_SIZE {ROW_GROUP_USES}"
 _COLUMNS = ", ".join(ARROW_SCHEMAS["recent_uses"].names)
-_GLOB = str.maketrans({"[": "[[]", "*": "[*]", "?": "[?]", "'": "''"})
+_GLOB = str.maketrans({"[": "[[]", "*": "[*]"})
 
 _ROLL_UP = {
     "usage_hours": """
@@ -60,6 +60,14 @@ class SegmentDamaged(Exception):
 def directory_of(database: Path) -> Path:
     """Where the segments of this database file are."""
     return database.with_name(database.name + ".segments")
+
+
+def enclose(connection: duckdb.DuckDBPyConnection, directory: Path) -> None:
+    """From now on the database reads and writes no file but its own and the segments."""
+    # DuckDB compares the text of a path, and takes those that it reads for patterns.
+    allowed = ", ".join(_text(f"{path}/") for path in (directory, str(directory).translate(_GLOB)))
+    connection.execute(f"SET allowed_directories = [{allowed}]")
+    connection.execute("SET enable_external_access = false")
 
 
 def prepare(cursor: duckdb.DuckDBPyConnection, directory: Path) -> None:
@@ -148,7 +156,7 @@ def files(cursor: duckdb.DuckDBPyConnection, directory: Path) -> list[Path]:
 
 
 def _show(cursor: duckdb.DuckDBPyConnection, directory: Path) -> None:
-    named = ", ".join(f"'{str(file).translate(_GLOB)}'" for file in files(cursor, directory))
+    named = ", ".join(_text(str(file).translate(_GLOB)) for file in files(cursor, directory))
     sealed = f"SELECT {_COLUMNS} FROM read_parquet([{named}], hive_partitioning = false) UNION ALL " if named else ""  # noqa: S608
     cursor.execute(f"CREATE OR REPLACE VIEW uses AS {sealed}SELECT {_COLUMNS} FROM recent_uses")  # noqa: S608
 
@@ -156,14 +164,18 @@ def _show(cursor: duckdb.DuckDBPyConnection, directory: Path) -> None:
 def _write(cursor: duckdb.DuckDBPyConnection, file: Path) -> tuple[int, bytes]:
     """Size and SHA-256 of the file, which is on disk under its name then."""
     unfinished = file.with_suffix(".unfinished")
-    target = str(unfinished).replace("'", "''")
     # In the order in which they were inserted, that is by block_seq.
-    cursor.execute(f"COPY (SELECT {_COLUMNS} FROM recent_uses) TO '{target}' ({_PARQUET})")  # noqa: S608
+    cursor.execute(f"COPY (SELECT {_COLUMNS} FROM recent_uses) TO {_text(unfinished)} ({_PARQUET})")  # noqa: S608
     _sync(unfinished)
     size, sha256 = unfinished.stat().st_size, _sha256(unfinished)
     unfinished.rename(file)
     _sync(file.parent)
     return size, sha256
+
+
+def _text(value: object) -> str:
+    """As a literal, where DuckDB takes no parameter."""
+    return "'" + str(value).replace("'", "''") + "'"
 
 
 def _sha256(file: Path) -> bytes:

@@ -183,7 +183,7 @@ class Analytics:
         segment_uses: int,
     ) -> None:
         self.path = store_file(directory)
-        self.segments = segments.directory_of(self.path)
+        self.segments = segments.directory_of(self.path.absolute())
         self.listeners: list[Callable[[], None]] = []  # called after every commit and failure, from another thread
         self.confirmed: dict[str, int] = {}
         self._options: dict[str, str | bool | int | float | list[str]] = {
@@ -238,9 +238,7 @@ class Analytics:
     def _open(self) -> None:
         self._database = duckdb.connect(str(self.path), config=self._options)
         try:
-            allowed = str(self.segments).replace("'", "''")
-            self._database.execute(f"SET allowed_directories = ['{allowed}/']")
-            self._database.execute("SET enable_external_access = false")
+            segments.enclose(self._database, self.segments)
             found = self._database.execute("SELECT table_name FROM duckdb_tables()").fetchall()
             if not found:
                 self._database.begin()

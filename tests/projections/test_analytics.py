@@ -778,7 +778,7 @@ from projections import analytics, base
 
 async def main():
     url, creds, directory = sys.argv[1:]
-    opened = analytics.open_analytics(Path(directory), commit_seconds=0.01, batch_rows_max=500)
+    opened = analytics.open_analytics(Path(directory), commit_seconds=0.01, batch_rows_max=500, segment_uses=7000)
     opened.listeners.append(lambda: print(opened.position("LEDGER") + opened.position("USAGE"), flush=True))
     nc = await streams.connect(url, Path(creds), name="analytics")
     await base.run(nc, opened, analytics.STREAMS)
@@ -824,7 +824,7 @@ async def test_kill_in_mid_ingestion_loses_and_doubles_nothing(a_log: Log, tmp_p
         await project_until_killed(a_log, directory, target)
     replayed = tmp_path / "replayed"
     nc = await streams.connect(a_log.server.url, a_log.server.creds("projector"), name="rebuild")
-    await analytics.rebuild(nc, replayed)
+    await analytics.rebuild(nc, replayed, segment_uses=20_000)
     await nc.close()
     found = dump_file(analytics.store_file(replayed))
     assert (len(found["events"]), len(found["uses"]), len(found["gaps"])) == (len(events), uses, 1000)
