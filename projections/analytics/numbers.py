@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 import duckdb
@@ -26,7 +26,7 @@ class Numbers(Generic[K]):
         self._number = names[0]
         self._row = row
         self._keys = names[1 : 1 + looked_up]
-        self._kept: dict[K, int] = {}
+        self._kept: dict[K | None, int] = {}
         self._last = 0
 
     def start(self, cursor: duckdb.DuckDBPyConnection) -> None:
@@ -39,19 +39,23 @@ class Numbers(Generic[K]):
         """Rows have left the table."""
         self._kept.clear()
 
-    def number(self, cursor: duckdb.DuckDBPyConnection, keys: Iterable[K]) -> dict[K, int]:
-        """The numbers of the keys, and maybe of others; those that had none get one within the transaction."""
-        unique = dict.fromkeys(keys)
-        wanted = [key for key in unique if key not in self._kept]
+    def number(self, cursor: duckdb.DuckDBPyConnection, keys: Sequence[K | None]) -> list[int | None]:
+        """The number of every key, None of None. Those that had none get one within the cursor's transaction."""
+        found = list(map(self._kept.get, keys))
+        if None not in found:
+            return found
+        wanted = list(
+            dict.fromkeys(key for key, one in zip(keys, found, strict=True) if one is None and key is not None)
+        )
         if wanted and len(self._kept) + len(wanted) > _KEPT_MAX:
             self._kept.clear()
-            wanted = list(unique)
+            wanted = list(dict.fromkeys(key for key in keys if key is not None))
         if wanted:
             rows = [self._row(key) for key in wanted]
             for index, number in self._known(cursor, rows):
                 self._kept[wanted[index]] = number
             self._add(cursor, [(key, row) for key, row in zip(wanted, rows, strict=True) if key not in self._kept])
-        return self._kept
+        return [key if key is None else self._kept[key] for key in keys]
 
     def _known(self, cursor: duckdb.DuckDBPyConnection, rows: list[tuple[Any, ...]]) -> list[tuple[int, int]]:
         columns = {name: pa.array([row[at] for row in rows], pa.string()) for at, name in enumerate(self._keys)}

@@ -189,7 +189,8 @@ class Analytics:
         self._options: dict[str, str | bool | int | float | list[str]] = {
             "threads": threads,
             "memory_limit": f"{memory_bytes_max}B",
-            "checkpoint_threshold": "64MiB",
+            # More than the tail: what is in it is written to the file only if it is still there when it is sealed.
+            "checkpoint_threshold": "256MiB",
             "autoinstall_known_extensions": False,
             "autoload_known_extensions": False,
             "python_enable_replacements": False,
@@ -449,11 +450,9 @@ class Analytics:
             _insert(cursor, "events", events)
             _insert(cursor, "ends", pending.ends)
             if pending.use_token_ids:
-                tokens_by_id = self._tokens.number(cursor, {one for one in pending.use_token_ids if one is not None})
-                origins = self._origins.number(cursor, pending.use_origins)
                 columns = pending.uses | {
-                    "token_no": [one and tokens_by_id[one] for one in pending.use_token_ids],
-                    "origin_no": [origins[one] for one in pending.use_origins],
+                    "token_no": self._tokens.number(cursor, pending.use_token_ids),
+                    "origin_no": self._origins.number(cursor, pending.use_origins),
                 }
                 _insert_columns(cursor, "recent_uses", columns)
             _insert(cursor, "refused", pending.refused)
@@ -503,6 +502,10 @@ class Analytics:
                 self._sealer = None
             with self._writing:
                 self._measure_tail(cursor)
+                if uses:
+                    # Now that the tail is short, this is too. Nothing is lost if a reader is in its way.
+                    with contextlib.suppress(duckdb.TransactionException):
+                        cursor.execute("CHECKPOINT")
         with self._changed:
             self._changed.notify_all()
         return uses
