@@ -11,12 +11,17 @@ from typing import Any, NamedTuple, assert_never
 import msgspec
 
 from events.types import (
+    AbuseDetected,
+    AuditExported,
+    AuditRead,
     ClientChanged,
     ClientDisabled,
     ClientRegistered,
     ClientRevoked,
     ClientSecretRotated,
     Context,
+    FindingAcknowledged,
+    FindingDismissed,
     GrantRevoked,
     KeyActivated,
     KeyIntroduced,
@@ -171,6 +176,16 @@ def named(event: LedgerEvent) -> Named:
         case ScopeRegistered() | ScopeChanged() | ScopeDisabled():
             return Named()
         case KeyIntroduced() | KeyActivated() | KeyRetired() | KeyRemoved():
+            return Named()
+        case AbuseDetected():
+            found = (event.token_id,) if event.token_id else ()
+            user = user_of(event.subject, event.client_id)
+            return Named(event.subject, event.client_id, user, event.grant_id, found)
+        case FindingAcknowledged() | FindingDismissed():
+            return Named()
+        case AuditRead():
+            return Named(event.subject, event.client_id, user_of(event.subject, event.client_id))
+        case AuditExported():
             return Named()
         case _:
             assert_never(event)
