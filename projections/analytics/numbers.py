@@ -16,15 +16,27 @@ _KEPT_MAX = 200_000  # kept in memory, some 25 MB of tokens and 50 MB of origins
 
 K = TypeVar("K")
 
+# An address has the number of the first origin with it.
+_WITH_ADDRESSES = """
+SELECT n.* REPLACE (
+    CASE WHEN n.ip IS NOT NULL THEN coalesce(k.address_no, min(n.origin_no) OVER (PARTITION BY n.ip)) END AS address_no
+)
+FROM numbered AS n LEFT JOIN (
+    SELECT ip, min(address_no) AS address_no FROM origins WHERE ip IN (SELECT ip FROM numbered) GROUP BY ip
+) AS k ON k.ip = n.ip"""
+
 
 class Numbers(Generic[K]):
     """`row` makes the columns of the table behind the number, the first `looked_up` of which tell the key."""
 
-    def __init__(self, table: str, row: Callable[[K], tuple[Any, ...]], looked_up: int) -> None:
+    def __init__(
+        self, table: str, row: Callable[[K], tuple[Any, ...]], looked_up: int, insert: str = "SELECT * FROM numbered"
+    ) -> None:
         names = ARROW_SCHEMAS[table].names
         self._table = table
         self._number = names[0]
         self._row = row
+        self._insert = f"INSERT INTO {table} {insert}"
         self._keys = names[1 : 1 + looked_up]
         self._kept: dict[K | None, int] = {}
         self._last = 0
@@ -76,7 +88,7 @@ class Numbers(Generic[K]):
             pa.array(values, field.type) for values, field in zip(zip(*numbered, strict=True), schema, strict=True)
         ]
         cursor.register("numbered", pa.Table.from_arrays(arrays, schema=schema))
-        cursor.execute(f"INSERT INTO {self._table} SELECT * FROM numbered")  # noqa: S608
+        cursor.execute(self._insert)
         cursor.unregister("numbered")
         for index, (key, _) in enumerate(new, 1):
             self._kept[key] = self._last + index
@@ -88,4 +100,7 @@ def token_numbers() -> Numbers[str]:
 
 
 def origin_numbers() -> Numbers[Origin]:
-    return Numbers("origins", lambda origin: (*origin, origins.network(origin[0]), origins.agent(origin[1])), 2)
+    def row(origin: Origin) -> tuple[Any, ...]:
+        return (*origin, origins.network(origin[0]), origins.agent(origin[1]), None)
+
+    return Numbers("origins", row, 2, _WITH_ADDRESSES)

@@ -76,6 +76,7 @@ _COLUMNS: dict[str, list[tuple[str, str, Any]]] = {
         ("user_agent", "VARCHAR", pa.string()),
         ("network", "VARCHAR", pa.string()),
         ("agent", "VARCHAR", pa.string()),
+        ("address_no", "UINTEGER", pa.uint32()),
     ],
     "recent_uses": [
         ("occurred_at", "TIMESTAMP", _TIME),
@@ -102,6 +103,7 @@ _COLUMNS: dict[str, list[tuple[str, str, Any]]] = {
         ("caller", "VARCHAR", pa.string()),
         ("ip", "VARCHAR", pa.string()),
         ("network", "VARCHAR", pa.string()),
+        ("origin_no", "UINTEGER", pa.uint32()),
         ("outcome", "VARCHAR", pa.string()),
         ("endpoint", "VARCHAR", pa.string()),
         ("requests", "BIGINT", pa.int64()),

@@ -47,7 +47,9 @@ _ENVIRONMENT = (
 # The highest number stays, so that none is ever given to another origin.
 _FORGET_ORIGINS = """
 DELETE FROM origins WHERE origin_no < (SELECT max(origin_no) FROM origins) AND origin_no NOT IN (
-    SELECT origin_no FROM usage_days UNION ALL SELECT origin_no FROM recent_uses
+    SELECT origin_no FROM usage_days
+    UNION ALL SELECT origin_no FROM recent_uses
+    UNION ALL SELECT origin_no FROM refused
 )"""
 
 
@@ -455,7 +457,10 @@ class Analytics:
                     "origin_no": self._origins.number(cursor, pending.use_origins),
                 }
                 _insert_columns(cursor, "recent_uses", columns)
-            _insert(cursor, "refused", pending.refused)
+            if pending.refused:
+                numbers = self._origins.number(cursor, [(row[5], None) for row in pending.refused])
+                refused = ((*row[:7], number, *row[7:]) for row, number in zip(pending.refused, numbers, strict=True))
+                _insert(cursor, "refused", refused)
             _insert(cursor, "gaps", pending.gaps)
             for stream, (seq, recorded_us) in pending.positions.items():
                 moment = _EPOCH + timedelta(microseconds=recorded_us)
