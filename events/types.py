@@ -370,6 +370,48 @@ class FindingDismissed(Event, frozen=True, kw_only=True, tag="finding.dismissed/
     sealed_reason: bytes | None = None
 
 
+# Reading of the audit trail: ledger.<tenant>.audit.<id of who asks>, exports ledger.<tenant>.export.<export_id>
+
+
+class AuditRead(Event, frozen=True, kw_only=True, tag="audit.read/1"):
+    """Somebody asked for the audit trail, by SQL or for an export. Recorded before a row is handed out.
+
+    `subject`, `client_id`: as of the token that asked. `read_id` is an export's id. `dataset`: of an export.
+    `sealed_statement`: JSON of the statement or of the export's filters, sealed under the key of `subject`, since
+    addresses and names may stand in it; `statement_sha256` is of that JSON, hex.
+    """
+
+    read_id: str
+    subject: str
+    client_id: str | None
+    what: Literal["query", "export"]
+    dataset: str | None
+    format: Literal["json", "csv", "arrow", "parquet", "ndjson"]
+    statement_sha256: str
+    sealed_statement: bytes
+
+
+class AuditExported(Event, frozen=True, kw_only=True, tag="audit.exported/1"):
+    """The last byte of an export was handed out. One without this event is not complete.
+
+    `sha256` is of its `size` bytes, hex. It holds all `rows` that LEDGER has up to `ledger_seq` and USAGE up to
+    `usage_seq`, of which the numbers of the first and last are told. `statement`: its SQL, without parameters.
+    """
+
+    read_id: str
+    rows: int
+    size: int
+    sha256: str
+    statement: str
+    ledger_seq: int
+    usage_seq: int
+    first_ledger_seq: int | None
+    last_ledger_seq: int | None
+    first_usage_seq: int | None
+    last_usage_seq: int | None
+    software: str
+
+
 LedgerEvent = (
     TokenIssued
     | TokenRefreshed
@@ -399,6 +441,8 @@ LedgerEvent = (
     | AbuseDetected
     | FindingAcknowledged
     | FindingDismissed
+    | AuditRead
+    | AuditExported
 )
 
 

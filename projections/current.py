@@ -36,6 +36,8 @@ from events.errors import LedgerUnavailable
 from events.streams import LEDGER, RawMessage
 from events.types import (
     AbuseDetected,
+    AuditExported,
+    AuditRead,
     ClientChanged,
     ClientDisabled,
     ClientRegistered,
@@ -378,6 +380,8 @@ class CurrentWriter:
                 self._fold_grant(rows, recorded, event.grant_id, (event.token_id,))
             case AbuseDetected() | FindingAcknowledged() | FindingDismissed():
                 pass  # what follows from a finding is an event of its own
+            case AuditRead() | AuditExported():
+                pass  # who read the audit trail changes no token
             case _:
                 table, key = row_key(event)
                 raw = rows.get(table, key)

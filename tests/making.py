@@ -11,6 +11,8 @@ from events import codec
 from events.streams import RawMessage
 from events.types import (
     AbuseDetected,
+    AuditExported,
+    AuditRead,
     ClientChanged,
     ClientDisabled,
     ClientMetadata,
@@ -182,6 +184,10 @@ def subject_of(event: LedgerEvent) -> str:
             return f"ledger.main.key.{event.kid}"
         case AbuseDetected() | FindingAcknowledged() | FindingDismissed():
             return f"ledger.main.finding.{event.finding_id}"
+        case AuditRead(what="query"):
+            return f"ledger.main.audit.{event.subject}"
+        case AuditRead() | AuditExported():
+            return f"ledger.main.export.{event.read_id}"
 
 
 class History:

@@ -11,6 +11,8 @@ import msgspec
 
 from events.types import (
     AbuseDetected,
+    AuditExported,
+    AuditRead,
     ClientChanged,
     ClientDisabled,
     ClientRegistered,
@@ -178,6 +180,10 @@ def named(event: LedgerEvent) -> Named:
             user = user_of(event.subject, event.client_id)
             return Named(event.subject, event.client_id, user, event.grant_id, found)
         case FindingAcknowledged() | FindingDismissed():
+            return Named()
+        case AuditRead():
+            return Named(event.subject, event.client_id, user_of(event.subject, event.client_id))
+        case AuditExported():
             return Named()
         case _:
             assert_never(event)

@@ -125,6 +125,9 @@ ROLL_UPS = {
     # `token_no`: of a token whose issue was not yet known when the segment was sealed, else NULL.
     "usage_minutes": """segment_no BIGINT, minute TIMESTAMP, client_id VARCHAR, kind VARCHAR, outcome VARCHAR,
         endpoint VARCHAR, uses BIGINT, token_no UINTEGER""",
+    # Who validates leaves no use of his own token behind.
+    "caller_days": """segment_no BIGINT, day TIMESTAMP, caller VARCHAR, validations BIGINT, first_at TIMESTAMP,
+        last_at TIMESTAMP""",
 }
 _OTHERS = {
     "segments": """segment_no BIGINT, last_seq BIGINT, file VARCHAR, uses BIGINT, first_recorded_at TIMESTAMP,
@@ -160,6 +163,28 @@ FROM counted c
 LEFT JOIN used_tokens u ON u.token_no = c.token_no
 LEFT JOIN issued_tokens t ON t.token_id = u.token_id
 GROUP BY ALL
+""",
+    # Calls of the management API are uses of the caller's own token, and no validations.
+    """
+CREATE VIEW recent_calls AS
+WITH called AS (
+    SELECT date_trunc('day', occurred_at) AS day, caller, token_no, count(*) AS uses, min(occurred_at) AS first_at,
+        max(occurred_at) AS last_at
+    FROM recent_uses WHERE caller <> '' GROUP BY ALL
+)
+SELECT day, caller, sum(uses)::BIGINT AS validations, min(first_at) AS first_at, max(last_at) AS last_at
+FROM called LEFT JOIN used_tokens USING (token_no)
+WHERE caller IS DISTINCT FROM 'tok_' || replace(token_id::VARCHAR, '-', '')
+GROUP BY day, caller
+""",
+    """
+CREATE VIEW all_caller_days AS
+SELECT day, caller, validations, first_at, last_at FROM caller_days
+UNION ALL
+FROM recent_calls
+UNION ALL
+SELECT date_trunc('day', minute), caller, sum(requests)::BIGINT, min(minute), max(minute)
+FROM refused WHERE caller <> '' GROUP BY ALL
 """,
 )
 

@@ -47,6 +47,9 @@ FROM counted
 LEFT JOIN used_tokens USING (token_no)
 LEFT JOIN issued_tokens AS token ON token.token_id = used_tokens.token_id
 GROUP BY ALL ORDER BY minute, client_id""",
+    "caller_days": """
+INSERT INTO caller_days
+SELECT $segment_no, day, caller, validations, first_at, last_at FROM recent_calls ORDER BY day, caller""",
 }
 
 

@@ -127,6 +127,12 @@ TEXTS = {
     "quantity": r"[a-z_]+",
     "caller": ID,
     "sealed_reason": SEALED,
+    "sealed_statement": SEALED,
+    "statement_sha256": HASH,
+    "read_id": r"(qry|exp)_[0-9a-f]{32}",
+    "dataset": r"[a-z_]+",
+    "statement": r"SELECT [^']+",  # our own, of an export: what was asked for is bound in it
+    "software": r"token-ledger [0-9a-z.+]+",
 }
 PRIVATE_JWK_MEMBERS = {"d", "p", "q", "dp", "dq", "qi", "oth", "k"}
 

@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 
 from events.types import (
     AbuseDetected,
+    AuditExported,
+    AuditRead,
     ClientChanged,
     ClientDisabled,
     ClientMetadata,
@@ -201,6 +203,32 @@ def _expected() -> dict[str, LedgerEvent]:
         ),
         "finding.acknowledged/1": FindingAcknowledged(**_event(27), finding_id=FINDING, sealed_reason=sealed),
         "finding.dismissed/1": FindingDismissed(**_event(28), finding_id=FINDING, sealed_reason=sealed),
+        "audit.read/1": AuditRead(
+            **_event(26),
+            read_id="exp_0198f0a0c0de7000800000000000001a",
+            subject=USER,
+            client_id=None,
+            what="export",
+            dataset="uses",
+            format="parquet",
+            statement_sha256="6f" * 32,
+            sealed_statement=sealed,
+        ),
+        "audit.exported/1": AuditExported(
+            **_event(27),
+            read_id="exp_0198f0a0c0de7000800000000000001a",
+            rows=1000,
+            size=65_536,
+            sha256="7e" * 32,
+            statement="SELECT * FROM uses_v1",
+            ledger_seq=25,
+            usage_seq=12,
+            first_ledger_seq=None,
+            last_ledger_seq=None,
+            first_usage_seq=1,
+            last_usage_seq=12,
+            software="token-ledger 0.1.0",
+        ),
     }
 
 

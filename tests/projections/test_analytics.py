@@ -103,6 +103,30 @@ SCOPE = {"name": "orders:read", "description": "Reads", "audience": ("https://ap
 SEALED = SECRET.encode()
 
 # One example of every event, and the columns subject, client_id, user_id, grant_id, token_ids that it must get.
+READ = {
+    "read_id": "exp_1",
+    "subject": USER,
+    "client_id": None,
+    "what": "export",
+    "dataset": "uses",
+    "format": "csv",
+    "statement_sha256": "0" * 64,
+    "sealed_statement": b"sealed",
+}
+EXPORTED = {
+    "read_id": "exp_1",
+    "rows": 1,
+    "size": 2,
+    "sha256": "1" * 64,
+    "statement": "SELECT",
+    "ledger_seq": 1,
+    "usage_seq": 1,
+    "first_ledger_seq": None,
+    "last_ledger_seq": None,
+    "first_usage_seq": 1,
+    "last_usage_seq": 1,
+    "software": "token-ledger 0",
+}
 EXAMPLES: list[tuple[t.LedgerEvent, tuple[str | None, str | None, str | None, str | None, list[str]]]] = [
     (issued(rotated_from=SUCCESSOR), (USER, CLIENT, USER, GRANT, [TOKEN, SUCCESSOR])),
     (refreshed(GRANT, REFRESH, (SUCCESSOR,)), (USER, CLIENT, USER, GRANT, [REFRESH, SUCCESSOR])),
@@ -192,6 +216,8 @@ EXAMPLES: list[tuple[t.LedgerEvent, tuple[str | None, str | None, str | None, st
     ),
     (t.FindingAcknowledged(**common(finding_id=new_id("fnd"))), (None, None, None, None, [])),
     (t.FindingDismissed(**common(finding_id=new_id("fnd"), sealed_reason=SEALED)), (None, None, None, None, [])),
+    (t.AuditRead(**common(**READ)), (USER, None, USER, None, [])),
+    (t.AuditExported(**common(**EXPORTED)), (None, None, None, None, [])),
 ]
 
 
