@@ -249,6 +249,7 @@ async def _project_analytics(settings: Settings) -> None:
     from projections import analytics  # noqa: PLC0415 - the other processes need no DuckDB
     from projections.abuse.engine import Engine  # noqa: PLC0415
     from projections.abuse.rules import configured  # noqa: PLC0415
+    from projections.asking_findings import EngineRequest  # noqa: PLC0415
 
     store = analytics.open_analytics(
         settings.data_dir / "analytics",
@@ -263,7 +264,9 @@ async def _project_analytics(settings: Settings) -> None:
     log.info("projector_started", projector="analytics")
     try:
         await asyncio.gather(
-            _run_projection(nc, store, analytics.STREAMS), analytics.serve_queries(nc, store), engine.run()
+            _run_projection(nc, store, analytics.STREAMS),
+            analytics.serve_queries(nc, store, {EngineRequest: engine.status}),
+            engine.run(),
         )
     finally:
         store.close()

@@ -32,7 +32,9 @@ from projections.abuse import feed
 from projections.abuse.acting import ActAnswer, ActRequest, act_on
 from projections.abuse.detector import Detector, Found, Incident
 from projections.abuse.rules import Rule
+from projections.analytics.found import finding_counts
 from projections.analytics.store import Analytics
+from projections.asking_findings import EngineAnswer, EngineRequest, FindingCount
 
 log = structlog.get_logger()
 
@@ -129,6 +131,16 @@ class Engine:
         return max(0, self._store.position(USAGE) - self.state.usage) + max(
             0, self._store.position(LEDGER) - self.state.ledger
         )
+
+    async def status(self, _: EngineRequest) -> EngineAnswer:
+        """What is told about the engine to who asks over NATS."""
+
+        def read() -> tuple[list[FindingCount], int]:
+            with self._store.cursor() as cursor:
+                return finding_counts(cursor), len(self._to_act_on())
+
+        counts, waiting = await asyncio.to_thread(read)
+        return EngineAnswer(lag=self.lag() if self.state is not None else None, waiting=waiting, counts=counts)
 
     async def _release(self) -> None:
         """Ends what the thread does before its cursor and its database go."""
