@@ -247,9 +247,10 @@ async def _run_projection(nc: Connection, projection: base.Projection, streams: 
 
 async def _project_analytics(settings: Settings) -> None:
     from projections import analytics  # noqa: PLC0415 - the other processes need no DuckDB
+    from projections.abuse.backtest import Backtests  # noqa: PLC0415
     from projections.abuse.engine import Engine  # noqa: PLC0415
     from projections.abuse.rules import configured  # noqa: PLC0415
-    from projections.asking_findings import EngineRequest  # noqa: PLC0415
+    from projections.asking_findings import BacktestRequest, EngineRequest  # noqa: PLC0415
 
     store = analytics.open_analytics(
         settings.data_dir / "analytics",
@@ -261,14 +262,16 @@ async def _project_analytics(settings: Settings) -> None:
     # Findings are appended and read back with headers, which the other connection does without.
     writing = await connect(settings.nats_url or "", settings.nats_creds, name="abuse")
     engine = Engine(writing, store, configured(settings.abuse_rules).values())
+    backtests = Backtests(store)
     log.info("projector_started", projector="analytics")
     try:
         await asyncio.gather(
             _run_projection(nc, store, analytics.STREAMS),
-            analytics.serve_queries(nc, store, {EngineRequest: engine.status}),
+            analytics.serve_queries(nc, store, {EngineRequest: engine.status, BacktestRequest: backtests.answer}),
             engine.run(),
         )
     finally:
+        backtests.close()
         store.close()
         await nc.close()
         await writing.close()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from typing import Any
 
 import click
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from service.cli import output as out
 from service.cli.audit import audit
 from service.cli.options import Session, asks_service, paged, segment
 
+_POLL_SECONDS = 0.5
 _COLUMNS = ("finding_id", "rule", "mode", "status", "detected_at", "token_id", "client_id", "subject")
 
 
@@ -89,3 +93,49 @@ def audit_rules(session: Session) -> None:
         for rule in answer["items"]
     ]
     out.print_table(rows, ("rule", "version", "mode", "parameters", "finds"))
+
+
+@audit.command("backtest")
+@click.argument("rule")
+@click.option("--days", type=click.IntRange(1, 400), default=30, show_default=True)
+@click.option("--to", metavar="TIME", help="RFC 3339: the last day. [default: today]")
+@click.option(
+    "--set", "changes", multiple=True, metavar="NAME=NUMBER", help="Another value of a parameter; repeatable."
+)
+@asks_service
+def audit_backtest(session: Session, rule: str, days: int, to: str | None, changes: tuple[str, ...]) -> None:
+    """What a rule would have found, and revoked, by client; nothing is recorded. Ctrl-C stops it."""
+    body = {"rule": rule, "days": days, "to": to, "set": _numbers(changes)}
+    answer = session.call("POST", "/v1/audit/backtests", body)
+    path = f"/v1/audit/backtests/{segment(answer['backtest_id'])}"
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    try:
+        with Progress(*columns, console=out.console(stderr=True), disable=session.output == "json") as bar:
+            task = bar.add_task(f"{rule}, days", total=days)
+            while answer["state"] == "running":
+                time.sleep(_POLL_SECONDS)
+                answer = session.call("GET", path)
+                bar.update(task, completed=answer["days_done"])
+    except KeyboardInterrupt:
+        answer = session.call("DELETE", path)
+    if session.output == "json":
+        out.print_json(answer)
+    else:
+        shown = ("rule", "rule_version", "state", "error", "from", "to", "days_done", "uses", "found", "revoked")
+        out.print_object({name: answer[name] for name in shown if name in answer})
+        columns_shown = ("client_id", "found", "revoked", "recorded", "also_recorded", "new", "missed")
+        out.print_table(answer["clients"], columns_shown)
+        out.print_position(answer)
+    if answer["state"] == "failed":
+        sys.exit(out.REFUSED)
+
+
+def _numbers(changes: tuple[str, ...]) -> dict[str, float]:
+    found = {}
+    for change in changes:
+        name, _, value = change.partition("=")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise click.BadParameter(f"{change!r} does not read name=number", param_hint="--set") from None
+    return found

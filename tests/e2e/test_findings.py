@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import StartService
 from tests.running import Service, problem, until
 
-FINDINGS, RULES = "/v1/audit/findings", "/v1/audit/rules"
+FINDINGS, RULES, BACKTESTS = "/v1/audit/findings", "/v1/audit/rules", "/v1/audit/backtests"
 CHANGES = "scope_probing.mode=revoke,refresh_reuse.mode=revoke,scanning.requests=20"
 
 
@@ -141,3 +141,57 @@ def test_rules_are_listed_as_settings_have_them(guarded: Service) -> None:
 def test_auditors_scope_is_needed(guarded: Service) -> None:
     weak = guarded.bearer("ledger:validate")
     assert guarded.call("GET", FINDINGS, token=weak).status_code == 403
+
+
+def backtest(service: Service, **body: Any) -> dict[str, Any]:
+    """A backtest of today, when it has ended."""
+    begun = service.done("POST", BACKTESTS, json={"days": 1, **body})
+
+    def ended() -> dict[str, Any] | None:
+        answer = service.done("GET", f"{BACKTESTS}/{begun['backtest_id']}")
+        return answer if answer["state"] != "running" else None
+
+    return until(ended, seconds=30, what="the backtest has ended")
+
+
+def test_backtest_tells_what_a_rule_would_have_found(guarded: Service) -> None:
+    made = guarded.pat()
+    probe(guarded, made["token"], scopes=9)
+    found(guarded, token_id=made["token_id"])
+    recorded = len(list(guarded.items(FINDINGS, rule="scope_probing")))
+    same = backtest(guarded, rule="scope_probing")
+    assert (same["state"], same["days_done"], same["found"]) == ("done", 1, recorded)
+    [client] = same["clients"]
+    assert client == {
+        "client_id": None,
+        "found": recorded,
+        "revoked": recorded,
+        "recorded": recorded,
+        "also_recorded": recorded,
+        "new": 0,
+        "missed": 0,
+    }
+    strict = backtest(guarded, rule="scope_probing", set={"scopes": 9})
+    assert strict["found"] == 1
+    assert strict["parameters"] == {"scopes": 9.0, "seconds": 600.0}
+    assert strict["clients"][0]["missed"] == recorded - 1
+    assert [one["token_id"] for one in strict["examples"]] == [made["token_id"]]
+    # Nothing of it was recorded.
+    assert len(list(guarded.items(FINDINGS, rule="scope_probing"))) == recorded
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        ({"rule": "nonsense"}, "no such rule"),
+        ({"rule": "burst", "set": {"speed": 1}}, "burst has no parameter 'speed'"),
+        ({"rule": "burst", "set": {"factor": 0}}, "must be a number above 0"),
+    ],
+)
+def test_backtest_of_what_is_no_rule_is_refused(guarded: Service, body: dict[str, Any], detail: str) -> None:
+    assert detail in problem(guarded.call("POST", BACKTESTS, json=body), 400)["detail"]
+
+
+def test_backtest_that_is_not_there_is_404(guarded: Service) -> None:
+    for method in ("GET", "DELETE"):
+        problem(guarded.call(method, f"{BACKTESTS}/nothing"), 404)
