@@ -6,7 +6,6 @@ import random
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 from events import codec
 from events.streams import LEDGER, USAGE, RawMessage
@@ -139,6 +138,6 @@ def named(found: Iterable[Found]) -> set[tuple[str, str | None]]:
     return {(one.rule.name, one.about.get("token_id")) for one in found}
 
 
-def facts(found: Iterable[Found]) -> list[tuple[Any, ...]]:
-    """All that a finding says, to be compared."""
-    return sorted((one.rule.name, one.event(START)) for one in found)  # type: ignore[type-var]
+def facts(found: Iterable[Found]) -> list[str]:
+    """All that the findings say, to be compared."""
+    return sorted(f"{one.at} {one.rule.name} {codec.encode(one.event(START)).decode()}" for one in found)

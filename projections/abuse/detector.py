@@ -198,8 +198,6 @@ class Detector:
         return found
 
     def _look_at_day(self, day: datetime) -> list[Found]:
-        if self._day is None or day > self._day:
-            self.begin(day)
         run = self._database.execute
         for what, column in (("uses", "occurred_at"), ("refused", "minute"), ("events", "occurred_at")):
             run(
@@ -207,16 +205,21 @@ class Detector:
                 f"WHERE {column} >= $day AND {column} < $day + INTERVAL 1 DAY",
                 {"day": day},
             )
-        ((since, last),) = run(
-            "SELECT min(moment), max(moment) FROM (SELECT occurred_at AS moment FROM fresh_uses UNION ALL "
-            "SELECT minute FROM fresh_refused UNION ALL SELECT occurred_at FROM fresh_events)"
+        ((since, last, used),) = run(
+            "SELECT min(moment), max(moment), max(CASE WHEN is_use THEN moment END) FROM ("
+            "SELECT occurred_at AS moment, true AS is_use FROM fresh_uses UNION ALL "
+            "SELECT minute, true FROM fresh_refused UNION ALL SELECT occurred_at, false FROM fresh_events)"
         ).fetchall()
+        # LEDGER may be far ahead of USAGE: its events say nothing of how far the uses are.
+        if used is not None and (self._day is None or day > self._day):
+            self.begin(day)
         run("INSERT INTO recent_uses FROM fresh_uses")
         run("INSERT INTO recent_refused FROM fresh_refused")
         for statement in (*relations.STEP, *relations.VIEWS):
             run(statement)
         found = self._triggered(since, last + timedelta(microseconds=1))
-        self._fold(last)
+        if used is not None:
+            self._fold(used)
         return found
 
     def _fold(self, last: datetime) -> None:

@@ -20,13 +20,16 @@ from projections.abuse.rules import Rule
 # With introspection it is the resource server whose address is seen, and nobody says the bearer's.
 _ORIGIN = "CASE WHEN endpoint = 'introspect' THEN 0 ELSE origin_no END AS origin_no"
 
+# Nothing occurs after it was recorded: a clock that is ahead must not make all others look late.
+_OCCURRED = "least(occurred_at, recorded_at)"
+
 _USES = f"""
-SELECT occurred_at, block_seq, use_index, token_no, {_ORIGIN}, outcome,
+SELECT {_OCCURRED} AS occurred_at, block_seq, use_index, token_no, {_ORIGIN}, outcome,
     CASE WHEN outcome = 'insufficient_scope' THEN scope END AS scope, coalesce(reported, false) AS reported
 FROM uses WHERE token_no IS NOT NULL
 """
 _REFUSED = """
-SELECT minute, block_seq, refused_index, caller, ip, outcome, endpoint, requests,
+SELECT least(minute, recorded_at) AS minute, block_seq, refused_index, caller, ip, outcome, endpoint, requests,
     endpoint IN ('validate', 'batch') AS reported
 FROM refused
 """
@@ -91,7 +94,7 @@ def seed(cursor: duckdb.DuckDBPyConnection, detector: Detector, *, until: int, b
     """
     limit = before or datetime.max  # noqa: DTZ901 - as DuckDB's TIMESTAMP
     ((last,),) = cursor.execute(
-        "SELECT max(occurred_at) FROM uses WHERE block_seq <= ? AND occurred_at < ?", [until, limit]
+        f"SELECT max({_OCCURRED}) FROM uses WHERE block_seq <= ? AND occurred_at < ?", [until, limit]
     ).fetchall()
     if last is None:
         return
