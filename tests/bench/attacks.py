@@ -79,15 +79,23 @@ def _raid(
     moves: Sequence[tuple[int, str, str]],
     *,
     scopes: Sequence[str] | None = None,
+    inside: Habit | Machine | None = None,
 ) -> None:
-    """Uses of one token at (time, address, agent), made when their hour comes. `scopes`: what each asks for."""
+    """Uses of one token at (time, address, agent), made when their hour comes.
+
+    `scopes`: what each asks for. `inside`: a service that has been taken over, with whatever address and agent it
+    has by then.
+    """
     rng, gateway, number = ground.rng, ground.gateway(organisation), label.number
     possible = paths(token.scope, rng)
     chosen = [rng.choice(possible) for _ in range(min(64, len(moves)))]
 
     def make() -> list[Entry]:
         entries: list[Entry] = []
+        fleet = inside.fleet if isinstance(inside, Machine) else None
         for index, (at, ip, agent) in enumerate(moves):
+            if fleet is not None:
+                ip, agent = fleet.addresses[0], fleet.agent  # noqa: PLW2901
             method, path, scope = chosen[index % len(chosen)]
             asked = scopes[index % len(scopes)] if scopes else scope
             rest = use(token, at, gateway, ip, agent, path=path, scope=asked, method=method)
@@ -265,7 +273,7 @@ def many_addresses(ground: Ground) -> bool:
 def burst(ground: Ground) -> bool:
     """Malware or an insider in the right place takes all there is: same address, same agent, far more of it."""
     rng, size, us = ground.rng, ground.size, ground.moment(after=0.25)
-    length_us = int(ground.between(4, 40) * MINUTE)
+    length_us, machine = int(ground.between(4, 40) * MINUTE), None
     if rng.random() < 0.35:
         found = ground.habit(us, ("daily",))
         if found is None:
@@ -280,10 +288,8 @@ def burst(ground: Ground) -> bool:
             return False
         machine, token = by_machine
         hourly = machine.weight * size.uses / size.days / 24 / sum(one.weight for one in ground.behaviour.machines)
-        ip, agent = rng.choice(machine.fleet.addresses), machine.fleet.agent
+        ip, agent = machine.fleet.addresses[0], machine.fleet.agent
         count, organisation = ground.count(max(400, hourly * 10), max(800, hourly * 80)), machine.organisation
-        if machine.autoscaled:  # its addresses change from day to day; one that it has at that time
-            ip = machine.organisation.region.address(rng, 3)
     label = ground.label(
         "everything at once",
         rule=BURST,
@@ -293,7 +299,8 @@ def burst(ground: Ground) -> bool:
         end_us=us + length_us,
         about=f"{count} uses within {length_us // MINUTE} minutes",
     )
-    _raid(ground, label, token, organisation, [(at, ip, agent) for at in ground.times(us, length_us, count)])
+    moves = [(at, ip, agent) for at in ground.times(us, length_us, count)]
+    _raid(ground, label, token, organisation, moves, inside=machine)
     return True
 
 
@@ -353,7 +360,7 @@ def scope_probing(ground: Ground) -> bool:
         about=f"{len(scopes)} scopes within {length_us // MINUTE} minutes, from {'inside' if inside else 'elsewhere'}",
     )
     moves = [(at, ip, agent) for at in ground.times(us, length_us, len(asked))]
-    _raid(ground, label, token, holder.organisation, moves, scopes=asked)
+    _raid(ground, label, token, holder.organisation, moves, scopes=asked, inside=holder if inside else None)
     return True
 
 

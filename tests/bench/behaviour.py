@@ -5,6 +5,7 @@ Few services make most of the uses; everybody else is there because an abuse rul
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -107,7 +108,9 @@ class Fleet(Struct):
 class Machine:
     """A service that uses its token steadily."""
 
-    def __init__(self, chain: Chain, organisation: Organisation, made: Product, rng: random.Random, *, autoscaled: bool):
+    def __init__(
+        self, chain: Chain, organisation: Organisation, made: Product, rng: random.Random, *, autoscaled: bool
+    ):
         self.chain = chain
         self._steps = list(chain.steps)
         self.organisation = organisation
@@ -174,7 +177,7 @@ class Machine:
             edges |= {at for at in (since, since + rolls_us) if us < at < us + HOUR}
         entries: list[Entry] = []
         ordered = sorted(edges)
-        for begins, ends in zip(ordered, ordered[1:], strict=False):
+        for begins, ends in itertools.pairwise(ordered):
             entries += self._stretch(begins, ends, count * (ends - begins) / HOUR, rng)
         return entries
 
@@ -265,10 +268,11 @@ class Behaviour:
 
     def _services(self) -> None:
         rng, population = self._rng, self.population
-        owners: list[tuple[Chain, Organisation, Product]] = []
-        for chain in population.renewals:
-            if isinstance(chain.owner, Client):
-                owners.append((chain, chain.owner.organisation, chain.owner.product))
+        owners = [
+            (chain, chain.owner.organisation, chain.owner.product)
+            for chain in population.renewals
+            if isinstance(chain.owner, Client)
+        ]
         for number, chain in enumerate(population.sats):
             assert isinstance(chain.owner, Organisation)
             habit = pick(rng, {"steady": 0.6, "job": 0.15, "runner": 0.1, "never": 0.15})
@@ -333,6 +337,11 @@ class Behaviour:
             self._refused[refusal[0] // HOUR].append(refusal)
 
     # Hour by hour
+
+    @property
+    def held(self) -> int:
+        """Uses that wait for their hour."""
+        return sum(map(len, self._pending.values()))
 
     @property
     def chance(self) -> random.Random:
@@ -439,7 +448,9 @@ class Behaviour:
         chosen = rng.choices(possible, k=3)
         return [use(token, us, gateway, ip, agent, path=path, scope=scope, method=how) for how, path, scope in chosen]
 
-    def _work(self, habit: Habit, us: int, length_us: int, count: int, ip: str, agents: list[str]) -> None:
+    def _work(  # noqa: PLR0917 - what, when, how long, how much, where from and with what
+        self, habit: Habit, us: int, length_us: int, count: int, ip: str, agents: list[str]
+    ) -> None:
         """One stretch of work with the habit's token, or a few vain attempts if that has ended."""
         rng, token = self._rng, habit.chain.token_at(us)
         if token is None:
@@ -497,4 +508,3 @@ class Behaviour:
                 outcome, caller = rng.choice(("malformed", "unknown")), habit.gateway.caller
                 where = habit.gateway.own[0] if habit.gateway.endpoint == "introspect" else ip
                 self.refuse([(at, caller, where, outcome, habit.gateway.endpoint, 0)] * rng.randint(1, 3))
-

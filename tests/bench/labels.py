@@ -110,7 +110,12 @@ class Ground:
         behaviour = self.behaviour
         for habit in self.rng.sample(behaviour.habits, len(behaviour.habits)):
             token = habit.chain.token_at(us)
-            if habit.kind not in kinds or token is None or token.token_id in self.taken or not _seen(habit.organisation):
+            if (
+                habit.kind not in kinds
+                or token is None
+                or token.token_id in self.taken
+                or not _seen(habit.organisation)
+            ):
                 continue
             if us - token.issued_us < (5 if habit.kind == "daily" else 9) * DAY or habit.silent[1]:
                 continue

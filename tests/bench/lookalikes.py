@@ -119,8 +119,8 @@ def load_test(ground: Ground) -> None:
         entries: list[Entry] = []
         for at in ground.times(us, length_us, count):
             method, path, scope = rng.choice(possible)
-            ip = rng.choice(machine.fleet.addresses)
-            rest = use(token, at, gateway, ip, agent, path=path, scope=scope, method=method)
+            ip, name = rng.choice(machine.fleet.addresses), machine.fleet.agent if own else agent
+            rest = use(token, at, gateway, ip, name, path=path, scope=scope, method=method)
             entries.append((at, rest, label.number))
         return entries
 
@@ -179,25 +179,25 @@ def misconfigured(ground: Ground) -> None:
         return
     machine, token = found
     gateway, length_us = machine.gateways[0], int(ground.between(10, 6 * 60) * MINUTE)
-    ip, agent = rng.choice(machine.fleet.addresses), machine.fleet.agent
+    ip = rng.choice(machine.organisation.egress)
     times = ground.times(us, length_us, max(2, length_us // (rng.randint(10, 60) * SECOND)))
     if rng.random() < 0.5:
         seen = gateway.own[0] if gateway.endpoint == "introspect" else ip
         named = entities(addresses=[seen], more=[gateway.caller] if gateway.caller else [])
         label = ground.label("placeholder for a token", entities=named, start_us=us, end_us=us + length_us, about=ip)
-        ground.behaviour.refuse(
-            (at, gateway.caller, seen, "malformed", gateway.endpoint, label.number) for at in times
-        )
+        ground.behaviour.refuse((at, gateway.caller, seen, "malformed", gateway.endpoint, label.number) for at in times)
         return
     wrong = rng.choice([scope for scope in SCOPES if scope not in token.scope])
     label = ground.label("wrong scope", entities=entities(token), start_us=us, end_us=us + length_us, about=wrong)
-    ground.behaviour.later(
-        us,
-        lambda: [
-            (at, use(token, at, gateway, ip, agent, path="/v1/sync", scope=wrong, method="POST"), label.number)
+
+    def make() -> list[Entry]:
+        where, agent = machine.fleet.addresses[0], machine.fleet.agent
+        return [
+            (at, use(token, at, gateway, where, agent, path="/v1/sync", scope=wrong, method="POST"), label.number)
             for at in times
-        ],
-    )
+        ]
+
+    ground.behaviour.later(us, make)
 
 
 def retries(ground: Ground) -> None:

@@ -195,5 +195,3 @@ def local_hour(us: int, zone: float) -> float:
 def is_workday(us: int, zone: float) -> bool:
     # 1970-01-01 was a Thursday.
     return ((us + int(zone * HOUR)) // DAY + 3) % 7 < 5
-
-

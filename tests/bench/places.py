@@ -76,7 +76,9 @@ class Networks:
     def v6(self) -> str:
         """A /48."""
         while True:
-            network = f"2a{self._rng.randrange(16):x}{self._rng.randrange(16):x}:{_group(self._rng)}:{_group(self._rng)}"
+            network = (
+                f"2a{self._rng.randrange(16):x}{self._rng.randrange(16):x}:{_group(self._rng)}:{_group(self._rng)}"
+            )
             if network not in self._taken:
                 self._taken.add(network)
                 return network
@@ -122,7 +124,12 @@ LAPTOPS = (
     ("Macintosh; Intel Mac OS X 10_15_7", "Chrome/131.0.0.0 Safari/537.36"),
     ("X11; Linux x86_64", "Chrome/130.0.0.0 Safari/537.36"),
 )
-PHONES = ("iPhone; iOS 18.1.1; Scale/3.00", "iPhone; iOS 17.6; Scale/2.00", "Linux; Android 15; Pixel 8", "Android 14; SM-S921B")
+PHONES = (
+    "iPhone; iOS 18.1.1; Scale/3.00",
+    "iPhone; iOS 17.6; Scale/2.00",
+    "Linux; Android 15; Pixel 8",
+    "Android 14; SM-S921B",
+)
 # What reports of stolen tokens name: scripts' libraries, command-line tools, the browser of Tor.
 ATTACKERS = (
     "python-requests/2.32.4",

@@ -150,7 +150,9 @@ def main() -> None:
             print(json.dumps(fields))
         return
     made = traffic.writers
-    print(f"{len(traffic.population.tokens):,} tokens and {traffic.population.events:,} events, {planned - began:.1f} s")
+    print(
+        f"{len(traffic.population.tokens):,} tokens and {traffic.population.events:,} events, {planned - began:.1f} s"
+    )
     print(f"{made.uses:,} uses in {made.blocks:,} blocks, {size / made.uses:.0f} bytes a use, {ended - planned:.1f} s")
     print(f"{made.refused_requests:,} refused requests in {made.refused_rows:,} counts")
     print(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MiB at the most")
