@@ -4,6 +4,7 @@ Rules for changing an event stand in the README under "Changing an event". In sh
 a default that means "not recorded"; anything else is a new tag, with an upcaster in `codec.py`.
 
 Identifiers are a prefix and the 32 hex digits of a UUIDv7: `tok_` token, `grt_` grant, `cli_` client, `usr_` user.
+`fnd_` and 32 hex digits name a finding; they follow from what was found, so that finding it again changes nothing.
 `sealed_*` fields are AES-256-GCM under the key of the person or client they are about (`service/keys.py`).
 `by` is who did it: the caller's token id, a client id, or `system`.
 
@@ -305,6 +306,112 @@ class KeyRemoved(Event, frozen=True, kw_only=True, tag="key.removed/1"):
     kid: str
 
 
+# Findings of abuse: ledger.<tenant>.finding.<finding_id>, the first event with expected sequence 0. They are kept for
+# ever, so no address or user agent stands in them: the evidence points at uses, which are kept for a limited time.
+
+RuleMode = Literal["observe", "notify", "revoke"]
+
+
+class Evidence(Struct, frozen=True, kw_only=True, gc=False):
+    """Where a piece of evidence is recorded.
+
+    A `use` or a count of `refused` requests: `seq` in USAGE and `index` in that block; an `event`: `seq` in LEDGER.
+    """
+
+    source: Literal["use", "refused", "event"]
+    seq: int
+    index: int = 0
+
+
+class Quantity(Struct, frozen=True, kw_only=True, gc=False):
+    """What was counted or measured, or the value that a parameter had."""
+
+    quantity: str
+    value: float
+
+
+class AbuseDetected(Event, frozen=True, kw_only=True, tag="abuse.detected/1"):
+    """A rule found an incident. `detected_at`: when the use occurred that crossed the threshold.
+
+    `first_at`, `last_at`: of the evidence; there may be more than is listed. `mode` and `parameters` are what held
+    when it was found. `self_reported`: all of it rests on what callers say of their own callers; that alone never
+    revokes. Of the ids those are there that apply.
+    """
+
+    finding_id: str
+    rule: str
+    rule_version: int
+    mode: RuleMode
+    detected_at: Moment
+    first_at: Moment
+    last_at: Moment
+    self_reported: bool
+    counts: tuple[Quantity, ...]
+    parameters: tuple[Quantity, ...]
+    evidence: tuple[Evidence, ...]
+    token_id: str | None = None
+    grant_id: str | None = None
+    client_id: str | None = None
+    subject: str | None = None
+    caller: str | None = None
+
+
+class FindingAcknowledged(Event, frozen=True, kw_only=True, tag="finding.acknowledged/1"):
+    """Somebody saw the finding and takes it for abuse. The reason is sealed for whom the finding is about."""
+
+    finding_id: str
+    sealed_reason: bytes | None = None
+
+
+class FindingDismissed(Event, frozen=True, kw_only=True, tag="finding.dismissed/1"):
+    """Somebody saw the finding and takes it for no abuse."""
+
+    finding_id: str
+    sealed_reason: bytes | None = None
+
+
+# Reading of the audit trail: ledger.<tenant>.audit.<id of who asks>, exports ledger.<tenant>.export.<export_id>
+
+
+class AuditRead(Event, frozen=True, kw_only=True, tag="audit.read/1"):
+    """Somebody asked for the audit trail, by SQL or for an export. Recorded before a row is handed out.
+
+    `subject`, `client_id`: as of the token that asked. `read_id` is an export's id. `dataset`: of an export.
+    `sealed_statement`: JSON of the statement or of the export's filters, sealed under the key of `subject`, since
+    addresses and names may stand in it; `statement_sha256` is of that JSON, hex.
+    """
+
+    read_id: str
+    subject: str
+    client_id: str | None
+    what: Literal["query", "export"]
+    dataset: str | None
+    format: Literal["json", "csv", "arrow", "parquet", "ndjson"]
+    statement_sha256: str
+    sealed_statement: bytes
+
+
+class AuditExported(Event, frozen=True, kw_only=True, tag="audit.exported/1"):
+    """The last byte of an export was handed out. One without this event is not complete.
+
+    `sha256` is of its `size` bytes, hex. It holds all `rows` that LEDGER has up to `ledger_seq` and USAGE up to
+    `usage_seq`, of which the numbers of the first and last are told. `statement`: its SQL, without parameters.
+    """
+
+    read_id: str
+    rows: int
+    size: int
+    sha256: str
+    statement: str
+    ledger_seq: int
+    usage_seq: int
+    first_ledger_seq: int | None
+    last_ledger_seq: int | None
+    first_usage_seq: int | None
+    last_usage_seq: int | None
+    software: str
+
+
 LedgerEvent = (
     TokenIssued
     | TokenRefreshed
@@ -331,6 +438,11 @@ LedgerEvent = (
     | KeyActivated
     | KeyRetired
     | KeyRemoved
+    | AbuseDetected
+    | FindingAcknowledged
+    | FindingDismissed
+    | AuditRead
+    | AuditExported
 )
 
 
@@ -378,7 +490,7 @@ class TokenUsed(Struct, frozen=True, array_like=True, gc=False):
 class RefusedCount(Struct, frozen=True, array_like=True):
     """Requests that named no known token, counted per caller, address, outcome and minute.
 
-    `minute`: minutes since 1970, UTC.
+    `minute`: minutes since 1970, UTC. For `invalid_client`, `caller` is the client whose secret was not the right one.
     """
 
     minute: int

@@ -227,44 +227,6 @@ class UsageAnswer(Struct, frozen=True, kw_only=True, rename={"from_": "from"}):
     sql: UsageSql | UnsetType = UNSET
 
 
-class LiveTokensRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Tokens that are good at `now`, with how much they are used.
-
-    `unused_since`: those issued and last used, if ever, before it, by `issued_at`. `expiring_until`: those that expire
-    by then, by `expires_at`. One of the two. `after`: the time and the id of the last token of the page before.
-    """
-
-    now: datetime
-    unused_since: datetime | None = None
-    expiring_until: datetime | None = None
-    after: tuple[datetime, str] | None = None
-    limit: Limit = 100
-
-
-class LiveToken(Struct, frozen=True, kw_only=True):
-    """A token and its uses, allowed or refused, as far as they are kept. `addresses`: how many different ones."""
-
-    token_id: str
-    kind: str
-    client_id: str | UnsetType = UNSET
-    subject: str | UnsetType = UNSET
-    scope: str
-    issued_at: datetime
-    expires_at: datetime
-    uses: int
-    addresses: int
-    last_used_at: datetime | UnsetType = UNSET
-
-
-class LiveTokensAnswer(Struct, frozen=True, kw_only=True):
-    """True at `ledger_seq` of LEDGER and `usage_seq` of USAGE. `more`: there are others behind the last."""
-
-    items: list[LiveToken]
-    more: bool
-    ledger_seq: int
-    usage_seq: int
-
-
 class StatusRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pass
 
@@ -288,12 +250,12 @@ class StatusAnswer(Struct, frozen=True, kw_only=True):
     set_aside: list[str]
 
 
-_SUBJECTS: dict[type[Struct], str] = {
+# Where each is answered; `projections/asking_tokens.py` adds its own.
+SUBJECTS: dict[type[Struct], str] = {
     EventsRequest: f"{SERVICE}.events",
     UsesRequest: f"{SERVICE}.uses",
     TokenRequest: f"{SERVICE}.tokens",
     UsageRequest: f"{SERVICE}.usage",
-    LiveTokensRequest: f"{SERVICE}.live_tokens",
     StatusRequest: f"{SERVICE}.status",
 }
 
@@ -309,7 +271,7 @@ class AnalyticsRefused(Exception):
 async def ask(nc: Client, request: Struct, answer: type[A], *, seconds: float = QUERY_SECONDS_MAX + 5) -> A:
     """Asks the analytics process; `answer` is the Struct that belongs to the request. Raises: AnalyticsRefused."""
     try:
-        reply = await nc.request(_SUBJECTS[type(request)], msgspec.json.encode(request), timeout=seconds)
+        reply = await nc.request(SUBJECTS[type(request)], msgspec.json.encode(request), timeout=seconds)
     except (nats.errors.Error, TimeoutError, OSError) as error:
         raise AnalyticsRefused(
             503, f"the analytics process does not answer: {error or type(error).__name__}"

@@ -35,11 +35,16 @@ from events import codec
 from events.errors import LedgerUnavailable
 from events.streams import LEDGER, RawMessage
 from events.types import (
+    AbuseDetected,
+    AuditExported,
+    AuditRead,
     ClientChanged,
     ClientDisabled,
     ClientRegistered,
     ClientRevoked,
     ClientSecretRotated,
+    FindingAcknowledged,
+    FindingDismissed,
     GrantRevoked,
     KeyActivated,
     KeyIntroduced,
@@ -373,6 +378,10 @@ class CurrentWriter:
                 self._fold_grant(rows, recorded, event.grant_id, (event.spent_token_id,))
             case TokenRevoked() | TokenSuperseded():
                 self._fold_grant(rows, recorded, event.grant_id, (event.token_id,))
+            case AbuseDetected() | FindingAcknowledged() | FindingDismissed():
+                pass  # what follows from a finding is an event of its own
+            case AuditRead() | AuditExported():
+                pass  # who read the audit trail changes no token
             case _:
                 table, key = row_key(event)
                 raw = rows.get(table, key)

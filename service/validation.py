@@ -302,7 +302,9 @@ async def authenticate(
     missing = bool(needs) and not any(caller.holds(name) for name in needs)
     code = Code.INSUFFICIENT_SCOPE if verdict.code is Code.VALID and missing else verdict.code
     if record or code is not Code.VALID:
-        wanted = Asked(scope=" ".join(needs[:1]), audience=asked.audience, ip=asked.ip)
+        # The scope that let it through, where several would have done: auditors ask which scopes are used.
+        granted = [name for name in needs if name in caller.scope] or needs
+        wanted = Asked(scope=" ".join(granted[:1]), audience=asked.audience, ip=asked.ip)
         use = use_of(
             Verdict(code, hit, verdict.position),
             wanted,

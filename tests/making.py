@@ -10,12 +10,18 @@ from typing import Any
 from events import codec
 from events.streams import RawMessage
 from events.types import (
+    AbuseDetected,
+    AuditExported,
+    AuditRead,
     ClientChanged,
     ClientDisabled,
     ClientMetadata,
     ClientRegistered,
     ClientRevoked,
     ClientSecretRotated,
+    Evidence,
+    FindingAcknowledged,
+    FindingDismissed,
     GrantRevoked,
     KeyActivated,
     KeyIntroduced,
@@ -24,6 +30,7 @@ from events.types import (
     Kind,
     LedgerEvent,
     MintedToken,
+    Quantity,
     Reason,
     Recorded,
     RefreshReplayed,
@@ -175,6 +182,12 @@ def subject_of(event: LedgerEvent) -> str:
             return f"ledger.main.scope.{event.name.encode().hex()}"
         case KeyIntroduced() | KeyActivated() | KeyRetired() | KeyRemoved():
             return f"ledger.main.key.{event.kid}"
+        case AbuseDetected() | FindingAcknowledged() | FindingDismissed():
+            return f"ledger.main.finding.{event.finding_id}"
+        case AuditRead(what="query"):
+            return f"ledger.main.audit.{event.subject}"
+        case AuditRead() | AuditExported():
+            return f"ledger.main.export.{event.read_id}"
 
 
 class History:
@@ -206,6 +219,30 @@ def raw(recorded: Recorded) -> RawMessage:
     """As the stream would deliver it."""
     nanoseconds = (recorded.recorded_at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) * 1000
     return RawMessage(recorded.seq, nanoseconds, recorded.subject, codec.encode(recorded.event))
+
+
+def fnd(number: int) -> str:
+    return f"fnd_{number:032x}"
+
+
+def found(finding_id: str, at: datetime = START, **changes: Any) -> AbuseDetected:
+    """A finding about client 1 itself, unless said otherwise."""
+    fields = head() | {
+        "finding_id": finding_id,
+        "rule": "burst",
+        "rule_version": 1,
+        "mode": "observe",
+        "detected_at": at,
+        "first_at": at,
+        "last_at": at,
+        "self_reported": False,
+        "counts": (Quantity(quantity="uses", value=900),),
+        "parameters": (Quantity(quantity="uses", value=300),),
+        "evidence": (Evidence(source="use", seq=1, index=0),),
+        "client_id": cli(1),
+        "subject": cli(1),
+    }
+    return AbuseDetected(**fields | changes)
 
 
 # One of every kind of event, each of which changes something.
@@ -270,5 +307,9 @@ def everything() -> History:
         UserPasswordChanged(**head(), user_id=usr(3), password_hash="$argon2id$y"),
         UserDisabled(**head(), user_id=usr(3), reason=Reason.DISABLED),
         SubjectErased(**head(), user_id=usr(3)),
+        found(fnd(1)),
+        FindingAcknowledged(**head(), finding_id=fnd(1), sealed_reason=b"reason"),
+        found(fnd(2), token_id=tok(12), grant_id=grt(1)),
+        FindingDismissed(**head(), finding_id=fnd(2)),
     )
     return history

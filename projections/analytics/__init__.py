@@ -16,15 +16,38 @@ password hashes or anything sealed.
 | `issued_tokens` | a token ever issued, as issued | as `tokens`, without what ended it |
 | `grants` | a grant, by its first event | `grant_id`, `ledger_seq`, `subject`, `client_id`, `scope`, `issued_at` |
 | `ends` | something that ends tokens | `ledger_seq`, `what` (`revoked`, `spent`, `superseded`), one of `token_id`, `grant_id`, `client_id`, `subject`; `cuts_before_seq` (of a client or subject: grants that began before), `ended_at`, `reason` |
-| `uses` | a use of a token | `occurred_at`, `recorded_at`, `block_seq` (sequence in USAGE), `use_index` (in the block), `token_no` (join `used_tokens`; NULL if unknown), `token_sha256` (of an unknown token), `outcome`, `endpoint`, `caller`, `scope`, `audience` (asked for, NULL if nothing), `ip`, `user_agent`, `method`, `path` |
+| `uses` (view) | a use of a token: `recent_uses` and the sealed segments | `occurred_at`, `recorded_at`, `block_seq` (sequence in USAGE), `use_index` (in the block), `token_no` (join `used_tokens`; NULL if unknown), `origin_no` (join `origins`), `token_sha256` (of an unknown token), `outcome`, `endpoint`, `caller`, `scope`, `audience` (asked for, NULL if nothing), `method`, `path`, `reported` (whether the caller itself told where it came from) |
+| `recent_uses` | a use that is not sealed yet | as `uses` |
+| `segments` | a file of sealed uses | `segment_no` (its first `block_seq`), `last_seq`, `file`, `uses`, `first_recorded_at`, `last_recorded_at`, `file_bytes`, `sha256`, `sealed_at` |
 | `used_tokens` | a token that was used | `token_no`, `token_id`; numbers are this file's own and differ after a rebuild |
-| `refused` | a count of requests that named no known token | `minute`, `recorded_at`, `block_seq`, `refused_index`, `caller`, `ip`, `outcome`, `endpoint`, `requests` |
+| `origins` | where uses came from | `origin_no` (this file's own too), `ip`, `user_agent`, `network` (/24 of IPv4, /48 of IPv6), `agent` (the product without its version, as `curl`, `Firefox`) |
+| `usage_days`, `usage_hours` | sealed uses of a day or hour (UTC) that are the same in all of this | `segment_no`, `day` or `hour`, `token_no`, `origin_no`, `outcome`, `endpoint`, `scope`; `uses`, `first_at`, `last_at` |
+| `usage_minutes` | sealed uses of a minute | `segment_no`, `minute`, `client_id`, `kind`, `outcome`, `endpoint`, `uses`; `token_no` instead of client and kind if its issue was not known yet |
+| `caller_days` | sealed validations that somebody asked for on a day; calls of the management API are uses of the caller's own token and not among them | `segment_no`, `day`, `caller` (token or client), `validations`, `first_at`, `last_at` |
+| `all_usage_days`, `all_usage_hours`, `all_usage_minutes` (views) | uses of a day, hour or minute, sealed or not; add up what several rows say of the same | as above without `segment_no`, and `all_usage_minutes` without `token_no` |
+| `all_caller_days` (view) | validations that somebody asked for on a day, of known tokens or not | as above without `segment_no` |
+| `refused` | a count of requests that named no known token | `minute`, `recorded_at`, `block_seq`, `refused_index`, `caller`, `ip`, `network`, `outcome`, `endpoint`, `requests` |
 | `gaps` | uses that a writer knows it has lost | `block_seq`, `recorded_at` (of the block that said so), `writer`, `lost` |
 | `positions` | a stream | `stream`, `seq` (all up to it is in the tables), `recorded_at` (of that message), `created` (the stream), `version` (of the tables) |
 
-The file is `analytics-<version>.duckdb`. Other tables take another version and so another file, filled by replay. A
-file that cannot be read is set aside as `….corrupt-<time>`, one that comes from another log as `….replaced-<time>`,
-and the store is rebuilt; the newest two of these are kept.
+The newest uses, at most some million or those of a day, are in `recent_uses`. Then they are sealed, while others are
+written: they become a segment, a Parquet file that never changes, and are added up in the roll-ups. A segment has all
+uses of its range of USAGE, in their order; it, its rows in the roll-ups and the end of its rows in
+`recent_uses` are one transaction. Retention drops whole segments with their rows. So at any time `uses` and
+`all_usage_…` count the same. Sealing changes nothing that a reader of these views can see.
+
+The file is `analytics-<version>.duckdb`, and its segments are beside it in `….duckdb.segments/`. Other tables take
+another version and so another file, filled by replay. A file that cannot be read, or that lacks a segment, is set aside
+with its segments as `….corrupt-<time>`, one that comes from another log as `….replaced-<time>`, and the store is
+rebuilt; the newest two of these are kept.
+
+To read: `Analytics.cursor()` is a connection to the open database, and one transaction of it is one state of all tables
+and views: `positions` says which. `Analytics.listeners` are told of every commit. To hand segments to another process:
+`segment_files` in such a transaction; link the files (`os.link`) before it ends. They stay for an hour at least after
+retention has dropped them, and a link stays as long as one wants it. All tables but `recent_uses` and `positions` only
+grow, but for what retention drops: `events`, `ends`, `grants` and `issued_tokens` by `ledger_seq`, `used_tokens` and
+`origins` by their numbers, `segments` and the roll-ups by `segment_no`, `refused` and `gaps` by `block_seq`. The rest
+of the uses is `recent_uses`.
 """  # noqa: E501 - the table is the README's
 
 from projections.analytics.api import serve_queries

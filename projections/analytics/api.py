@@ -14,16 +14,18 @@ import msgspec
 import nats.errors
 import nats.micro
 import structlog
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 from nats.aio.client import Client
 from nats.micro.request import Request, ServiceError
 
 from events.errors import LedgerUnavailable
 from events.streams import LEDGER, USAGE, stream_state
+from projections.analytics.blast_radius import Radius
 from projections.analytics.rows import uuid_hex
 from projections.analytics.schema import SCHEMA_VERSION
 from projections.analytics.store import STREAMS, Analytics, set_aside_files
-from projections.analytics.usage import live_token, live_tokens_sql, usage_answer, usage_sql
+from projections.analytics.tokens import scopes_sql, scopes_used, token_usage, tokens_sql
+from projections.analytics.usage import usage_answer, usage_sql
 from projections.asking import (
     QUERY_SECONDS_MAX,
     SERVICE,
@@ -31,8 +33,6 @@ from projections.asking import (
     AuditUse,
     EventsAnswer,
     EventsRequest,
-    LiveTokensAnswer,
-    LiveTokensRequest,
     StatusAnswer,
     StatusRequest,
     StreamStatus,
@@ -40,8 +40,20 @@ from projections.asking import (
     TokenFacts,
     TokenRequest,
     UsageRequest,
+    UsageSql,
     UsesAnswer,
     UsesRequest,
+)
+from projections.asking_tokens import (
+    NamedSql,
+    RadiusAnswer,
+    RadiusReport,
+    RadiusRequest,
+    RadiusUse,
+    ScopesAnswer,
+    ScopesRequest,
+    TokensAnswer,
+    TokensRequest,
 )
 
 log = structlog.get_logger()
@@ -95,7 +107,9 @@ class _Queries:
             "uses": self._handler(UsesRequest, self._uses),
             "tokens": self._handler(TokenRequest, self._token),
             "usage": self._handler(UsageRequest, self._usage),
-            "live_tokens": self._handler(LiveTokensRequest, self._live_tokens),
+            "token_usage": self._handler(TokensRequest, self._token_usage),
+            "scopes": self._handler(ScopesRequest, self._scopes),
+            "blast_radius": self._handler(RadiusRequest, self._blast_radius),
             "status": self._handler(StatusRequest, self._status),
         }
 
@@ -241,32 +255,67 @@ class _Queries:
         return TokenAnswer(token=token, position=position)
 
     async def _usage(self, request: UsageRequest) -> bytes:
-        # The answer says what it is true at, so that it need not wait longer than analytics takes to catch up.
-        await asyncio.gather(self._catch_up(LEDGER), self._catch_up(USAGE))
         sql, parameters = usage_sql(request)
-
-        def read(cursor: duckdb.DuckDBPyConnection) -> tuple[list[tuple[Any, ...]], int, int]:
-            rows = cursor.execute(sql, parameters).fetchall()
-            return rows, _position(cursor, LEDGER), _position(cursor, USAGE)
-
-        rows, ledger_seq, usage_seq = await self._query(read)
+        rows, ledger_seq, usage_seq = await self._at(lambda cursor: cursor.execute(sql, parameters).fetchall())
         answer = usage_answer(request, rows, ledger_seq=ledger_seq, usage_seq=usage_seq)
+        return self._encoded(answer, "ask for fewer groups or intervals")
+
+    async def _token_usage(self, request: TokensRequest) -> TokensAnswer:
+        sql, parameters = tokens_sql(request)
+        rows, ledger_seq, usage_seq = await self._at(lambda cursor: cursor.execute(sql, parameters).fetchall())
+        items = self._page([token_usage(row) for row in rows], request.limit)
+        return TokensAnswer(
+            items=items,
+            more=len(items) < len(rows),
+            ledger_seq=ledger_seq,
+            usage_seq=usage_seq,
+            sql=UsageSql(sql, parameters) if request.explain else UNSET,
+        )
+
+    async def _scopes(self, request: ScopesRequest) -> ScopesAnswer:
+        sql, parameters = scopes_sql(request)
+        rows, ledger_seq, usage_seq = await self._at(lambda cursor: cursor.execute(sql, parameters).fetchall())
+        found = scopes_used(request, rows)
+        items = self._page(found, request.limit)
+        return ScopesAnswer(
+            items=items,
+            more=len(items) < len(found),
+            ledger_seq=ledger_seq,
+            usage_seq=usage_seq,
+            sql=UsageSql(sql, parameters) if request.explain else UNSET,
+        )
+
+    async def _blast_radius(self, request: RadiusRequest) -> bytes:
+        def read(cursor: duckdb.DuckDBPyConnection) -> tuple[RadiusReport | UnsetType, list[RadiusUse], list[NamedSql]]:
+            radius = Radius(cursor, request)
+            if not radius.found():
+                raise ServiceError("404", "nothing of the kind was issued")
+            report = radius.report() if request.after is None else UNSET
+            return report, radius.uses(), radius.ran
+
+        (report, found, ran), ledger_seq, usage_seq = await self._at(read)
+        answer = RadiusAnswer(
+            report=report,
+            more=False,
+            ledger_seq=ledger_seq,
+            usage_seq=usage_seq,
+            sql=ran if request.explain else UNSET,
+        )
+        around = self._encoded(answer, "ask for interval=day, or for a token or grant instead of a client")
+        items = self._page(found, request.limit, beside=len(around))
+        return msgspec.json.encode(msgspec.structs.replace(answer, items=items, more=len(items) < len(found)))
+
+    async def _at(self, read: Callable[[duckdb.DuckDBPyConnection], T]) -> tuple[T, int, int]:
+        """What is read, after analytics has caught up or nearly so, and where in LEDGER and USAGE it is true."""
+        await asyncio.gather(self._catch_up(LEDGER), self._catch_up(USAGE))
+        return await self._query(lambda cursor: (read(cursor), _position(cursor, LEDGER), _position(cursor, USAGE)))
+
+    def _encoded(self, answer: Struct, fix: str) -> bytes:
+        """Raises: ServiceError if no message may be as large."""
         encoded = msgspec.json.encode(answer)
         if len(encoded) > self._nc.max_payload - _REPLY_MARGIN_BYTES:
-            raise ServiceError("400", "the answer is larger than a message may be; ask for fewer groups or intervals")
+            raise ServiceError("400", f"the answer is larger than a message may be; {fix}")
         return encoded
-
-    async def _live_tokens(self, request: LiveTokensRequest) -> LiveTokensAnswer:
-        await asyncio.gather(self._catch_up(LEDGER), self._catch_up(USAGE))
-        sql, parameters = live_tokens_sql(request)
-
-        def read(cursor: duckdb.DuckDBPyConnection) -> tuple[list[tuple[Any, ...]], int, int]:
-            rows = cursor.execute(sql, parameters).fetchall()
-            return rows, _position(cursor, LEDGER), _position(cursor, USAGE)
-
-        rows, ledger_seq, usage_seq = await self._query(read)
-        items = self._page([live_token(row) for row in rows], request.limit)
-        return LiveTokensAnswer(items=items, more=len(items) < len(rows), ledger_seq=ledger_seq, usage_seq=usage_seq)
 
     async def _status(self, _: StatusRequest) -> StatusAnswer:
         def read(cursor: duckdb.DuckDBPyConnection) -> list[tuple[str, int, datetime | None]]:
@@ -303,9 +352,9 @@ class _Queries:
             raise ServiceError("503", str(error)) from error
         return int(state["last_seq"]) if state["messages"] else 0
 
-    def _page(self, found: list[A], limit: int) -> list[A]:
-        """The items that fit into the request's limit and into one message; at least one if there is any."""
-        room = self._nc.max_payload - _REPLY_MARGIN_BYTES
+    def _page(self, found: list[A], limit: int, *, beside: int = 0) -> list[A]:
+        """The items that fit into the limit and, with `beside` bytes, into a message; at least one if there is any."""
+        room = self._nc.max_payload - _REPLY_MARGIN_BYTES - beside
         for index, item in enumerate(found[:limit]):
             room -= len(msgspec.json.encode(item)) + 1
             if room < 0 and index > 0:
@@ -343,15 +392,15 @@ def _events_sql(request: EventsRequest) -> tuple[str, list[Any]]:
 
 # In two steps: a token's uses lie in many places, and whole rows are read only of those that the page shows.
 _SELECT_USES = """
-SELECT occurred_at, recorded_at, block_seq, use_index, outcome, endpoint, caller, scope, audience,
-    ip, user_agent, method, path
-FROM uses
-WHERE rowid IN (
-    SELECT rowid FROM uses
+WITH page AS (
+    SELECT block_seq, use_index FROM uses
     WHERE token_no = (SELECT token_no FROM used_tokens WHERE token_id = ?::UUID)
         AND occurred_at >= ? AND (occurred_at, block_seq, use_index) > (?, ?, ?)
     ORDER BY occurred_at, block_seq, use_index LIMIT ?
 )
+SELECT occurred_at, recorded_at, block_seq, use_index, outcome, endpoint, caller, scope, audience,
+    ip, user_agent, method, path
+FROM uses JOIN page USING (block_seq, use_index) JOIN origins USING (origin_no)
 ORDER BY occurred_at, block_seq, use_index
 """
 

@@ -10,12 +10,17 @@ from typing import Any, NamedTuple, assert_never
 import msgspec
 
 from events.types import (
+    AbuseDetected,
+    AuditExported,
+    AuditRead,
     ClientChanged,
     ClientDisabled,
     ClientRegistered,
     ClientRevoked,
     ClientSecretRotated,
     Context,
+    FindingAcknowledged,
+    FindingDismissed,
     GrantRevoked,
     KeyActivated,
     KeyIntroduced,
@@ -41,12 +46,18 @@ from events.types import (
     UserPasswordChanged,
     UserRegistered,
 )
+from projections.analytics.origins import network
 
 FOR_GOOD = 2**63 - 1  # a cut-off that no later grant escapes
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MINUTE_US = 60_000_000
 _NOWHERE = Context()
+# What these say of the address and the agent is what the caller wrote into its request; elsewhere we saw it.
+_TOLD_BY_THE_CALLER = frozenset({"validate", "batch"})
 _WELL_FORMED = re.compile(r"(?:tok|grt)_([0-9a-f]{32})")
+
+
+Origin = tuple[str | None, str | None]  # address and user agent
 
 
 class GrantRow(NamedTuple):
@@ -164,6 +175,16 @@ def named(event: LedgerEvent) -> Named:
             return Named()
         case KeyIntroduced() | KeyActivated() | KeyRetired() | KeyRemoved():
             return Named()
+        case AbuseDetected():
+            found = (event.token_id,) if event.token_id else ()
+            user = user_of(event.subject, event.client_id)
+            return Named(event.subject, event.client_id, user, event.grant_id, found)
+        case FindingAcknowledged() | FindingDismissed():
+            return Named()
+        case AuditRead():
+            return Named(event.subject, event.client_id, user_of(event.subject, event.client_id))
+        case AuditExported():
+            return Named()
         case _:
             assert_never(event)
 
@@ -225,14 +246,15 @@ class Pending:
         self.grants: list[GrantRow] = []
         self.tokens: list[TokenRow] = []
         self.ends: list[EndRow] = []
-        self.refused: list[tuple[int, int, int, int, str, str | None, str, str, int]] = []
+        self.refused: list[tuple[int, int, int, int, str, str | None, str | None, str, str, int]] = []
         self.gaps: list[tuple[int, int, str, int]] = []
         self.use_token_ids: list[str | None] = []
+        self.use_origins: list[Origin] = []
         self.uses: dict[str, list[Any]] = {
             name: []
             for name in (
                 *("occurred_at", "recorded_at", "block_seq", "use_index", "token_sha256", "outcome", "endpoint"),
-                *("caller", "scope", "audience", "ip", "user_agent", "method", "path"),
+                *("caller", "scope", "audience", "method", "path", "reported"),
             )
         }
 
@@ -282,14 +304,13 @@ class Pending:
         columns["caller"] += [use.caller for use in uses]
         columns["scope"] += [use.scope or None for use in uses]
         columns["audience"] += [use.audience or None for use in uses]
-        columns["ip"] += [context.ip for context in contexts]
-        columns["user_agent"] += [context.user_agent for context in contexts]
+        self.use_origins += [(context.ip, context.user_agent) for context in contexts]
         columns["method"] += [context.method for context in contexts]
         columns["path"] += [context.path for context in contexts]
-        self.refused += [
-            (one.minute * _MINUTE_US, recorded_us, seq, index, one.caller, one.ip, one.outcome, one.endpoint, one.count)
-            for index, one in enumerate(block.refused)
-        ]
+        columns["reported"] += [use.endpoint in _TOLD_BY_THE_CALLER and use.context is not None for use in uses]
+        for index, one in enumerate(block.refused):
+            where, what = (one.caller, one.ip, network(one.ip)), (one.outcome, one.endpoint, one.count)
+            self.refused.append((one.minute * _MINUTE_US, recorded_us, seq, index, *where, *what))
         if block.lost:
             self.gaps.append((seq, recorded_us, block.writer, block.lost))
         # An empty block is a row too, so that its position is committed.

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _TIME = pa.timestamp("us")
 _TEXTS = pa.list_(pa.string())
@@ -70,22 +70,29 @@ _COLUMNS: dict[str, list[tuple[str, str, Any]]] = {
         ("token_no", "UINTEGER", pa.uint32()),
         ("token_id", "UUID", _UUID),
     ],
-    "uses": [
+    "origins": [
+        ("origin_no", "UINTEGER", pa.uint32()),
+        ("ip", "VARCHAR", pa.string()),
+        ("user_agent", "VARCHAR", pa.string()),
+        ("network", "VARCHAR", pa.string()),
+        ("agent", "VARCHAR", pa.string()),
+    ],
+    "recent_uses": [
         ("occurred_at", "TIMESTAMP", _TIME),
         ("recorded_at", "TIMESTAMP", _TIME),
         ("block_seq", "BIGINT", pa.int64()),
         ("use_index", "USMALLINT", pa.uint16()),
         ("token_no", "UINTEGER", pa.uint32()),
+        ("origin_no", "UINTEGER", pa.uint32()),
         ("token_sha256", "BLOB", pa.binary()),
         ("outcome", "VARCHAR", pa.string()),
         ("endpoint", "VARCHAR", pa.string()),
         ("caller", "VARCHAR", pa.string()),
         ("scope", "VARCHAR", pa.string()),
         ("audience", "VARCHAR", pa.string()),
-        ("ip", "VARCHAR", pa.string()),
-        ("user_agent", "VARCHAR", pa.string()),
         ("method", "VARCHAR", pa.string()),
         ("path", "VARCHAR", pa.string()),
+        ("reported", "BOOLEAN", pa.bool_()),
     ],
     "refused": [
         ("minute", "TIMESTAMP", _TIME),
@@ -94,6 +101,7 @@ _COLUMNS: dict[str, list[tuple[str, str, Any]]] = {
         ("refused_index", "UINTEGER", pa.uint32()),
         ("caller", "VARCHAR", pa.string()),
         ("ip", "VARCHAR", pa.string()),
+        ("network", "VARCHAR", pa.string()),
         ("outcome", "VARCHAR", pa.string()),
         ("endpoint", "VARCHAR", pa.string()),
         ("requests", "BIGINT", pa.int64()),
@@ -105,8 +113,78 @@ _COLUMNS: dict[str, list[tuple[str, str, Any]]] = {
         ("lost", "BIGINT", pa.int64()),
     ],
 }
-USAGE_TABLES = ("uses", "refused", "gaps")
-TABLES = (*_COLUMNS, "positions")
+# Filled when a segment is sealed. A row counts uses of one segment, so that it leaves the store with its segment, and
+# uses of one hour may be counted by several rows.
+ROLL_UPS = {
+    "usage_days": """segment_no BIGINT, day TIMESTAMP, token_no UINTEGER, origin_no UINTEGER, outcome VARCHAR,
+        endpoint VARCHAR, scope VARCHAR, uses BIGINT, first_at TIMESTAMP, last_at TIMESTAMP""",
+    "usage_hours": """segment_no BIGINT, hour TIMESTAMP, token_no UINTEGER, origin_no UINTEGER, outcome VARCHAR,
+        endpoint VARCHAR, scope VARCHAR, uses BIGINT, first_at TIMESTAMP, last_at TIMESTAMP""",
+    # `token_no`: of a token whose issue was not yet known when the segment was sealed, else NULL.
+    "usage_minutes": """segment_no BIGINT, minute TIMESTAMP, client_id VARCHAR, kind VARCHAR, outcome VARCHAR,
+        endpoint VARCHAR, uses BIGINT, token_no UINTEGER""",
+    # Who validates leaves no use of his own token behind.
+    "caller_days": """segment_no BIGINT, day TIMESTAMP, caller VARCHAR, validations BIGINT, first_at TIMESTAMP,
+        last_at TIMESTAMP""",
+}
+_OTHERS = {
+    "segments": """segment_no BIGINT, last_seq BIGINT, file VARCHAR, uses BIGINT, first_recorded_at TIMESTAMP,
+        last_recorded_at TIMESTAMP, file_bytes BIGINT, sha256 BLOB, sealed_at TIMESTAMP""",
+    "positions": "stream VARCHAR, seq BIGINT, recorded_at TIMESTAMP, created VARCHAR, version INTEGER",
+}
+TABLES = (*_COLUMNS, *ROLL_UPS, *_OTHERS)
+
+# What is sealed and what is not. Uses of one day may be counted by several rows here too.
+_ALL_VIEWS = (
+    *(
+        f"""
+CREATE VIEW all_{table} AS
+SELECT {column}, token_no, origin_no, outcome, endpoint, scope, uses, first_at, last_at FROM {table}
+UNION ALL
+SELECT date_trunc('{column}', occurred_at), token_no, origin_no, outcome, endpoint, scope,
+    count(*), min(occurred_at), max(occurred_at)
+FROM recent_uses GROUP BY ALL
+"""  # noqa: S608 - constants
+        for table, column in (("usage_days", "day"), ("usage_hours", "hour"))
+    ),
+    """
+CREATE VIEW all_usage_minutes AS
+WITH counted AS (
+    SELECT minute, client_id, kind, outcome, endpoint, uses, token_no FROM usage_minutes
+    UNION ALL
+    SELECT date_trunc('minute', occurred_at), NULL, NULL, outcome, endpoint, count(*), token_no
+    FROM recent_uses GROUP BY ALL
+)
+SELECT c.minute, coalesce(c.client_id, t.client_id) AS client_id, coalesce(c.kind, t.kind) AS kind, c.outcome,
+    c.endpoint, sum(c.uses)::BIGINT AS uses
+FROM counted c
+LEFT JOIN used_tokens u ON u.token_no = c.token_no
+LEFT JOIN issued_tokens t ON t.token_id = u.token_id
+GROUP BY ALL
+""",
+    # Calls of the management API are uses of the caller's own token, and no validations.
+    """
+CREATE VIEW recent_calls AS
+WITH called AS (
+    SELECT date_trunc('day', occurred_at) AS day, caller, token_no, count(*) AS uses, min(occurred_at) AS first_at,
+        max(occurred_at) AS last_at
+    FROM recent_uses WHERE caller <> '' GROUP BY ALL
+)
+SELECT day, caller, sum(uses)::BIGINT AS validations, min(first_at) AS first_at, max(last_at) AS last_at
+FROM called LEFT JOIN used_tokens USING (token_no)
+WHERE caller IS DISTINCT FROM 'tok_' || replace(token_id::VARCHAR, '-', '')
+GROUP BY day, caller
+""",
+    """
+CREATE VIEW all_caller_days AS
+SELECT day, caller, validations, first_at, last_at FROM caller_days
+UNION ALL
+FROM recent_calls
+UNION ALL
+SELECT date_trunc('day', minute), caller, sum(requests)::BIGINT, min(minute), max(minute)
+FROM refused WHERE caller <> '' GROUP BY ALL
+""",
+)
 
 # Nothing is ever updated: what ends a token is a row of its own, however many tokens it ends, and this view says
 # which end applies: the first, by sequence. A cut-off by client or subject ends the grants that began before it, so
@@ -149,8 +227,9 @@ DDL = (
         f"CREATE TABLE {table} ({', '.join(f'{name} {sql_type}' for name, sql_type, _ in columns)})"
         for table, columns in _COLUMNS.items()
     ),
-    "CREATE TABLE positions (stream VARCHAR, seq BIGINT, recorded_at TIMESTAMP, created VARCHAR, version INTEGER)",
+    *(f"CREATE TABLE {table} ({columns})" for table, columns in (ROLL_UPS | _OTHERS).items()),
     _TOKENS_VIEW,
+    *_ALL_VIEWS,
 )
 
 ARROW_SCHEMAS: dict[str, Any] = {

@@ -19,15 +19,18 @@ import structlog
 from events import codec
 from events.errors import UndecodableEvent
 from events.streams import LEDGER, USAGE, Connection, RawMessage
-from projections.analytics.rows import EventRow, Pending, TokenRow, user_of, uuid_hex
-from projections.analytics.schema import ARROW_SCHEMAS, DDL, SCHEMA_VERSION, TABLES, USAGE_TABLES
+from projections.analytics import segments
+from projections.analytics.numbers import origin_numbers, token_numbers
+from projections.analytics.rows import EventRow, Pending, TokenRow, user_of
+from projections.analytics.schema import ARROW_SCHEMAS, DDL, SCHEMA_VERSION, TABLES
 from projections.base import run
 
 log = structlog.get_logger()
 
 STREAMS = (LEDGER, USAGE)
 SET_ASIDE_FILES_MAX = 2
-_NUMBERS_MAX = 200_000  # token numbers kept in memory, some 25 MB; the others are looked up
+SEGMENT_USES = 1_000_000
+SEGMENT_SECONDS = 86_400.0  # between the first and the last use of a segment
 _TRIM_SECONDS = 3600.0
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - DuckDB's TIMESTAMP has no zone; all of ours are UTC
 _CORRUPT = ("corrupt", "checksum", "not a valid duckdb", "could not read enough bytes", "deserialize")
@@ -39,6 +42,13 @@ _ENVIRONMENT = (
     "cannot open file",
     "read-only",
 )
+
+
+# The highest number stays, so that none is ever given to another origin.
+_FORGET_ORIGINS = """
+DELETE FROM origins WHERE origin_no < (SELECT max(origin_no) FROM origins) AND origin_no NOT IN (
+    SELECT origin_no FROM usage_days UNION ALL SELECT origin_no FROM recent_uses
+)"""
 
 
 class AnalyticsError(Exception):
@@ -78,11 +88,13 @@ def open_analytics(
     commit_seconds: float = 0.25,
     batch_rows_max: int = 50_000,
     usage_age_seconds_max: int | None = None,
+    segment_uses: int = SEGMENT_USES,
 ) -> Analytics:
     """Opens the store in `directory`, which is made if it is missing.
 
     `memory_bytes_max` and `threads` limit DuckDB; `niceness` is added to the whole process's own, so that it leaves
     the cores to validation. `usage_age_seconds_max`: uses recorded longer ago leave the store, as they leave USAGE.
+    `segment_uses`: as many of the newest uses, or those of a day, are kept in the file before they become a segment.
 
     Raises: AnalyticsBusy; AnalyticsError if the directory or the disk does not allow it.
     """
@@ -95,6 +107,7 @@ def open_analytics(
         commit_seconds=commit_seconds,
         batch_rows_max=batch_rows_max,
         usage_age_seconds_max=usage_age_seconds_max,
+        segment_uses=segment_uses,
     )
 
 
@@ -121,12 +134,14 @@ async def rebuild(
             built.flush()
         finally:
             built.close()
+    segments.move(segments.directory_of(built.path), segments.directory_of(path))
     # The old file's remaining log must go first: it would be taken for the new file's.
     wal(path).unlink(missing_ok=True)
     built.path.replace(path)
     if wal(built.path).exists():
         wal(built.path).replace(wal(path))
     shutil.rmtree(scratch)
+    open_analytics(directory, **options | {"niceness": 0}).close()  # finds its segments, removes those of the old
 
 
 @contextlib.contextmanager
@@ -165,15 +180,16 @@ class Analytics:
         commit_seconds: float,
         batch_rows_max: int,
         usage_age_seconds_max: int | None,
+        segment_uses: int,
     ) -> None:
         self.path = store_file(directory)
+        self.segments = segments.directory_of(self.path.absolute())
         self.listeners: list[Callable[[], None]] = []  # called after every commit and failure, from another thread
         self.confirmed: dict[str, int] = {}
         self._options: dict[str, str | bool | int | float | list[str]] = {
             "threads": threads,
             "memory_limit": f"{memory_bytes_max}B",
             "checkpoint_threshold": "64MiB",
-            "enable_external_access": False,
             "autoinstall_known_extensions": False,
             "autoload_known_extensions": False,
             "python_enable_replacements": False,
@@ -181,8 +197,13 @@ class Analytics:
         self._commit_seconds = commit_seconds
         self._batch_rows_max = batch_rows_max
         self._usage_age_seconds_max = usage_age_seconds_max
+        self._segment_uses = segment_uses
+        self._tokens = token_numbers()
+        self._origins = origin_numbers()
+        self._dropped: list[Path] = []
         self._changed = threading.Condition()
-        self._writing = threading.Lock()  # held for a transaction that writes
+        self._writing = threading.Lock()  # held for a transaction that writes, but for sealing
+        self._sealing = threading.Lock()  # held for what changes segments; taken before `_writing`
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for older in sorted(directory.glob("analytics-*.duckdb")):
             if older != self.path:
@@ -196,10 +217,10 @@ class Analytics:
         self._wanted: dict[str, int] = {}
         self._failure: Exception | None = None
         self._closing = False
-        self._numbers: dict[str, int] = {}
+        self._sealer: duckdb.DuckDBPyConnection | None = None
         try:
             self._open()
-        except duckdb.Error as error:
+        except (duckdb.Error, segments.SegmentDamaged) as error:
             if _is_locked(error):
                 raise AnalyticsBusy(f"{self.path} is in use: {error}") from error
             if any(part in str(error).lower() for part in _ENVIRONMENT):
@@ -207,12 +228,17 @@ class Analytics:
             self._set_aside("corrupt", str(error))
             self._open()
         self._seen = dict(self._committed)
-        self._thread = threading.Thread(target=self._write_for_ever, name="analytics-writer", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=target, name=name, daemon=True)
+            for name, target in (("analytics-writer", self._write_for_ever), ("analytics-sealer", self._seal_for_ever))
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def _open(self) -> None:
         self._database = duckdb.connect(str(self.path), config=self._options)
         try:
+            segments.enclose(self._database, self.segments)
             found = self._database.execute("SELECT table_name FROM duckdb_tables()").fetchall()
             if not found:
                 self._database.begin()
@@ -226,10 +252,11 @@ class Analytics:
             positions = self._database.execute("SELECT stream, seq, created FROM positions").fetchall()
             self._committed: dict[str, int] = {stream: seq for stream, seq, _ in positions}
             self._created: dict[str, str | None] = {stream: created for stream, _, created in positions}
-            # All rows, always: a result that is not read to its end keeps a transaction open, and so no checkpoint.
-            ((highest,),) = self._database.execute("SELECT coalesce(max(token_no), 0) FROM used_tokens").fetchall()
-            self._last_number: int = highest
-        except duckdb.Error:
+            self._tokens.start(self._database)
+            self._origins.start(self._database)
+            segments.prepare(self._database, self.segments)
+            self._measure_tail(self._database)
+        except (duckdb.Error, segments.SegmentDamaged):
             self._database.close()
             raise
 
@@ -237,12 +264,21 @@ class Analytics:
         moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
         aside = self.path.with_name(f"{self.path.name}.{why}-{moment}")
         log.error("analytics_set_aside", alarm=True, file=str(self.path), kept_as=str(aside), why=why, detail=detail)
-        for part, kept in ((self.path, aside), (wal(self.path), wal(aside))):
+        # The segments first: whatever interrupts this, no new file takes them for leavings of its own.
+        for part, kept in (
+            (self.segments, segments.directory_of(aside)),
+            (self.path, aside),
+            (wal(self.path), wal(aside)),
+        ):
             if part.exists():
                 part.rename(kept)
         for file in set_aside_files(self.path)[SET_ASIDE_FILES_MAX:]:
             file.unlink(missing_ok=True)
             wal(file).unlink(missing_ok=True)
+        kept_beside = {segments.directory_of(file) for file in set_aside_files(self.path)}
+        for left in self.path.parent.glob(f"{self.path.name}.*-*{self.segments.suffix}"):
+            if left not in kept_beside:
+                shutil.rmtree(left, ignore_errors=True)
 
     def close(self) -> None:
         """Commits what waits and closes the file. Does nothing when it is closed.
@@ -257,7 +293,12 @@ class Analytics:
             if discard:
                 self._pending = Pending()
             self._changed.notify_all()
-        self._thread.join()
+        sealer = self._sealer
+        if sealer is not None:
+            with contextlib.suppress(duckdb.Error):
+                sealer.interrupt()
+        for thread in self._threads:
+            thread.join()
         with self._writing:
             self._database.close()
 
@@ -341,23 +382,20 @@ class Analytics:
     # The writer's thread
 
     def _write_for_ever(self) -> None:
-        next_trim = 0.0
         last_commit = 0.0
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._pending.rows or self._closing, timeout=_TRIM_SECONDS)
+                self._changed.wait_for(lambda: self._pending.rows or self._closing)
                 self._changed.wait_for(self._is_due, timeout=last_commit + self._commit_seconds - time.monotonic())
+                # Were uses to come faster than they are sealed, they would pile up.
+                self._changed.wait_for(lambda: self._tail_uses < 3 * self._segment_uses or self._stops())
                 taken, self._pending = self._pending, Pending()
                 self._changed.notify_all()
-                if self._closing and not taken.rows:
+                if self._failure is not None or (self._closing and not taken.rows):
                     return
             last_commit = time.monotonic()
             try:
-                if taken.rows:
-                    self._commit(taken)
-                if self._usage_age_seconds_max is not None and time.monotonic() >= next_trim:
-                    self.trim(datetime.now(UTC) - timedelta(seconds=self._usage_age_seconds_max))
-                    next_trim = time.monotonic() + _TRIM_SECONDS
+                self._commit(taken)
             except Exception as error:
                 self._fail(error)
                 return
@@ -366,6 +404,9 @@ class Analytics:
                     self._committed[stream] = seq
                 self._changed.notify_all()
             self._tell()
+
+    def _stops(self) -> bool:
+        return self._closing or self._failure is not None
 
     def _is_due(self) -> bool:
         return (
@@ -408,52 +449,80 @@ class Analytics:
             _insert(cursor, "events", events)
             _insert(cursor, "ends", pending.ends)
             if pending.use_token_ids:
-                self._number_tokens(cursor, set(pending.use_token_ids))
-                numbers = self._numbers
-                columns = pending.uses | {"token_no": [numbers.get(one) for one in pending.use_token_ids]}  # type: ignore[arg-type]
-                _insert_columns(cursor, "uses", columns)
+                tokens_by_id = self._tokens.number(cursor, {one for one in pending.use_token_ids if one is not None})
+                origins = self._origins.number(cursor, pending.use_origins)
+                columns = pending.uses | {
+                    "token_no": [one and tokens_by_id[one] for one in pending.use_token_ids],
+                    "origin_no": [origins[one] for one in pending.use_origins],
+                }
+                _insert_columns(cursor, "recent_uses", columns)
             _insert(cursor, "refused", pending.refused)
             _insert(cursor, "gaps", pending.gaps)
             for stream, (seq, recorded_us) in pending.positions.items():
                 moment = _EPOCH + timedelta(microseconds=recorded_us)
                 cursor.execute("UPDATE positions SET seq = ?, recorded_at = ? WHERE stream = ?", [seq, moment, stream])
             cursor.commit()
+            if pending.use_token_ids:
+                self._measure_tail(cursor)
 
-    def _number_tokens(self, cursor: duckdb.DuckDBPyConnection, token_ids: set[str | None]) -> None:
-        token_ids.discard(None)
-        wanted: list[str] = [one for one in token_ids if one is not None and one not in self._numbers]
-        if not wanted:
-            return
-        if len(self._numbers) + len(wanted) > _NUMBERS_MAX:
-            self._numbers.clear()
-            wanted = [one for one in token_ids if one is not None]
-        hexes = [uuid_hex(one) for one in wanted]
-        cursor.register("wanted", pa.table({"i": range(len(wanted)), "id": hexes}))
-        known = cursor.execute(
-            "SELECT w.i, t.token_no FROM used_tokens t "
-            "JOIN (SELECT i, id::UUID AS id FROM wanted) w ON t.token_id = w.id"
-        ).fetchall()
-        cursor.unregister("wanted")
-        for index, number in known:
-            self._numbers[wanted[index]] = number
-        new = []
-        for token_id, as_hex in zip(wanted, hexes, strict=True):
-            if token_id not in self._numbers:
-                self._last_number += 1
-                self._numbers[token_id] = self._last_number
-                new.append((self._last_number, as_hex))
-        _insert(cursor, "used_tokens", new)
+    # The sealer's thread
+
+    def _seal_for_ever(self) -> None:
+        next_trim = 0.0
+        try:
+            with self._sealing, self.cursor() as cursor:
+                segments.verify(cursor, self.segments, self._stops)
+            while not self._stops():
+                if self._usage_age_seconds_max is not None and time.monotonic() >= next_trim:
+                    self.trim(datetime.now(UTC) - timedelta(seconds=self._usage_age_seconds_max))
+                    next_trim = time.monotonic() + _TRIM_SECONDS
+                if self._tail_is_full():
+                    self.seal()
+                with self._changed:
+                    self._changed.wait_for(lambda: self._tail_is_full() or self._stops(), timeout=_TRIM_SECONDS)
+        except Exception as error:
+            if not self._closing:
+                self._fail(error)
+
+    def _measure_tail(self, cursor: duckdb.DuckDBPyConnection) -> None:
+        sql = "SELECT count(*), epoch(max(recorded_at) - min(recorded_at)) FROM recent_uses"
+        ((uses, seconds),) = cursor.execute(sql).fetchall()
+        self._tail_uses: int = uses
+        self._tail_seconds: float = seconds or 0.0
+
+    def _tail_is_full(self) -> bool:
+        return self._tail_uses >= self._segment_uses or self._tail_seconds >= SEGMENT_SECONDS
+
+    def seal(self) -> int:
+        """Makes a segment of the uses that are committed, while others are written. Answers how many these are."""
+        with self._sealing, self.cursor() as cursor:
+            self._sealer = cursor
+            try:
+                uses = segments.seal(cursor, self.segments)
+            finally:
+                self._sealer = None
+            with self._writing:
+                self._measure_tail(cursor)
+        with self._changed:
+            self._changed.notify_all()
+        return uses
 
     def trim(self, before: datetime) -> None:
-        """Forgets uses that were recorded before. Their space is given back as whole row groups become empty."""
-        with self._writing, self.cursor() as cursor:
-            cursor.begin()
-            for table in USAGE_TABLES:
-                cursor.execute(
-                    f"DELETE FROM {table} WHERE recorded_at < ?",  # noqa: S608
-                    [before.astimezone(UTC).replace(tzinfo=None)],
-                )
-            cursor.commit()
+        """Forgets uses that were recorded before: of the sealed ones whole segments only, and where they came from."""
+        with self._sealing:
+            # What the last trim took out is read by no query any more.
+            segments.remove(self._dropped)
+            moment = before.astimezone(UTC).replace(tzinfo=None)
+            with self._writing, self.cursor() as cursor:
+                cursor.begin()
+                self._dropped = segments.drop(cursor, self.segments, before)
+                for table in ("recent_uses", "refused", "gaps"):
+                    cursor.execute(f"DELETE FROM {table} WHERE recorded_at < ?", [moment])  # noqa: S608
+                if self._dropped:
+                    cursor.execute(_FORGET_ORIGINS)
+                cursor.commit()
+                self._origins.forget()
+                self._measure_tail(cursor)
 
     # Reading
 
@@ -461,22 +530,34 @@ class Analytics:
         """A connection of its own to the same database, for one thread. The caller closes it."""
         return self._database.cursor()
 
+    def segment_files(self, cursor: duckdb.DuckDBPyConnection) -> list[Path]:
+        """The files with the sealed uses of the state that the cursor's transaction sees."""
+        return segments.files(cursor, self.segments)
+
     def file_bytes(self) -> int:
-        return sum(file.stat().st_size for file in (self.path, wal(self.path)) if file.exists())
+        """Of everything that belongs to the store."""
+        own = sum(file.stat().st_size for file in (self.path, wal(self.path)) if file.exists())
+        return own + segments.file_bytes(self.segments)
 
 
 def set_aside_files(path: Path) -> list[Path]:
     """Files that were set aside, the newest first."""
-    files = [file for file in path.parent.glob(f"{path.name}.*-*") if file.suffix != ".wal"]
+    files = [file for file in path.parent.glob(f"{path.name}.*-*") if file.suffix not in (".wal", ".segments")]
     return sorted(files, key=lambda file: file.name.rpartition("-")[2], reverse=True)
 
 
-def _is_locked(error: duckdb.Error) -> bool:
+def _is_locked(error: Exception) -> bool:
     return "could not set lock" in str(error).lower()
 
 
 def _is_damage(error: Exception) -> bool:
-    return isinstance(error, duckdb.Error) and any(part in str(error).lower() for part in _CORRUPT)
+    if isinstance(error, segments.SegmentDamaged):
+        return True
+    text = str(error).lower()
+    if not isinstance(error, duckdb.Error) or any(part in text for part in _ENVIRONMENT):
+        return False
+    # Whatever DuckDB says of a segment that it cannot read: nobody else names one.
+    return any(part in text for part in _CORRUPT) or ".segments/" in text
 
 
 def _with_owners(cursor: duckdb.DuckDBPyConnection, pending: Pending) -> tuple[list[TokenRow], list[EventRow]]:

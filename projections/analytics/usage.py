@@ -14,8 +14,6 @@ from msgspec import UNSET, UnsetType
 
 from projections.analytics.rows import uuid_hex
 from projections.asking import (
-    LiveToken,
-    LiveTokensRequest,
     UsageAnswer,
     UsageCounts,
     UsageGroup,
@@ -55,7 +53,7 @@ _JOIN = """
 # A request that named no known token is no row of `uses`: `refused` counts such requests by the minute.
 _COUNTED = """WITH recorded AS (
     SELECT occurred_at, token_no, outcome, endpoint, scope, ip, user_agent, 1 AS uses
-    FROM uses WHERE occurred_at >= $from::TIMESTAMP AND occurred_at < $to::TIMESTAMP
+    FROM uses JOIN origins USING (origin_no) WHERE occurred_at >= $from::TIMESTAMP AND occurred_at < $to::TIMESTAMP
     UNION ALL
     SELECT minute, NULL, outcome, endpoint, NULL, ip, NULL, requests
     FROM refused WHERE minute >= $from::TIMESTAMP AND minute < $to::TIMESTAMP
@@ -175,47 +173,3 @@ def _counts(counts: Sequence[Any]) -> dict[str, Any]:
 def _text(moment: datetime) -> str:
     """As DuckDB's TIMESTAMP, which has no zone: UTC."""
     return moment.astimezone(UTC).replace(tzinfo=None).isoformat()
-
-
-_LIVE_TOKENS = """WITH live AS (
-    SELECT token_id, kind, client_id, subject, scope, issued_at, expires_at FROM tokens
-    WHERE ended_at IS NULL AND spent_at IS NULL AND issued_at <= $now::TIMESTAMP AND expires_at > $now::TIMESTAMP
-), used AS (
-    SELECT token_id, count(*) AS uses, count(DISTINCT ip) AS addresses, max(occurred_at) AS last_used_at
-    FROM uses JOIN used_tokens USING (token_no) GROUP BY token_id
-)
-SELECT token_id, kind, client_id, subject, scope, issued_at, expires_at,
-    coalesce(uses, 0) AS uses, coalesce(addresses, 0) AS addresses, last_used_at
-FROM live LEFT JOIN used USING (token_id)
-WHERE {condition} AND ({by}, token_id) > ($after_time::TIMESTAMP, $after_id::UUID)
-ORDER BY {by}, token_id LIMIT $limit"""
-_UNUSED = {
-    "condition": "issued_at < $since::TIMESTAMP AND (last_used_at IS NULL OR last_used_at < $since::TIMESTAMP)",
-    "by": "issued_at",
-}
-_EXPIRING = {"condition": "expires_at <= $until::TIMESTAMP", "by": "expires_at"}
-_BEGINNING = (datetime.min.replace(tzinfo=UTC), "tok_" + "0" * 32)
-
-
-def live_tokens_sql(request: LiveTokensRequest) -> tuple[str, dict[str, Any]]:
-    """The query, and what is bound in it."""
-    after_time, after_id = request.after or _BEGINNING
-    parameters: dict[str, Any] = {
-        "now": _text(request.now),
-        "after_time": _text(after_time),
-        "after_id": uuid_hex(after_id),
-        "limit": request.limit + 1,
-    }
-    if request.unused_since is not None:
-        return _LIVE_TOKENS.format(**_UNUSED), parameters | {"since": _text(request.unused_since)}
-    assert request.expiring_until is not None
-    return _LIVE_TOKENS.format(**_EXPIRING), parameters | {"until": _text(request.expiring_until)}
-
-
-def live_token(row: Sequence[Any]) -> LiveToken:
-    members: dict[str, Any] = {
-        name: value.replace(tzinfo=UTC) if isinstance(value, datetime) else value
-        for name, value in zip(LiveToken.__struct_fields__, row, strict=True)
-        if value is not None
-    }
-    return LiveToken(**members | {"token_id": f"tok_{row[0].hex}"})

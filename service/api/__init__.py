@@ -10,7 +10,7 @@ from litestar import Response as LitestarResponse
 from litestar.exceptions import HTTPException
 
 from service import metrics
-from service.api import audit, clients, explain, keys, scopes, tokens, usage, users
+from service.api import audit, blast_radius, clients, explain, keys, scopes, token_usage, tokens, usage, users
 from service.api.health import live, metric_text, ready
 from service.api.openapi import PATH, document
 from service.api.problems import render
@@ -18,7 +18,8 @@ from service.api.routing import GetRuntime, incoming_of, open_route, routes
 from service.incoming import Incoming
 from service.outgoing import JSON, Response
 
-_RESOURCES = (audit, clients, explain, keys, scopes, tokens, usage, users)  # imported for what they declare
+# Imported for what they declare.
+_RESOURCES = (audit, blast_radius, clients, explain, keys, scopes, token_usage, tokens, usage, users)
 
 
 async def _openapi(_: Incoming) -> Response:

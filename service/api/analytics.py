@@ -13,24 +13,26 @@ from service.runtime import Runtime
 A = TypeVar("A", bound=Struct)
 
 
-async def ask_analytics(runtime: Runtime, request: Struct, answer: type[A]) -> A:
-    """Raises: InvalidRequest, NotFound, Unavailable."""
+async def ask_analytics(
+    runtime: Runtime, request: Struct, answer: type[A], *, smaller: str = "ask for a shorter time, or another filter"
+) -> A:
+    """`smaller` says how less can be asked for, when it was too much. Raises: InvalidRequest, NotFound, Unavailable."""
     try:
         return await ask(runtime.nc, request, answer)
     except AnalyticsRefused as error:
-        raise _refusal(error) from error
+        raise _refusal(error, smaller) from error
 
 
-def _refusal(error: AnalyticsRefused) -> ServiceError:
+def _refusal(error: AnalyticsRefused, smaller: str) -> ServiceError:
+    # What to do about it stands behind what happened.
+    happened, _, fix = str(error).partition("; ")
     match error.code:
         case 400:
-            return InvalidRequest(str(error))
+            return InvalidRequest(happened, fix=fix or None)
         case 404:
             return NotFound("there is nothing like it, now or in the past")
         case 504:
-            return Unavailable(
-                "the query took too much time or memory", fix="ask for less: a shorter time, or another filter"
-            )
+            return Unavailable(happened, fix=smaller)
         case _:
             return Unavailable("analytics cannot answer at the moment", private=str(error))
 

@@ -5,22 +5,18 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
-import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from projections.asking import (
     GroupBy,
     Interval,
-    LiveToken,
-    LiveTokensAnswer,
-    LiveTokensRequest,
     UsageAnswer,
     UsageRequest,
 )
 from service.api.analytics import ask_analytics
 from service.api.audit import AUDIT
 from service.api.routing import Call, operation
-from service.api.wire import Id, Page, Seq, cursor_of, position_of
+from service.api.wire import Id
 from service.errors import InvalidRequest
 from service.parsing import check_address, moment
 from service.registry import subject_id
@@ -81,7 +77,12 @@ async def show_usage(call: Call[None, UsageQuery]) -> UsageAnswer:
     By the time at which they occurred, `from` inclusive and `to` exclusive, so that adjoining ranges add up. Requests
     that named no known token are among them, to the minute and some seconds late.
     """
-    return await ask_analytics(call.runtime, _asked(call.runtime, call.query), UsageAnswer)
+    return await ask_analytics(
+        call.runtime,
+        _asked(call.runtime, call.query),
+        UsageAnswer,
+        smaller="ask for a shorter time or a longer interval",
+    )
 
 
 def _asked(runtime: Runtime, query: UsageQuery) -> UsageRequest:
@@ -140,51 +141,3 @@ def _narrower(interval: str, count: int, groups: int) -> str:
     if groups > 1 and (limit := ROWS_MAX // count - 1) >= 1:
         ways.append(f"limit={limit}")
     return " or ".join(ways)
-
-
-class DaysQuery(Page, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    days: Annotated[int, Meta(ge=1, le=3650)] = 30
-
-
-class LiveTokenList(Struct, frozen=True, kw_only=True):
-    """True at `ledger_seq` of LEDGER and `usage_seq` of USAGE."""
-
-    items: list[LiveToken]
-    next_cursor: str | UnsetType = UNSET
-    ledger_seq: Seq
-    usage_seq: int
-
-
-@operation("GET", "/v1/audit/tokens/unused", tag="audit", needs=AUDIT, query=DaysQuery, answer=LiveTokenList)
-async def list_unused_tokens(call: Call[None, DaysQuery]) -> LiveTokenList:
-    """List good tokens that nobody has used for so many days, the oldest first.
-
-    Tokens that were issued since are not among them.
-    """
-    present = now()
-    since = present - timedelta(days=call.query.days)
-    return await _live_tokens(call, "unused", LiveTokensRequest(now=present, unused_since=since))
-
-
-@operation("GET", "/v1/audit/tokens/expiring", tag="audit", needs=AUDIT, query=DaysQuery, answer=LiveTokenList)
-async def list_expiring_tokens(call: Call[None, DaysQuery]) -> LiveTokenList:
-    """List good tokens that expire within so many days, the first to expire first, with how much they are used."""
-    present = now()
-    until = present + timedelta(days=call.query.days)
-    return await _live_tokens(call, "expiring", LiveTokensRequest(now=present, expiring_until=until))
-
-
-async def _live_tokens(call: Call[None, DaysQuery], name: str, request: LiveTokensRequest) -> LiveTokenList:
-    of = f"{name} tokens"
-    position = position_of(call.query.cursor, of)
-    after = msgspec.json.decode(position, type=tuple[datetime, str]) if position else None
-    asked = msgspec.structs.replace(request, limit=call.query.limit, after=after)
-    answer = await ask_analytics(call.runtime, asked, LiveTokensAnswer)
-    cursor: str | UnsetType = UNSET
-    if answer.more:
-        last = answer.items[-1]
-        moment_of_last = last.issued_at if name == "unused" else last.expires_at
-        cursor = cursor_of(of, msgspec.json.encode((moment_of_last, last.token_id)))
-    return LiveTokenList(
-        items=answer.items, next_cursor=cursor, ledger_seq=answer.ledger_seq, usage_seq=answer.usage_seq
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from service.cli import processes, registry, tokens
+from service.cli import audit, processes, registry, tokens
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -34,6 +34,6 @@ for command in (
     registry.scope,
     registry.key,
     tokens.token,
-    tokens.audit,
+    audit.audit,
 ):
     main.add_command(command)

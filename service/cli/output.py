@@ -189,15 +189,31 @@ def print_usage(answer: Mapping[str, Any]) -> None:
     rows = [row for name, counts in _counted(answer) for row in _usage_rows(name, counts)]
     most = max((row["uses"] for row in rows), default=0)
     for row in rows:
-        row[""] = "#" * -(-_BAR_WIDTH * row["uses"] // most) if most else ""
+        row[""] = bar(row["uses"], most)
     if "groups" in answer or "interval" in answer:
         rows.append({**answer["totals"], "starts_at" if "interval" in answer else "value": "(all)"})
     print_table(rows, _USAGE_COLUMNS)
-    span = f"{worded(answer['from'])} to {worded(answer['to'])}"
-    click.echo(f"\n{span}, as of ledger_seq {answer['ledger_seq']}, usage_seq {answer['usage_seq']}")
-    if sql := answer.get("sql"):
-        click.echo(f"\n{printable(sql['statement'], lines=True)}\n")
-        print_object(sql["parameters"])
+    print_position(answer, f"{worded(answer['from'])} to {worded(answer['to'])}, ")
+    print_sql(answer)
+
+
+def bar(count: int, most: int) -> str:
+    """As long as its share of the most, and never nothing for something."""
+    return "#" * -(-_BAR_WIDTH * count // most) if most else ""
+
+
+def print_position(answer: Mapping[str, Any], before: str = "") -> None:
+    """Where in the log the answer is true."""
+    click.echo(f"\n{before}as of ledger_seq {answer['ledger_seq']}, usage_seq {answer['usage_seq']}")
+
+
+def print_sql(answer: Mapping[str, Any]) -> None:
+    """The queries behind the answer and what was bound in them, if they were asked for."""
+    told = answer.get("sql") or []
+    for one in told if isinstance(told, list) else [told]:
+        name = f"-- {one['name']}\n" if "name" in one else ""
+        click.echo(f"\n{name}{printable(one['statement'], lines=True)}\n")
+        print_object(one["parameters"])
 
 
 def _counted(answer: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

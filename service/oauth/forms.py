@@ -92,7 +92,9 @@ async def authenticate_client(runtime: Runtime, incoming: Incoming, form: Form, 
         client = runtime.view.client(client_id)
         if client is None or not _proves(client, secret, moment):
             runtime.client_failures.count(client_id, ip)
-            runtime.usage.count_refused(caller="", ip=ip or None, outcome="invalid_client", endpoint="client")
+            # Whose secret was tried: named, not proven. What is no client's id may be anything and is not recorded.
+            named = client.client_id if client is not None else ""
+            runtime.usage.count_refused(caller=named, ip=ip or None, outcome="invalid_client", endpoint="client")
             raise InvalidClient(private=f"client {_printable(client_id)}")
     if client.disabled_at is not None:
         raise InvalidClient(private="disabled")

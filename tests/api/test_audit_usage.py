@@ -155,22 +155,3 @@ def test_usage_needs_the_scope_of_auditors(service: Service) -> None:
     problem(service.call("GET", USAGE, token=service.bearer("ledger:users")), 403, "insufficient_scope")
     problem(service.call("GET", USAGE, token=None), 401)
     assert service.call("GET", USAGE, token=service.bearer("ledger:audit")).status_code == 200
-
-
-def test_expiring_tokens_are_listed_in_pages_with_their_uses(service: Service) -> None:
-    made = service.pat(expires_in_seconds=3600)
-    service.validate(made["token"], context={"ip": "192.0.2.1"})
-    found = list(service.items("/v1/audit/tokens/expiring", days=1, limit=2))
-    [mine] = [one for one in found if one["token_id"] == made["token_id"]]
-    assert (mine["uses"], mine["addresses"], mine["expires_at"]) == (1, 1, made["expires_at"])
-    assert [one["expires_at"] for one in found] == sorted(one["expires_at"] for one in found)
-    service.done("POST", f"/v1/tokens/{made['token_id']}/revoke", json={"reason": "unused"})
-    assert made["token_id"] not in [one["token_id"] for one in service.items("/v1/audit/tokens/expiring", days=1)]
-
-
-def test_tokens_of_today_are_not_unused(service: Service) -> None:
-    service.pat()
-    seen = service.done("GET", "/v1/audit/tokens/unused", params={"days": 1})
-    assert (seen["items"], seen["ledger_seq"] > 0) == ([], True)
-    for path in ("unused?days=0", "expiring?days=x", "unused?cursor=x"):
-        problem(service.call("GET", f"/v1/audit/tokens/{path}"), 400)

@@ -50,8 +50,11 @@ SURFACE = {
     ("POST", "/v1/revocations"),
     ("GET", "/v1/audit/events"),
     ("GET", "/v1/audit/usage"),
+    ("GET", "/v1/audit/tokens"),
     ("GET", "/v1/audit/tokens/unused"),
     ("GET", "/v1/audit/tokens/expiring"),
+    ("GET", "/v1/audit/scopes"),
+    ("GET", "/v1/audit/blast-radius"),
     ("GET", "/v1/keys"),
     ("POST", "/v1/keys/rotate"),
     ("GET", "/health/live"),
@@ -210,6 +213,11 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
         token_id = ground.token["token_id"]
         return Call({"token_id": token_id}, {"at": service.history(token_id)[0]["recorded_at"], **query})
 
+    def used_token() -> dict[str, str]:
+        made = ground.token
+        service.validate(made["token"])
+        return {"token_id": made["token_id"]}
+
     everywhere = [Call(), Call(query={"limit": "2"})]
     pat = {"kind": "pat", "subject": ground.user["user_id"], "name": unique(CANARY_NAME), "scope": ground.scope}
     asked = {"token": ground.token["token"], "scope": ground.scope, "context": {"ip": "192.0.2.1"}}
@@ -267,8 +275,14 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
             Call(),
             Call(query={"group_by": "client_id", "interval": "hour", "limit": "1", "explain": "sql"}),
         ],
+        ("GET", "/v1/audit/tokens"): lambda: [*everywhere, Call(query={"sort": "uses", "explain": "sql"})],
         ("GET", "/v1/audit/tokens/unused"): lambda: everywhere,
         ("GET", "/v1/audit/tokens/expiring"): lambda: [*everywhere, Call(query={"days": "366"})],
+        ("GET", "/v1/audit/scopes"): lambda: [*everywhere, Call(query={"by": "client", "explain": "sql"})],
+        ("GET", "/v1/audit/blast-radius"): lambda: [
+            Call(query=used_token()),
+            Call(query={"client_id": ground.app.client_id, "interval": "hour", "explain": "sql"}),
+        ],
         ("GET", "/v1/keys"): lambda: everywhere,
         ("POST", "/v1/keys/rotate"): lambda: [Call(body={})],
         ("POST", "/oauth2/token"): lambda: [

@@ -83,7 +83,7 @@ def test_older_block_without_appended_fields_decodes_with_their_defaults() -> No
 
 # What an event may hold
 
-ID = r"(tok|grt|cli|usr)_[0-9a-f]{32}"
+ID = r"(tok|grt|cli|usr|fnd)_[0-9a-f]{32}"
 SCOPE = r"([\x21\x23-\x5b\x5d-\x7e]+( [\x21\x23-\x5b\x5d-\x7e]+)*)?"
 HASH = r"[0-9a-f]{64}"
 SEALED = "sealed"
@@ -122,6 +122,17 @@ TEXTS = {
     "sealed_name": SEALED,
     "sealed_profile": SEALED,
     "sealed_comment": SEALED,
+    "finding_id": ID,
+    "rule": r"[a-z_]+",
+    "quantity": r"[a-z_]+",
+    "caller": ID,
+    "sealed_reason": SEALED,
+    "sealed_statement": SEALED,
+    "statement_sha256": HASH,
+    "read_id": r"(qry|exp)_[0-9a-f]{32}",
+    "dataset": r"[a-z_]+",
+    "statement": r"SELECT [^']+",  # our own, of an export: what was asked for is bound in it
+    "software": r"token-ledger [0-9a-z.+]+",
 }
 PRIVATE_JWK_MEMBERS = {"d", "p", "q", "dp", "dq", "qi", "oth", "k"}
 
@@ -139,7 +150,7 @@ def text_fields(kind: inspect.Type, name: str = "") -> set[tuple[str, bool]]:
             return {(name, False)}
         case inspect.BytesType():
             return {(name, True)}
-        case inspect.IntType() | inspect.BoolType() | inspect.DateTimeType() | inspect.NoneType():
+        case inspect.IntType() | inspect.FloatType() | inspect.BoolType() | inspect.DateTimeType() | inspect.NoneType():
             return set()
         case inspect.EnumType() | inspect.LiteralType():
             return set()

@@ -9,6 +9,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from events.types import (
+    AbuseDetected,
+    AuditExported,
+    AuditRead,
     ClientChanged,
     ClientDisabled,
     ClientMetadata,
@@ -16,6 +19,9 @@ from events.types import (
     ClientRevoked,
     ClientSecretRotated,
     Context,
+    Evidence,
+    FindingAcknowledged,
+    FindingDismissed,
     GrantRevoked,
     KeyActivated,
     KeyIntroduced,
@@ -24,6 +30,7 @@ from events.types import (
     Kind,
     LedgerEvent,
     MintedToken,
+    Quantity,
     Reason,
     RefreshReplayed,
     RefusedCount,
@@ -57,6 +64,7 @@ REFRESH = "tok_0198f0a0c0de70008000000000000002"
 NEXT_ACCESS = "tok_0198f0a0c0de70008000000000000003"
 NEXT_REFRESH = "tok_0198f0a0c0de70008000000000000004"
 ADMIN = "tok_0198f0a0c0de7000800000000000000f"
+FINDING = "fnd_0198f0a0c0de70008000000000000001"
 NAME_HASH = "5e" * 32
 
 METADATA = ClientMetadata(
@@ -174,6 +182,53 @@ def _expected() -> dict[str, LedgerEvent]:
         "key.activated/1": KeyActivated(**_event(23, "system"), kid="ed-1-0a1b2c3d"),
         "key.retired/1": KeyRetired(**_event(24, "system"), kid="ed-1-0a1b2c3d", remove_at=LATER),
         "key.removed/1": KeyRemoved(**_event(25, "system"), kid="ed-1-0a1b2c3d"),
+        "abuse.detected/1": AbuseDetected(
+            **_event(26, "system"),
+            finding_id=FINDING,
+            rule="many_addresses",
+            rule_version=2,
+            mode="revoke",
+            detected_at=AT,
+            first_at=AT,
+            last_at=LATER,
+            self_reported=True,
+            counts=(Quantity(quantity="networks", value=7),),
+            parameters=(Quantity(quantity="networks", value=6), Quantity(quantity="factor", value=2.5)),
+            evidence=(Evidence(source="use", seq=7, index=3), Evidence(source="event", seq=9)),
+            token_id=ACCESS,
+            grant_id=GRANT,
+            client_id=CLIENT,
+            subject=CLIENT,
+            caller=ADMIN,
+        ),
+        "finding.acknowledged/1": FindingAcknowledged(**_event(27), finding_id=FINDING, sealed_reason=sealed),
+        "finding.dismissed/1": FindingDismissed(**_event(28), finding_id=FINDING, sealed_reason=sealed),
+        "audit.read/1": AuditRead(
+            **_event(26),
+            read_id="exp_0198f0a0c0de7000800000000000001a",
+            subject=USER,
+            client_id=None,
+            what="export",
+            dataset="uses",
+            format="parquet",
+            statement_sha256="6f" * 32,
+            sealed_statement=sealed,
+        ),
+        "audit.exported/1": AuditExported(
+            **_event(27),
+            read_id="exp_0198f0a0c0de7000800000000000001a",
+            rows=1000,
+            size=65_536,
+            sha256="7e" * 32,
+            statement="SELECT * FROM uses_v1",
+            ledger_seq=25,
+            usage_seq=12,
+            first_ledger_seq=None,
+            last_ledger_seq=None,
+            first_usage_seq=1,
+            last_usage_seq=12,
+            software="token-ledger 0.1.0",
+        ),
     }
 
 

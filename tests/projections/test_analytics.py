@@ -103,6 +103,30 @@ SCOPE = {"name": "orders:read", "description": "Reads", "audience": ("https://ap
 SEALED = SECRET.encode()
 
 # One example of every event, and the columns subject, client_id, user_id, grant_id, token_ids that it must get.
+READ = {
+    "read_id": "exp_1",
+    "subject": USER,
+    "client_id": None,
+    "what": "export",
+    "dataset": "uses",
+    "format": "csv",
+    "statement_sha256": "0" * 64,
+    "sealed_statement": b"sealed",
+}
+EXPORTED = {
+    "read_id": "exp_1",
+    "rows": 1,
+    "size": 2,
+    "sha256": "1" * 64,
+    "statement": "SELECT",
+    "ledger_seq": 1,
+    "usage_seq": 1,
+    "first_ledger_seq": None,
+    "last_ledger_seq": None,
+    "first_usage_seq": 1,
+    "last_usage_seq": 1,
+    "software": "token-ledger 0",
+}
 EXAMPLES: list[tuple[t.LedgerEvent, tuple[str | None, str | None, str | None, str | None, list[str]]]] = [
     (issued(rotated_from=SUCCESSOR), (USER, CLIENT, USER, GRANT, [TOKEN, SUCCESSOR])),
     (refreshed(GRANT, REFRESH, (SUCCESSOR,)), (USER, CLIENT, USER, GRANT, [REFRESH, SUCCESSOR])),
@@ -168,6 +192,32 @@ EXAMPLES: list[tuple[t.LedgerEvent, tuple[str | None, str | None, str | None, st
     (t.KeyActivated(**common(kid="k1")), (None, None, None, None, [])),
     (t.KeyRetired(**common(kid="k1", remove_at=NOW)), (None, None, None, None, [])),
     (t.KeyRemoved(**common(kid="k1")), (None, None, None, None, [])),
+    (
+        t.AbuseDetected(
+            **common(
+                finding_id=new_id("fnd"),
+                rule="burst",
+                rule_version=1,
+                mode="observe",
+                detected_at=NOW,
+                first_at=NOW,
+                last_at=NOW,
+                self_reported=False,
+                counts=(t.Quantity(quantity="uses", value=7),),
+                parameters=(),
+                evidence=(t.Evidence(source="use", seq=1),),
+                token_id=TOKEN,
+                grant_id=GRANT,
+                client_id=CLIENT,
+                subject=USER,
+            )
+        ),
+        (USER, CLIENT, USER, GRANT, [TOKEN]),
+    ),
+    (t.FindingAcknowledged(**common(finding_id=new_id("fnd"))), (None, None, None, None, [])),
+    (t.FindingDismissed(**common(finding_id=new_id("fnd"), sealed_reason=SEALED)), (None, None, None, None, [])),
+    (t.AuditRead(**common(**READ)), (USER, None, USER, None, [])),
+    (t.AuditExported(**common(**EXPORTED)), (None, None, None, None, [])),
 ]
 
 
@@ -210,13 +260,14 @@ def rows(opened: analytics.Analytics, sql: str, *parameters: Any) -> list[tuple[
         return cursor.execute(sql, parameters).fetchall()
 
 
-# Tables whose rows are the same after every replay; token numbers are not, so uses are read with the token's id.
+# What is the same after every replay; the numbers of tokens and origins are not, so uses are read with what they name.
 COMPARED = {
     table: f"SELECT * FROM {table} ORDER BY ALL"
     for table in ("events", "grants", "issued_tokens", "ends", "refused", "gaps", "tokens")
 } | {
     "uses": (
-        "SELECT t.token_id, u.* EXCLUDE (token_no) FROM uses u LEFT JOIN used_tokens t USING (token_no) "
+        "SELECT t.token_id, u.* EXCLUDE (token_no, origin_no), o.* EXCLUDE (origin_no) "
+        "FROM uses u LEFT JOIN used_tokens t USING (token_no) JOIN origins o USING (origin_no) "
         "ORDER BY block_seq, use_index"
     ),
     "positions": "SELECT stream, seq, recorded_at FROM positions ORDER BY stream",
@@ -334,15 +385,16 @@ def test_block_becomes_uses_refusals_and_gaps(opening: Open) -> None:
     )
     found = rows(opened, COMPARED["uses"])
     start = NOW.replace(tzinfo=None)
-    token, where = uuid.UUID(TOKEN[4:]), ("192.0.2.7", "curl/8", "GET", "/orders")
+    token = uuid.UUID(TOKEN[4:])
+    where = ("GET", "/orders", True, "192.0.2.7", "curl/8", "192.0.2.0/24", "curl")
     asked = ("valid", "validate", CLIENT)
     assert found == [
         (token, start + timedelta(microseconds=5), naive(1), 1, 0, None, *asked, "orders:read", None, *where),
-        (None, start, naive(1), 1, 1, bytes.fromhex(SHA), *asked, None, None, None, None, None, None),
+        (None, start, naive(1), 1, 1, bytes.fromhex(SHA), *asked, None, None, None, None, False, *[None] * 4),
         (token, start, naive(3), 3, 0, None, *asked, "orders:read", None, *where),
     ]
     assert rows(opened, "SELECT * FROM refused") == [
-        (start, naive(1), 1, 0, CLIENT, "192.0.2.9", "unknown", "validate", 17)
+        (start, naive(1), 1, 0, CLIENT, "192.0.2.9", "192.0.2.0/24", "unknown", "validate", 17)
     ]
     assert rows(opened, "SELECT * FROM gaps") == [(1, naive(1), "w1", 3)]
     assert opened.position(USAGE) == 3
@@ -602,7 +654,7 @@ def test_damage_found_while_in_use_sets_the_file_aside_and_stops_the_process(ope
     first = opening()
     _, usage = some_log()
     first.apply(USAGE, usage)
-    [(block_id,)] = rows(first, "CHECKPOINT; SELECT max(block_id) FROM pragma_storage_info('uses')")
+    [(block_id,)] = rows(first, "CHECKPOINT; SELECT max(block_id) FROM pragma_storage_info('recent_uses')")
     first.close()
     with first.path.open("r+b") as file:
         file.seek(12_288 + block_id * 262_144 + 64)
@@ -776,7 +828,7 @@ from projections import analytics, base
 
 async def main():
     url, creds, directory = sys.argv[1:]
-    opened = analytics.open_analytics(Path(directory), commit_seconds=0.01, batch_rows_max=500)
+    opened = analytics.open_analytics(Path(directory), commit_seconds=0.01, batch_rows_max=500, segment_uses=7000)
     opened.listeners.append(lambda: print(opened.position("LEDGER") + opened.position("USAGE"), flush=True))
     nc = await streams.connect(url, Path(creds), name="analytics")
     await base.run(nc, opened, analytics.STREAMS)
@@ -822,7 +874,7 @@ async def test_kill_in_mid_ingestion_loses_and_doubles_nothing(a_log: Log, tmp_p
         await project_until_killed(a_log, directory, target)
     replayed = tmp_path / "replayed"
     nc = await streams.connect(a_log.server.url, a_log.server.creds("projector"), name="rebuild")
-    await analytics.rebuild(nc, replayed)
+    await analytics.rebuild(nc, replayed, segment_uses=20_000)
     await nc.close()
     found = dump_file(analytics.store_file(replayed))
     assert (len(found["events"]), len(found["uses"]), len(found["gaps"])) == (len(events), uses, 1000)
@@ -851,7 +903,7 @@ async def test_rebuild_equals_the_live_store_and_reports_its_progress(
     await nc.close()
     assert dump_file(live.path) == whole
     assert progress.keys() <= {LEDGER, USAGE}
-    assert sorted(file.name for file in live.path.parent.iterdir()) == [live.path.name]
+    assert sorted(file.name for file in live.path.parent.iterdir()) == [live.path.name, live.segments.name]
 
 
 async def reached(opened: analytics.Analytics, positions: dict[str, int]) -> None:

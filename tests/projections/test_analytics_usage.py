@@ -15,8 +15,8 @@ import pytest
 from events import types as t
 from events.streams import LEDGER, USAGE
 from projections import analytics
-from projections.analytics.usage import _FILTERS, _GROUPS, live_token, live_tokens_sql, usage_answer, usage_sql
-from projections.asking import GroupBy, LiveTokensRequest, UsageRequest
+from projections.analytics.usage import _FILTERS, _GROUPS, usage_answer, usage_sql
+from projections.asking import GroupBy, UsageRequest
 from tests.projections.test_analytics import block, blocks, common, minted, new_id, recorded
 
 START = datetime(2026, 11, 22, 10, tzinfo=UTC)
@@ -204,27 +204,3 @@ def test_sql_holds_no_value_and_gives_the_numbers_elsewhere(opened: analytics.An
     with duckdb.connect(str(path), read_only=True) as database:
         rows = database.execute(sql, told).fetchall()
     assert [row[6] for row in rows] == [2, 2]
-
-
-def live(store: analytics.Analytics, **fields: Any) -> list[tuple[str, int, int]]:
-    with store.cursor() as cursor:
-        rows = cursor.execute(*live_tokens_sql(LiveTokensRequest(now=START, **fields))).fetchall()
-    return [(one.token_id, one.uses, one.addresses) for one in map(live_token, rows)]
-
-
-def test_tokens_that_expire_come_with_how_much_they_are_used(opened: analytics.Analytics) -> None:
-    found = live(opened, expiring_until=START + timedelta(hours=1))
-    assert found == [(FIRST, 2, 2), (SECOND, 2, 1), (PAT, 2, 2)]
-    assert live(opened, expiring_until=START + timedelta(minutes=59)) == []
-    opened.apply(LEDGER, recorded(t.ClientRevoked(**common(client_id=SHOP, reason=t.Reason.ADMIN)), first=4))
-    opened.flush()
-    assert live(opened, expiring_until=START + timedelta(hours=1)) == [(PAT, 2, 2)]
-
-
-def test_unused_tokens_were_issued_and_last_used_before(opened: analytics.Analytics) -> None:
-    assert live(opened, unused_since=START) == []  # issued at START
-    assert live(opened, unused_since=START + timedelta(minutes=10)) == []  # used then
-    assert live(opened, unused_since=START + timedelta(minutes=11)) == [(FIRST, 2, 2)]
-    assert live(opened, unused_since=START + timedelta(minutes=71)) == [(FIRST, 2, 2), (SECOND, 2, 1)]
-    behind = (START, FIRST)
-    assert live(opened, unused_since=START + timedelta(minutes=71), after=behind) == [(SECOND, 2, 1)]

@@ -22,7 +22,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from projections import asking
-from service.cli import main, tokens
+from service.cli import audit, main
 from service.cli.options import Duration
 from service.cli.output import printable, worded
 from tests import running
@@ -648,8 +648,8 @@ def test_cli_usage_is_a_table_with_bars_and_json_for_programs(run: Run, done: Ca
 
 
 def test_cli_usage_offers_what_the_service_takes(run: Run) -> None:
-    assert list(typing.get_args(asking.GroupBy)) == tokens.GROUPS
-    assert list(typing.get_args(asking.Interval)) == tokens.INTERVALS
+    assert list(typing.get_args(asking.GroupBy)) == audit.GROUPS
+    assert list(typing.get_args(asking.Interval)) == audit.INTERVALS
     assert run("audit", "usage", "--group-by", "password").exit_code == WRONG_USE
     refused = run("audit", "usage", "--from", "yesterday")
     assert refused.exit_code == REFUSED

@@ -1,0 +1,162 @@
+"""From the analytics store to the detector: what it needs to know, as Arrow tables of one transaction of a cursor.
+
+`until` is a sequence of USAGE: nothing that was recorded later is in what is read, so that a detector that begins again
+knows what it knew before.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import Any
+
+import duckdb
+
+from projections.abuse.detector import Detector, Fresh
+from projections.abuse.relations import BASELINE_DAYS, LIVE
+from projections.abuse.rules import Rule
+
+# With introspection it is the resource server whose address is seen, and nobody says the bearer's.
+_ORIGIN = "CASE WHEN endpoint = 'introspect' THEN 0 ELSE origin_no END AS origin_no"
+
+_USES = f"""
+SELECT occurred_at, block_seq, use_index, token_no, {_ORIGIN}, outcome,
+    CASE WHEN outcome = 'insufficient_scope' THEN scope END AS scope, coalesce(reported, false) AS reported
+FROM uses WHERE token_no IS NOT NULL
+"""
+_REFUSED = """
+SELECT minute, block_seq, refused_index, caller, ip, outcome, endpoint, requests,
+    endpoint IN ('validate', 'batch') AS reported
+FROM refused
+"""
+_EVENTS = """
+SELECT ledger_seq, occurred_at, type, 'grt_' || replace(grant_id::VARCHAR, '-', '') AS grant_id,
+    'tok_' || replace(token_ids[1]::VARCHAR, '-', '') AS token_id, client_id, subject, body
+FROM events WHERE ledger_seq > $after AND ledger_seq <= $until AND type = ANY ($types)
+"""
+_TOKENS = """
+SELECT u.token_no, 'tok_' || replace(t.token_id::VARCHAR, '-', '') AS token_id,
+    'grt_' || replace(t.grant_id::VARCHAR, '-', '') AS grant_id, t.kind, t.client_id, t.subject, t.scope, t.issued_at,
+    t.expires_at
+FROM used_tokens u JOIN issued_tokens t USING (token_id)
+"""
+_ORIGINS = "SELECT origin_no, ip, user_agent, network, agent FROM origins"
+
+# Of whole days that are long over, from the roll-up; of the last two use by use, up to `until`.
+_SEEN = f"""
+SELECT s.token_no, coalesce(o.network, '') AS network, coalesce(o.agent, '') AS agent, s.live,
+    min(s.first_at) AS first_at, max(s.last_at) AS last_at, sum(s.uses)::BIGINT AS uses
+FROM (
+    SELECT token_no, {_ORIGIN}, {LIVE} AS live, first_at, last_at, uses
+    FROM all_usage_days WHERE day < $raw_from AND token_no IS NOT NULL
+    UNION ALL
+    SELECT token_no, {_ORIGIN}, {LIVE}, min(occurred_at), max(occurred_at), count(*)
+    FROM uses WHERE occurred_at >= $raw_from AND block_seq <= $until AND token_no IS NOT NULL GROUP BY ALL
+) s
+LEFT JOIN (SELECT * FROM origins WHERE origin_no > 0) o USING (origin_no)
+GROUP BY ALL
+"""
+_SLOTS = f"""
+SELECT u.token_no, time_bucket(INTERVAL 10 MINUTE, u.occurred_at) AS slot, coalesce(o.network, '') AS network,
+    count(*) AS uses
+FROM (
+    SELECT token_no, occurred_at, {_ORIGIN} FROM uses
+    WHERE occurred_at >= $from AND occurred_at < $to AND block_seq <= $until AND token_no IS NOT NULL
+) u
+LEFT JOIN (SELECT * FROM origins WHERE origin_no > 0) o USING (origin_no)
+GROUP BY ALL
+"""
+_SLOTS_REFUSED = """
+SELECT caller, time_bucket(INTERVAL 10 MINUTE, minute) AS slot, sum(requests)::BIGINT AS requests
+FROM refused
+WHERE minute >= $from AND minute < $to AND block_seq <= $until AND outcome IN ('unknown', 'malformed') AND caller <> ''
+GROUP BY ALL
+"""
+
+
+def event_types(rules: Iterable[Rule]) -> list[str]:
+    """The types of events that the rules look at."""
+    return sorted({found for rule in rules for found in re.findall(r"'([a-z]+\.[a-z_]+/[0-9]+)'", rule.sql)})
+
+
+def seed(cursor: duckdb.DuckDBPyConnection, detector: Detector, *, until: int, before: datetime | None = None) -> None:
+    """Tells a new detector what came until then, or what occurred before the day `before`, as if it had seen it.
+
+    Days are told one by one, since all of them may be more than fits into memory.
+    """
+    limit = before or datetime.max  # noqa: DTZ901 - as DuckDB's TIMESTAMP
+    ((last,),) = cursor.execute(
+        "SELECT max(occurred_at) FROM uses WHERE block_seq <= ? AND occurred_at < ?", [until, limit]
+    ).fetchall()
+    if last is None:
+        return
+    last = min(last, limit)
+    today = (before or last).replace(hour=0, minute=0, second=0, microsecond=0)
+    detector.insert("origins", cursor.execute(_ORIGINS).to_arrow_table())
+    detector.insert("tokens", cursor.execute(_TOKENS).to_arrow_table())
+    raw_from = today - timedelta(days=1)
+    # Before a whole day, the roll-up alone says what was.
+    seen = cursor.execute(_SEEN, {"raw_from": before or raw_from, "until": until if before is None else -1})
+    detector.insert("seen", seen.to_arrow_table())
+    for number in range(BASELINE_DAYS, -1, -1):
+        day = today - timedelta(days=number)
+        bounds = {"from": day, "to": min(day + timedelta(days=1), limit), "until": until}
+        detector.insert("tally", cursor.execute(_SLOTS, bounds).to_arrow_table())
+        detector.insert("tally_refused", cursor.execute(_SLOTS_REFUSED, bounds).to_arrow_table())
+        detector.begin(day)
+    window = {"from": last - detector.window, "to": limit, "until": until}
+    within = "occurred_at >= $from AND occurred_at < $to AND block_seq <= $until"
+    detector.insert("recent_uses", cursor.execute(f"{_USES} AND {within}", window).to_arrow_table())
+    within = within.replace("occurred_at", "minute")
+    detector.insert("recent_refused", cursor.execute(f"{_REFUSED} WHERE {within}", window).to_arrow_table())
+
+
+def recorded(
+    cursor: duckdb.DuckDBPyConnection, detector: Detector, *, usage: tuple[int, int], ledger: tuple[int, int]
+) -> Fresh:
+    """What was recorded after the first and up to the second sequence of each stream, by that order."""
+    bounds = {"after": usage[0], "until": usage[1]}
+    within = "block_seq > $after AND block_seq <= $until"
+    uses = cursor.execute(f"{_USES} AND {within}", bounds).to_arrow_table()
+    refused = cursor.execute(f"{_REFUSED} WHERE {within}", bounds).to_arrow_table()
+    events = cursor.execute(
+        _EVENTS, {"after": ledger[0], "until": ledger[1], "types": event_types(detector.rules)}
+    ).to_arrow_table()
+    acquaint(cursor, detector, uses)
+    return Fresh(uses, refused, events)
+
+
+def occurred(cursor: duckdb.DuckDBPyConnection, detector: Detector, since: datetime, until: datetime) -> Fresh:
+    """What occurred within a time, whenever it was recorded: for history."""
+    bounds = {"from": since, "to": until}
+    within = "occurred_at >= $from AND occurred_at < $to"
+    uses = cursor.execute(f"{_USES} AND {within}", bounds).to_arrow_table()
+    refused = cursor.execute(
+        f"{_REFUSED} WHERE {within.replace('occurred_at', 'minute')}", bounds
+    ).to_arrow_table()
+    events = cursor.execute(
+        f"{_EVENTS} AND {within}", bounds | {"after": 0, "until": 2**62, "types": event_types(detector.rules)}
+    ).to_arrow_table()
+    acquaint(cursor, detector, uses)
+    return Fresh(uses, refused, events)
+
+
+def acquaint(cursor: duckdb.DuckDBPyConnection, detector: Detector, uses: Any) -> None:
+    """Tells the detector of the tokens and origins that it meets for the first time."""
+    origins = detector.unknown("origins", "origin_no", uses["origin_no"])
+    if origins:
+        detector.insert("origins", cursor.execute(f"{_ORIGINS} WHERE origin_no = ANY (?)", [origins]).to_arrow_table())
+    tokens = detector.unknown("tokens", "token_no", uses["token_no"])
+    if tokens:
+        detector.insert("tokens", cursor.execute(f"{_TOKENS} WHERE u.token_no = ANY (?)", [tokens]).to_arrow_table())
+
+
+def chunk_end(cursor: duckdb.DuckDBPyConnection, after: int, until: int, uses_max: int) -> int:
+    """The last block, at most `until`, such that the blocks after `after` up to it hold some `uses_max` uses."""
+    ((end,),) = cursor.execute(
+        "SELECT min(block_seq) FROM (SELECT block_seq, sum(count(*)) OVER (ORDER BY block_seq) AS uses FROM uses "
+        "WHERE block_seq > ? AND block_seq <= ? GROUP BY block_seq) WHERE uses >= ?",
+        [after, until, uses_max],
+    ).fetchall()
+    return until if end is None else int(end)

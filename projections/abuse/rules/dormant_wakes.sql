@@ -1,0 +1,30 @@
+-- version: 1
+-- finds: a token that nobody used for long and that is then used from a network that its owner is not known by: an old
+--   token that was found in a backup, a log or a repository.
+-- spares: jobs that run once a month and people back from their holidays (from where they were before), and owners of
+--   whom nothing is known yet.
+-- entity: token
+-- quiet_seconds: 86400
+-- parameter: days = 14 (days; without a use, or since the issue of a token that was never used)
+WITH ordered AS (
+    SELECT *, lag(occurred_at) OVER (PARTITION BY token_no ORDER BY occurred_at, block_seq, use_index) AS used_before
+    FROM window_uses
+), last_uses AS (
+    SELECT token_no, max(last_at) AS last_at FROM history GROUP BY token_no
+), woken AS (
+    SELECT o.*, t.subject, coalesce(o.used_before, l.last_at, t.issued_at) AS dormant_since
+    FROM ordered o
+    JOIN window_tokens t USING (token_no)
+    LEFT JOIN last_uses l USING (token_no)
+    WHERE o.occurred_at >= $from AND o.occurred_at < $until AND o.network <> ''
+        AND o.outcome IN ('valid', 'insufficient_scope', 'wrong_audience', 'ip_not_allowed')
+        AND coalesce(o.used_before, l.last_at, t.issued_at) <= o.occurred_at - to_days($days::INTEGER)
+), known AS (
+    SELECT subject, min(first_at) AS first_at FROM subject_networks GROUP BY subject
+)
+SELECT w.occurred_at, w.token_no::VARCHAR AS entity, w.token_no, w.block_seq, w.use_index, w.occurred_at AS first_at,
+    w.reported, w.network, date_diff('day', w.dormant_since, w.occurred_at) AS days_dormant
+FROM woken w
+JOIN known k ON k.subject = w.subject AND k.first_at < w.occurred_at
+LEFT JOIN subject_networks n ON n.subject = w.subject AND n.network = w.network AND n.first_at < w.occurred_at
+WHERE n.subject IS NULL

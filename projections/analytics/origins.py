@@ -1,0 +1,47 @@
+"""Where uses come from: what of an address and a user agent stays the same while the rest changes."""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import re
+
+_NETWORK_BITS = {4: 24, 6: 48}
+_COMMENT = re.compile(r"\([^()]*\)")
+# What all browsers say of themselves, for the sake of servers long gone.
+_SAID_BY_ALL = frozenset({"Mozilla", "AppleWebKit", "Gecko", "KHTML", "Version", "Mobile", "Safari"})
+
+
+@functools.lru_cache(10_000)
+def network(ip: str | None) -> str | None:
+    """The /24 of an IPv4 address, the /48 of another, as text; None if it is no address."""
+    if ip is None:
+        return None
+    try:
+        address = ipaddress.ip_address(ip)
+    except ValueError:
+        return None
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
+        elif address.scope_id is not None:
+            address = ipaddress.IPv6Address(int(address))
+    return str(ipaddress.ip_network((address, _NETWORK_BITS[address.version]), strict=False))
+
+
+def agent(user_agent: str | None) -> str | None:
+    """The product that a user agent names (RFC 9110 §10.1.5), without its version; of a browser its own name.
+
+    `curl/8.5.0` is `curl`, `Mozilla/5.0 (…) Gecko/20100101 Firefox/128.0` is `Firefox`.
+    """
+    if user_agent is None:
+        return None
+    words = _COMMENT.sub(" ", user_agent).split()
+    products = [word.partition("/")[0] for word in words if "/" in word]
+    if products and products[0] == "Mozilla":
+        # The last one is the most particular: Edge says that it is Chrome, and Chrome that it is Safari.
+        own = [product for product in products if product not in _SAID_BY_ALL]
+        return own[-1] if own else "Safari" if "Safari" in products else "Mozilla"
+    # Many write a space where the slash belongs: `My App 2.1`.
+    name = [word for word in " ".join(words).partition("/")[0].split(" ") if not word.removeprefix("v")[:1].isdigit()]
+    return " ".join(name) or user_agent
