@@ -48,6 +48,7 @@ class Writers:
         self.skewed = 0
         self.by_label: Counter[int] = Counter()
         self.refused_by_label: Counter[int] = Counter()
+        self.flushed: dict[tuple[int, int], int] = {}  # when a count was written, by number of block and index
 
     def hour(self, us: int, entries: list[Entry], refusals: list[Refusal]) -> Iterator[UseBlock]:
         """Takes one hour and answers with the blocks that are full."""
@@ -98,6 +99,8 @@ class Writers:
         waiting, uses = self._refused[writer], self._uses[writer]
         due = [key for key in waiting if (key[1] + 1) * FLUSH_US <= us]
         counts = tuple(RefusedCount(key[0], *key[2:], waiting.pop(key)) for key in due)
+        for index, key in enumerate(due):
+            self.flushed[self.blocks, index] = (key[1] + 1) * FLUSH_US
         self.blocks += 1
         self.refused_rows += len(counts)
         self._uses[writer] = []
