@@ -17,7 +17,7 @@ import msgspec
 from rich.console import Console
 
 from tests import running
-from tests.bench import history, machine, scoring
+from tests.bench import history, live, machine, scoring
 from tests.bench.evaluation import WAIT_SECONDS, Evaluation
 from tests.bench.history import Appended, Query
 from tests.bench.people import PRESETS, TUNING_SEEDS, Size
@@ -221,6 +221,14 @@ def _figures(report: Report) -> list[list[str]]:
     ]
 
 
+def live_markdown(found: list[live.Latency]) -> str:
+    """Of the attacks over HTTP."""
+    rows = [
+        [one.rule, f"{one.requests:,}", "not found" if one.seconds is None else f"{one.seconds:.1f} s"] for one in found
+    ]
+    return _table(("Rule", "Requests", "From the use to the finding"), rows)
+
+
 def _table(headings: tuple[str, ...], rows: list[list[str]]) -> str:
     lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -235,9 +243,19 @@ def _table(headings: tuple[str, ...], rows: list[list[str]]) -> str:
 @click.option("--seed", type=int, default=101, show_default=True, help="1 to 9 are for tuning.")
 @click.option("--preset", type=click.Choice(sorted(PRESETS)), default="reported", show_default=True)
 @click.option("--quick", is_flag=True, help="21 days, 24 clients, 800 tokens, 60,000 uses: shows that it works.")
+@click.option("--live", "over_http", is_flag=True, help="Attacks a running service over HTTP instead, in two minutes.")
 @click.option("--directory", type=click.Path(file_okay=False, path_type=Path), help="Where the data goes meanwhile.")
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Also writes JSON there.")
-def main(*, quick: bool, directory: Path | None, json_path: Path | None, preset: str, seed: int, **given: Any) -> None:
+def main(
+    *,
+    quick: bool,
+    over_http: bool,
+    directory: Path | None,
+    json_path: Path | None,
+    preset: str,
+    seed: int,
+    **given: Any,
+) -> None:
     """Makes a history with known attacks, has the service take it in, and says what the rules find. 20 GB of disk."""
     wanted = {"days": 30, "clients": 200, "tokens": 20_000, "uses": 50_000_000, "attacks": 20}
     if quick:
@@ -249,16 +267,17 @@ def main(*, quick: bool, directory: Path | None, json_path: Path | None, preset:
     messages = Console(stderr=True)
     work = Path(tempfile.mkdtemp(prefix="token-ledger-abuse-", dir=directory))
     gc.set_threshold(100_000, 50, 100)  # hardly anything that is made here is garbage
+    content: list[live.Latency] | Report
     try:
-        report = Run(size, work, messages).run()
+        content = live.run(work) if over_http else Run(size, work, messages).run()
     except (RuntimeError, AssertionError, TimeoutError) as error:
         messages.print(f"\nmake bench-abuse failed: {error}", style="bold red", markup=False, highlight=False)
         sys.exit(1)
     finally:
         shutil.rmtree(work)
     if json_path is not None:
-        json_path.write_bytes(msgspec.json.format(msgspec.json.encode(report, enc_hook=str), indent=2))
-    click.echo(to_markdown(report))
+        json_path.write_bytes(msgspec.json.format(msgspec.json.encode(content, enc_hook=str), indent=2))
+    click.echo(to_markdown(content) if isinstance(content, Report) else live_markdown(content))
 
 
 if __name__ == "__main__":
