@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -15,6 +18,7 @@ from events.types import GrantRevoked, Reason, TokenIssued, TokenRefreshed, Toke
 from projections.current import Hit
 from projections.grants import ActiveGrant, Ended, Token
 from service.validation import Asked, evaluate
+from tests import running
 from tests.bench.behaviour import Entry, Refusal
 from tests.bench.labels import DORMANT, NEW_NETWORK, RULES, Label
 from tests.bench.people import DAY, HOUR, PRESETS, SECOND, Size, is_workday, local_hour, moment
@@ -48,7 +52,8 @@ def made() -> Made:
     return Made(SMALL)
 
 
-def _digest(size: Size) -> str:
+def digest_of(size: Size) -> str:
+    """Of all its bytes."""
     traffic, digest = Traffic(size), hashlib.sha256()
     for append in traffic.ledger():
         digest.update(append.subject.encode() + codec.encode(append.event))
@@ -59,9 +64,33 @@ def _digest(size: Size) -> str:
 
 def test_history_of_the_same_size_is_the_same_bytes_and_of_another_seed_is_not() -> None:
     tiny = replace(SMALL, uses=40_000, tokens=600, attacks_per_rule=1)
-    assert _digest(tiny) == _digest(tiny)
+    assert digest_of(tiny) == digest_of(tiny)
     others = [replace(tiny, seed=12), replace(tiny, preset=PRESETS["tuning"])]
-    assert len({_digest(size) for size in [tiny, *others]}) == 3
+    assert len({digest_of(size) for size in [tiny, *others]}) == 3
+
+
+_PRINT_DIGEST = """
+from tests.bench.test_traffic import SMALL, digest_of
+from msgspec.structs import replace
+print(digest_of(replace(SMALL, uses=40_000, tokens=600, attacks_per_rule=1)))
+"""
+
+
+def test_history_is_the_same_in_every_process() -> None:
+    """Python orders sets of strings anew in each."""
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", _PRINT_DIGEST],
+            cwd=running.ROOT,
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(printed) == 1
 
 
 def test_blocks_hold_exactly_what_was_asked_for_and_survive_the_codec() -> None:
