@@ -254,14 +254,16 @@ def _ordinary(ground: Ground) -> None:
             begins = size.start_us + habit.chain.owner.away[0] * DAY
             ends = size.start_us + habit.chain.owner.away[1] * DAY
             ground.label("journey", entities=entities(*tokens), about="hotel", start_us=begins, end_us=ends)
+        if habit.kind in {"daily", "weekly", "rarely"}:
+            ground.label("person at a desk", entities=entities(*tokens), about=habit.kind, **span)
     for sign_in in ground.population.sign_ins:
         kind = "mobile network" if sign_in.phone else "application of a person"
         tokens = [*{session.token.token_id: session.token for session in sign_in.sessions}.values()]
         named = entities(*tokens, more=[sign_in.grant_id, *sign_in.spent])
         ground.label(kind, entities=named, about="", **span)
     for machine in ground.behaviour.machines:
-        if machine.autoscaled:
-            ground.label("autoscaling", entities=entities(*_tokens(machine)), about="", **span)
+        kind = "autoscaling" if machine.autoscaled else "steady service"
+        ground.label(kind, entities=entities(*_tokens(machine)), about=machine.product.name, **span)
 
 
 def _skews(ground: Ground) -> list[Skew]:
