@@ -67,12 +67,12 @@ class Run:
 
     def run(self) -> Report:
         described = machine.describe(self.directory)
-        self.say("planning the population")
-        began = time.perf_counter()
-        traffic = Traffic(self.size)
-        planned = time.perf_counter() - began
         service = running.start(self.directory, workers=1)
         try:
+            self.say("planning the population")
+            began = time.perf_counter()
+            traffic = Traffic(msgspec.structs.replace(self.size, kids=self._kids(service)))
+            planned = time.perf_counter() - began
             written, ingestion_seconds = self._fill(service, traffic)
             self.say("asking usage queries")
             asked = history.queries(service, traffic, times=5)
@@ -108,6 +108,12 @@ class Run:
             lookalikes=kinds,
             score=scoring.score(traffic.attacks, traffic.lookalikes, findings, WAIT_SECONDS),
         )
+
+    def _kids(self, service: running.Service) -> tuple[str, ...]:
+        """Signing keys of the service, which rotates twice: the simulated tokens are of one after another."""
+        for _ in range(2):
+            service.done("POST", "/v1/keys/rotate")
+        return tuple(key["kid"] for key in service.items("/v1/keys"))
 
     def _fill(self, service: running.Service, traffic: Traffic) -> tuple[Appended, float]:
         """Appends the history while analytics stands still, so that taking it in is timed alone."""
