@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: up test check bench bench-analytics clean lock
+.PHONY: up test check bench bench-abuse bench-analytics clean lock
 .DELETE_ON_ERROR:
 
 up: $(VENV)/.runtime        ## sets everything up and runs the service; Ctrl-C stops it
@@ -23,6 +23,9 @@ bench: $(VENV)/.dev         ## prints the benchmark table; needs wrk
 
 bench-analytics: $(VENV)/.dev  ## prints the analytics store's table; 50 million uses unless ARGS="--uses N"
 	$(BIN)/python -m tests.bench.analytics $(ARGS)
+
+bench-abuse: $(VENV)/.dev   ## makes a history with known attacks and prints what the abuse rules find in it
+	$(BIN)/python -m tests.bench.abuse $(ARGS)
 
 lock:                       ## renews the lock files; needs uv
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet \

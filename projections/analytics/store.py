@@ -85,7 +85,7 @@ def open_analytics(
     directory: Path,
     *,
     memory_bytes_max: int = 512 * 1024**2,
-    threads: int = 1,
+    threads: int = 2,
     niceness: int = 0,
     commit_seconds: float = 0.25,
     batch_rows_max: int = 50_000,
@@ -221,6 +221,7 @@ class Analytics:
         self._failure: Exception | None = None
         self._closing = False
         self._sealer: duckdb.DuckDBPyConnection | None = None
+        self._suspected = True  # whether the segments are to be read: once after the start, and when a query failed
         try:
             self._open()
         except (duckdb.Error, segments.SegmentDamaged) as error:
@@ -426,9 +427,14 @@ class Analytics:
             listener()
 
     def report(self, error: Exception) -> None:
-        """A query failed: if the file is damaged, it is set aside and `check` raises from now on."""
+        """A query failed: if a file is damaged, all are set aside and `check` raises from now on, if not at once."""
         if _is_damage(error):
             self._fail(error)
+        elif isinstance(error, duckdb.Error):
+            # DuckDB does not always say which file it could not read.
+            with self._changed:
+                self._suspected = True
+                self._changed.notify_all()
 
     def _fail(self, error: Exception) -> None:
         failure = error
@@ -474,19 +480,24 @@ class Analytics:
     def _seal_for_ever(self) -> None:
         next_trim = 0.0
         try:
-            with self._sealing, self.cursor() as cursor:
-                segments.verify(cursor, self.segments, self._stops)
             while not self._stops():
+                if self._suspected:
+                    self._suspected = False
+                    with self._sealing, self.cursor() as cursor:
+                        segments.verify(cursor, self.segments, self._stops)
                 if self._usage_age_seconds_max is not None and time.monotonic() >= next_trim:
                     self.trim(datetime.now(UTC) - timedelta(seconds=self._usage_age_seconds_max))
                     next_trim = time.monotonic() + _TRIM_SECONDS
                 if self._tail_is_full():
                     self.seal()
                 with self._changed:
-                    self._changed.wait_for(lambda: self._tail_is_full() or self._stops(), timeout=_TRIM_SECONDS)
+                    self._changed.wait_for(self._has_upkeep, timeout=_TRIM_SECONDS)
         except Exception as error:
             if not self._closing:
                 self._fail(error)
+
+    def _has_upkeep(self) -> bool:
+        return self._suspected or self._tail_is_full() or self._stops()
 
     def _measure_tail(self, cursor: duckdb.DuckDBPyConnection) -> None:
         sql = "SELECT count(*), epoch(max(recorded_at) - min(recorded_at)) FROM recent_uses"
