@@ -245,6 +245,7 @@ _READY = {
     "view": "`token-ledger project current` must run on the service's host",
     "signing_key": "`token-ledger key rotate`",
     "analytics": "`token-ledger project analytics` must run on one host; validation goes on without",
+    "abuse_rules": "they run with `token-ledger project analytics`; its log says what holds them up",
 }
 
 

@@ -267,6 +267,10 @@ class CatchingUp:
 
 async def _project_analytics(settings: Settings) -> None:
     from projections import analytics  # noqa: PLC0415 - the other processes need no DuckDB
+    from projections.abuse.backtest import Backtests  # noqa: PLC0415
+    from projections.abuse.engine import Engine  # noqa: PLC0415
+    from projections.abuse.rules import configured  # noqa: PLC0415
+    from projections.asking_findings import BacktestRequest, EngineRequest  # noqa: PLC0415
 
     store = analytics.open_analytics(
         settings.data_dir / "analytics",
@@ -275,12 +279,22 @@ async def _project_analytics(settings: Settings) -> None:
         usage_age_seconds_max=settings.usage_retention_days * 86_400,
     )
     nc = await _patiently(settings, "project-analytics")
+    # Findings are appended and read back with headers, which the other connection does without.
+    writing = await connect(settings.nats_url or "", settings.nats_creds, name="abuse")
+    engine = Engine(writing, store, configured(settings.abuse_rules).values())
+    backtests = Backtests(store)
     log.info("projector_started", projector="analytics")
     try:
-        await asyncio.gather(_run_projection(nc, store, analytics.STREAMS), analytics.serve_queries(nc, store))
+        await asyncio.gather(
+            _run_projection(nc, store, analytics.STREAMS),
+            analytics.serve_queries(nc, store, {EngineRequest: engine.status, BacktestRequest: backtests.answer}),
+            engine.run(),
+        )
     finally:
+        backtests.close()
         store.close()
         await nc.close()
+        await writing.close()
 
 
 async def _rebuild_current(settings: Settings, progress: Progress) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from projections.analytics.findings import FINDINGS_VIEW
+
 SCHEMA_VERSION = 2
 
 _TIME = pa.timestamp("us")
@@ -237,6 +239,7 @@ DDL = (
     *(f"CREATE TABLE {table} ({columns})" for table, columns in (ROLL_UPS | _OTHERS).items()),
     _TOKENS_VIEW,
     *_ALL_VIEWS,
+    FINDINGS_VIEW,
 )
 
 ARROW_SCHEMAS: dict[str, Any] = {

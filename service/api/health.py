@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Literal
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from projections.asking import AnalyticsRefused, StatusAnswer, StatusRequest, ask
+from projections.asking_findings import EngineAnswer, EngineRequest
 from service import metrics
 from service.api.routing import GetRuntime
 from service.errors import ServiceError
@@ -55,11 +57,13 @@ async def ready(get_runtime: GetRuntime) -> Response:
     except ServiceError as error:
         starting = Check(ok=False, needed=True, detail=error.detail)
         return _answer(Readiness(status="unready", checks={"start": starting}))
+    analytics, abuse_rules = await asyncio.gather(_analytics(runtime), _abuse_rules(runtime))
     checks = {
         "nats": _nats(runtime),
         "view": _view(runtime),
         "signing_key": _signing_key(runtime),
-        "analytics": await _analytics(runtime),
+        "analytics": analytics,
+        "abuse_rules": abuse_rules,
     }
     missing = {name for name, check in checks.items() if check.needed and not check.ok}
     degraded = missing == {"nats"} and runtime.settings.use_recording == "buffered"
@@ -104,7 +108,29 @@ async def _analytics(runtime: Runtime) -> Check:
     return Check(ok=True, needed=False, detail=detail, lag=lag)
 
 
+async def _abuse_rules(runtime: Runtime) -> Check:
+    """For information too."""
+    engine = await _engine(runtime)
+    if isinstance(engine, str):
+        return Check(ok=False, needed=False, detail=engine)
+    if engine.lag is None:
+        return Check(ok=False, needed=False, detail="have not begun yet")
+    waiting = f"; {engine.waiting} findings wait for a revocation" if engine.waiting else ""
+    return Check(ok=not engine.waiting, needed=False, detail=f"run{waiting}", lag=engine.lag)
+
+
+async def _engine(runtime: Runtime) -> EngineAnswer | str:
+    """How the rules are getting on, or why nobody says."""
+    try:
+        return await ask(runtime.nc, EngineRequest(), EngineAnswer, seconds=_ANALYTICS_SECONDS_MAX)
+    except AnalyticsRefused as error:
+        return str(error)
+
+
 async def metric_text(get_runtime: GetRuntime, _: Incoming) -> Response:
     """Tell Prometheus what was counted, in its text format."""
     headers = (("content-type", metrics.CONTENT_TYPE), ("x-content-type-options", "nosniff"))
-    return Response(200, metrics.exposition(metrics.running(get_runtime)), headers)
+    runtime = metrics.running(get_runtime)
+    engine = await _engine(runtime) if runtime is not None else None
+    found = engine if isinstance(engine, EngineAnswer) else None
+    return Response(200, metrics.exposition(runtime, found), headers)
