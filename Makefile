@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: up test check bench clean lock
+.PHONY: up test check bench bench-abuse clean lock
 .DELETE_ON_ERROR:
 
 up: $(VENV)/.runtime        ## sets everything up and runs the service; Ctrl-C stops it
@@ -20,6 +20,9 @@ check: $(VENV)/.dev         ## ruff, mypy, import-linter
 
 bench: $(VENV)/.dev         ## prints the benchmark table; needs wrk
 	$(BIN)/python -m tests.bench $(ARGS)
+
+bench-abuse: $(VENV)/.dev   ## makes a history with known attacks and prints what the abuse rules find in it
+	$(BIN)/python -m tests.bench.abuse $(ARGS)
 
 lock:                       ## renews the lock files; needs uv
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet \

@@ -349,7 +349,10 @@ def _projected(form: str, names: list[str], columns: list[str], types: list[str]
         case "json":
             return f"json_array({', '.join(map(_json, names, types))})::VARCHAR AS line"
         case "ndjson":
-            members = (f"{_quoted(column)}, {_json(name, one)}" for column, name, one in zip(columns, names, types, strict=True))
+            members = (
+                f"{_quoted(column)}, {_json(name, one)}"
+                for column, name, one in zip(columns, names, types, strict=True)
+            )
             return f"json_object({', '.join(members)})::VARCHAR || chr(10) AS line"
         case "csv":
             return ", ".join(map(_cell, names, types))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
@@ -18,6 +18,7 @@ from service.outgoing import NO_STORE, Response
 from service.runtime import Runtime
 
 _ANALYTICS_SECONDS_MAX = 0.5
+_FAR_BEHIND = 1_000  # messages; less is on its way
 
 
 class Live(Struct, frozen=True):
@@ -100,9 +101,11 @@ async def _analytics(runtime: Runtime) -> Check:
         answer = await ask(runtime.nc, StatusRequest(), StatusAnswer, seconds=_ANALYTICS_SECONDS_MAX)
     except AnalyticsRefused as error:
         return Check(ok=False, needed=False, detail=str(error))
-    lags: list[Any] = [stream.lag for stream in answer.streams if stream.lag is not None]
-    lag = sum(lags) if lags else UNSET
-    return Check(ok=True, needed=False, detail="answers", lag=lag)
+    known = [(stream.position, stream.end) for stream in answer.streams if stream.end is not None]
+    behind = [f"{position:,} of {end:,}" for position, end in known if end - position >= _FAR_BEHIND]
+    detail = f"answers; it is still reading the log and has {' and '.join(behind)}" if behind else "answers"
+    lag = sum(max(0, end - position) for position, end in known) if known else UNSET
+    return Check(ok=True, needed=False, detail=detail, lag=lag)
 
 
 async def _abuse_rules(runtime: Runtime) -> Check:
