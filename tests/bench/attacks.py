@@ -463,15 +463,18 @@ def _home(ground: Ground) -> str:
 
 
 def impossible_rate(ground: Ground) -> bool:
-    """A person's PAT, leaked, is driven by a program: all that the API gives, for as long as it lasts."""
+    """A person's PAT, leaked, is driven by a program: all that the API gives, for as long as it lasts.
+
+    Many requests at a time: one after the other, as in anybody's loop, gives a few a second.
+    """
     rng, us = ground.rng, ground.moment()
     found = ground.habit(us, ("daily", "weekly"))
     if found is None:
         return False
     habit, token = found
     assert habit.person is not None
-    count, per_second = ground.count(300, 30_000), ground.between(4, 40)
-    seconds = max(30.0, count / per_second)
+    count, per_second = ground.count(300, 30_000), ground.between(6, 60)
+    seconds = max(20.0, count / per_second)
     length_us = int(seconds * SECOND)
     inside = rng.random() < 0.5
     ip = place(habit.person, us, ground.size.start_us) if inside else _lair(ground)
