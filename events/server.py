@@ -152,7 +152,8 @@ def _accounts(public_keys: Mapping[str, str]) -> dict[str, Any]:
     ]
     main_users = [
         _user(public_keys["admin"], "admin", publish=_admin_publishes()),
-        _user(public_keys["service"], "service", publish=_service_publishes()),
+        # `findings.act`: the analytics process asks it to act on findings, and it answers.
+        _user(public_keys["service"], "service", publish=_service_publishes(), subscribe=["findings.act"]),
         _user(
             public_keys["projector"],
             "projector",
@@ -223,6 +224,7 @@ def _admin_publishes() -> list[str]:
 def _service_publishes() -> list[str]:
     buckets = [name for name in _all_streams() if name.startswith("KV_")]
     allowed = ["ledger.>", "usage.>", "sync.check", "analytics.>", "$SRV.>", "$JS.API.INFO"]
+    allowed += ["_INBOX_projector.>"]
     allowed += [f"$JS.API.STREAM.INFO.{name}" for name in _all_streams()]
     allowed += _reads_directly(LEDGER) + _follows(LEDGER, "ledger.>")
     for bucket in buckets:
@@ -242,6 +244,8 @@ def _projector_publishes() -> list[str]:
     # every message that it delivers with a reply subject, and those of a consumer all have one.
     allowed += _reads_directly(REVOCATIONS)
     allowed += ["_INBOX_service.>", "_INBOX_admin.>"]
+    # A finding that is appended again is looked up; what it could read so, it follows anyway.
+    allowed += [f"$JS.API.DIRECT.GET.{LEDGER}", "findings.act"]
     # A health check asks the analytics process with the credentials that its container has.
     allowed += ["analytics.status", "_INBOX_projector.>"]
     return allowed

@@ -17,6 +17,7 @@ from service.api import litestar_app, manage
 from service.api.problems import render
 from service.doors import forward_auth, validate, validate_batch
 from service.errors import MethodNotAllowed, Unavailable
+from service.findings import serve_actions
 from service.incoming import Incoming
 from service.keys import MasterKeyMismatch
 from service.oauth.introspection import introspect
@@ -125,7 +126,9 @@ class App:
         told = ""
         while True:
             try:
-                self._runtime = await Runtime.start(self.settings)
+                runtime = await Runtime.start(self.settings)
+                await serve_actions(runtime)
+                self._runtime = runtime
             except (LedgerError, MasterKeyMismatch) as error:
                 self._why_not = f"the log cannot be used: {error}"
                 if self._why_not != told:

@@ -44,6 +44,7 @@ STREAM_FULL_SHARE_WARNING, STREAM_FULL_SHARE_PROBLEM = 0.8, 0.95
 CLOCK_SKEW_SECONDS_WARNING, CLOCK_SKEW_SECONDS_PROBLEM = 1.0, 5.0
 TOKEN_DAYS_WARNING = 14
 CONNECT_SECONDS_MAX = 3.0
+_BESIDE = {".wal", ".segments"}  # what belongs to a file of analytics
 _UP = "start it with `token-ledger up`"
 
 
@@ -68,7 +69,7 @@ async def examine(settings: Settings, data_dir: Path | None, url: str | None) ->
     `data_dir`, `url`: the flags that say which service is meant, None if they were not given.
     """
     bootstrap = _bootstrap(settings.data_dir)
-    findings = [*_files(settings), _disk(settings.data_dir), *_addresses(settings)]
+    findings = [*_files(settings), _disk(settings.data_dir), *_set_aside(settings.data_dir), *_addresses(settings)]
     findings += _api(settings, data_dir, url)
     nats_url = settings.nats_url or bootstrap.get("nats_url")
     if not isinstance(nats_url, str):
@@ -172,6 +173,16 @@ def _disk(data_dir: Path) -> Finding:
     return Finding("disk", "ok", found)
 
 
+def _set_aside(data_dir: Path) -> Iterator[Finding]:
+    """Analytics files that were found damaged: the store was rebuilt, and somebody should ask why it had to be."""
+    damaged = sorted(file for file in (data_dir / "analytics").glob("*.corrupt-*") if file.suffix not in _BESIDE)
+    if damaged:
+        found = f"was damaged, was set aside and is rebuilt from the log: {' '.join(map(str, damaged))}"
+        yield Finding(
+            "analytics store", "warning", found, "look at the disk and the kernel's log; delete the files then"
+        )
+
+
 def _addresses(settings: Settings) -> Iterator[Finding]:
     if not is_loopback(settings.host) and settings.issuer.startswith("http://"):
         yield Finding(
@@ -234,6 +245,7 @@ _READY = {
     "view": "`token-ledger project current` must run on the service's host",
     "signing_key": "`token-ledger key rotate`",
     "analytics": "`token-ledger project analytics` must run on one host; validation goes on without",
+    "abuse_rules": "they run with `token-ledger project analytics`; its log says what holds them up",
 }
 
 

@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
+from projections.asking_findings import EngineAnswer
 from service.errors import ServiceError
 from service.runtime import Runtime
 from service.tokens import now
@@ -129,10 +130,14 @@ def validated(code: str, count: int = 1) -> None:
 
 
 class _AtScrape(Collector):
-    """What is looked up when it is asked for: the view belongs to the host, so that any worker may say it."""
+    """What is looked up when it is asked for: the view belongs to the host, so that any worker may say it.
 
-    def __init__(self, runtime: Runtime) -> None:
+    `engine`: what the analytics process says of the abuse rules, None if it says nothing.
+    """
+
+    def __init__(self, runtime: Runtime, engine: EngineAnswer | None) -> None:
         self._runtime = runtime
+        self._engine = engine
 
     def collect(self) -> Iterable[Metric]:
         fresh = self._runtime.view.freshness()
@@ -150,9 +155,27 @@ class _AtScrape(Collector):
             if key is not None:
                 ages.add_metric([alg], (now() - (key.activated_at or key.introduced_at)).total_seconds())
         yield ages
+        if self._engine is not None:
+            yield from _abuse(self._engine)
 
 
-def exposition(runtime: Runtime | None) -> bytes:
+def _abuse(engine: EngineAnswer) -> Iterable[Metric]:
+    found = CounterMetricFamily(
+        "token_ledger_findings", "Findings of abuse, by rule and the mode that it had.", labels=("rule", "mode")
+    )
+    for one in engine.counts:
+        found.add_metric([one.rule, one.mode], one.findings)
+    yield found
+    yield GaugeMetricFamily(
+        "token_ledger_findings_waiting", "Findings that are to revoke and have not yet.", engine.waiting
+    )
+    if engine.lag is not None:
+        yield GaugeMetricFamily(
+            "token_ledger_abuse_rules_lag_messages", "Messages in analytics that no rule has looked at.", engine.lag
+        )
+
+
+def exposition(runtime: Runtime | None, engine: EngineAnswer | None = None) -> bytes:
     """All metrics of all workers, in Prometheus' text format."""
     _meter.flush()
     directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
@@ -163,7 +186,7 @@ def exposition(runtime: Runtime | None) -> bytes:
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     if runtime is not None:
         at_scrape = CollectorRegistry()
-        at_scrape.register(_AtScrape(runtime))
+        at_scrape.register(_AtScrape(runtime, engine))
         parts.append(generate_latest(at_scrape))
     return b"".join([generate_latest(registry), *parts])
 

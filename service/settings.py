@@ -24,6 +24,8 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Struct
 
+from projections.abuse import rules as abuse
+
 PREFIX = "TOKEN_LEDGER_"
 # Read by the command line's client, so that they may stand in the environment of a service as well.
 CLIENT_NAMES = {
@@ -111,6 +113,12 @@ def _choice(*choices: str) -> Callable[[str], str]:
 
 def _replicas(value: str) -> int:
     return int(_choice("1", "3", "5")(value))
+
+
+def _abuse_rules(value: str) -> tuple[str, ...]:
+    changes = tuple(change.strip() for change in value.split(","))
+    abuse.configured(changes)  # says what is wrong
+    return changes
 
 
 def _host(value: str) -> str:
@@ -367,6 +375,15 @@ class Settings(Struct, frozen=True, kw_only=True):
             _algorithms,
         ),
     ] = ("EdDSA",)
+    abuse_rules: Annotated[
+        tuple[str, ...],
+        About(
+            "Changes to the rules that look for abuse, separated by commas: `rule.mode=observe`, `notify` or `revoke`, "
+            "and `rule.parameter=number`, as in `burst.mode=revoke,burst.factor=6`.",
+            _abuse_rules,
+            default="none",
+        ),
+    ] = ()
     trusted_proxies: Annotated[
         tuple[Network, ...],
         About(

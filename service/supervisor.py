@@ -50,6 +50,8 @@ _STOP_PROJECTOR_SECONDS = 2.0
 _HELD_SECONDS_MAX = 10.0
 _ANALYTICS_COMMIT_SECONDS = 1.0  # a commit costs the same whatever it holds; who waits gets one at once
 _ANALYTICS_NICENESS = 19  # behind everything that somebody waits for
+_FAR_BEHIND_MESSAGES = 1_000
+_PROGRESS_SECONDS = 5.0
 
 Progress = Callable[[int, int], None]
 
@@ -237,16 +239,38 @@ async def _project_current(settings: Settings) -> None:
 
 
 async def _run_projection(nc: Connection, projection: base.Projection, streams: tuple[str, ...]) -> None:
+    told = CatchingUp(projection.name)
     while True:
         try:
-            await base.run(nc, projection, streams)
+            await base.run(nc, projection, streams, progress=told)
         except LedgerUnavailable as error:
             log.warning("projector_waits", projector=projection.name, why=str(error))
             await asyncio.sleep(0.3)
 
 
+class CatchingUp:
+    """Says in the log how far a projection is while it is far behind, as in a rebuild, and that it has arrived."""
+
+    def __init__(self, projector: str) -> None:
+        self._projector = projector
+        self._next_seconds: dict[str, float] = {}
+
+    def __call__(self, stream: str, position: int, end: int) -> None:
+        where = {"projector": self._projector, "stream": stream, "position": position, "end": end}
+        if end - position >= _FAR_BEHIND_MESSAGES:
+            if time.monotonic() >= self._next_seconds.get(stream, 0.0):
+                log.info("projector_catching_up", **where, percent=100 * position // end)
+                self._next_seconds[stream] = time.monotonic() + _PROGRESS_SECONDS
+        elif position >= end and self._next_seconds.pop(stream, None) is not None:
+            log.info("projector_caught_up", **where)
+
+
 async def _project_analytics(settings: Settings) -> None:
     from projections import analytics  # noqa: PLC0415 - the other processes need no DuckDB
+    from projections.abuse.backtest import Backtests  # noqa: PLC0415
+    from projections.abuse.engine import Engine  # noqa: PLC0415
+    from projections.abuse.rules import configured  # noqa: PLC0415
+    from projections.asking_findings import BacktestRequest, EngineRequest  # noqa: PLC0415
 
     store = analytics.open_analytics(
         settings.data_dir / "analytics",
@@ -255,12 +279,22 @@ async def _project_analytics(settings: Settings) -> None:
         usage_age_seconds_max=settings.usage_retention_days * 86_400,
     )
     nc = await _patiently(settings, "project-analytics")
+    # Findings are appended and read back with headers, which the other connection does without.
+    writing = await connect(settings.nats_url or "", settings.nats_creds, name="abuse")
+    engine = Engine(writing, store, configured(settings.abuse_rules).values())
+    backtests = Backtests(store)
     log.info("projector_started", projector="analytics")
     try:
-        await asyncio.gather(_run_projection(nc, store, analytics.STREAMS), analytics.serve_queries(nc, store))
+        await asyncio.gather(
+            _run_projection(nc, store, analytics.STREAMS),
+            analytics.serve_queries(nc, store, {EngineRequest: engine.status, BacktestRequest: backtests.answer}),
+            engine.run(),
+        )
     finally:
+        backtests.close()
         store.close()
         await nc.close()
+        await writing.close()
 
 
 async def _rebuild_current(settings: Settings, progress: Progress) -> None:

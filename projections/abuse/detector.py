@@ -19,9 +19,12 @@ from projections.abuse.rules import Rule, RuleError
 _SLACK = timedelta(minutes=10)  # what comes so much late still finds what happened just before it
 _COMPACT_ROWS = 500_000
 _STANDARD = frozenset(
-    ("occurred_at", "entity", "first_at", "reported", "token_no", "block_seq", "use_index", "ip", "caller")
-    + ("ledger_seq", "network", "outcome")
+    {
+        *("occurred_at", "entity", "first_at", "reported", "token_no", "block_seq", "use_index", "ip", "caller"),
+        *("ledger_seq", "network", "outcome"),
+    }
 )
+_INPUTS = ("uses", "refused", "events")
 _TIME = pa.timestamp("us")
 USES = pa.schema(
     [
@@ -106,7 +109,7 @@ class Found(Struct, frozen=True, kw_only=True):
             counts=tuple(Quantity(quantity=name, value=value) for name, value in sorted(self.counts.items())),
             parameters=tuple(Quantity(quantity=name, value=value) for name, value in sorted(self.rule.values.items())),
             evidence=self.evidence,
-            **self.about,  # type: ignore[arg-type]
+            **self.about,
         )
 
 
@@ -158,14 +161,14 @@ class Detector:
         """Adds rows of one of the tables of `relations.TABLES`."""
         if rows is not None and rows.num_rows:
             self._database.register("rows", rows)
-            self._database.execute(f"INSERT INTO {table} BY NAME FROM rows")  # noqa: S608 - a table's name
+            self._database.execute(f"INSERT INTO {table} BY NAME FROM rows")
             self._database.unregister("rows")
 
     def unknown(self, table: str, column: str, numbers: Any) -> list[int]:
         """Which of the numbers (an Arrow array) have no row in `table` yet."""
         self._database.register("numbers", pa.table({"no": numbers}))
         found = self._database.execute(
-            f"SELECT DISTINCT no FROM numbers WHERE no IS NOT NULL AND no NOT IN (SELECT {column} FROM {table})"  # noqa: S608
+            f"SELECT DISTINCT no FROM numbers WHERE no IS NOT NULL AND no NOT IN (SELECT {column} FROM {table})"
         ).fetchall()
         self._database.unregister("numbers")
         return [number for (number,) in found]
@@ -185,7 +188,8 @@ class Detector:
         self.insert("arriving_refused", fresh.refused)
         self.insert("arriving_events", fresh.events)
         days = self._database.execute(
-            "SELECT DISTINCT date_trunc('day', moment) AS day FROM (SELECT occurred_at AS moment FROM arriving_uses UNION ALL "
+            "SELECT DISTINCT date_trunc('day', moment) AS day FROM ("
+            "SELECT occurred_at AS moment FROM arriving_uses UNION ALL "
             "SELECT minute FROM arriving_refused UNION ALL SELECT occurred_at FROM arriving_events) ORDER BY day"
         ).fetchall()
         found = [one for (day,) in days for one in self._look_at_day(day)]
@@ -194,25 +198,28 @@ class Detector:
         return found
 
     def _look_at_day(self, day: datetime) -> list[Found]:
-        if self._day is None or day > self._day:
-            self.begin(day)
         run = self._database.execute
         for what, column in (("uses", "occurred_at"), ("refused", "minute"), ("events", "occurred_at")):
             run(
-                f"CREATE OR REPLACE TEMP TABLE fresh_{what} AS FROM arriving_{what} "  # noqa: S608 - names of ours
+                f"CREATE OR REPLACE TEMP TABLE fresh_{what} AS FROM arriving_{what} "
                 f"WHERE {column} >= $day AND {column} < $day + INTERVAL 1 DAY",
                 {"day": day},
             )
-        ((since, last),) = run(
-            "SELECT min(moment), max(moment) FROM (SELECT occurred_at AS moment FROM fresh_uses UNION ALL "
-            "SELECT minute FROM fresh_refused UNION ALL SELECT occurred_at FROM fresh_events)"
+        ((since, last, used),) = run(
+            "SELECT min(moment), max(moment), max(CASE WHEN is_use THEN moment END) FROM ("
+            "SELECT occurred_at AS moment, true AS is_use FROM fresh_uses UNION ALL "
+            "SELECT minute, true FROM fresh_refused UNION ALL SELECT occurred_at, false FROM fresh_events)"
         ).fetchall()
+        # LEDGER may be far ahead of USAGE: its events say nothing of how far the uses are.
+        if used is not None and (self._day is None or day > self._day):
+            self.begin(day)
         run("INSERT INTO recent_uses FROM fresh_uses")
         run("INSERT INTO recent_refused FROM fresh_refused")
         for statement in (*relations.STEP, *relations.VIEWS):
             run(statement)
         found = self._triggered(since, last + timedelta(microseconds=1))
-        self._fold(last)
+        if used is not None:
+            self._fold(used)
         return found
 
     def _fold(self, last: datetime) -> None:
@@ -237,7 +244,10 @@ class Detector:
 
     def _triggered(self, since: datetime, until: datetime) -> list[Found]:
         found = []
+        present = {what for what in _INPUTS if self._database.execute(f"FROM fresh_{what} LIMIT 1").fetchall()}
         for rule in self.rules:
+            if not any(f"window_{what}" in rule.sql for what in present):
+                continue
             try:
                 cursor = self._database.execute(rule.sql, {**rule.values, "from": since, "until": until})
                 names = [column[0] for column in cursor.description or ()]
@@ -315,8 +325,8 @@ class Detector:
                 "most": most,
             },
         ).fetchall()
-        places = [place for place in found if place != crossing][: most - 1] + [crossing]
-        return tuple(Evidence(source="use", seq=seq, index=index) for seq, index in places)
+        places = [place for place in found if place != crossing][: most - 1]
+        return tuple(Evidence(source="use", seq=seq, index=index) for seq, index in (*places, crossing))
 
 
 def sql_with_values(rule: Rule) -> str:

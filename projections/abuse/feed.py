@@ -20,13 +20,16 @@ from projections.abuse.rules import Rule
 # With introspection it is the resource server whose address is seen, and nobody says the bearer's.
 _ORIGIN = "CASE WHEN endpoint = 'introspect' THEN 0 ELSE origin_no END AS origin_no"
 
+# Nothing occurs after it was recorded: a clock that is ahead must not make all others look late.
+_OCCURRED = "least(occurred_at, recorded_at)"
+
 _USES = f"""
-SELECT occurred_at, block_seq, use_index, token_no, {_ORIGIN}, outcome,
+SELECT {_OCCURRED} AS occurred_at, block_seq, use_index, token_no, {_ORIGIN}, outcome,
     CASE WHEN outcome = 'insufficient_scope' THEN scope END AS scope, coalesce(reported, false) AS reported
 FROM uses WHERE token_no IS NOT NULL
 """
 _REFUSED = """
-SELECT minute, block_seq, refused_index, caller, ip, outcome, endpoint, requests,
+SELECT least(minute, recorded_at) AS minute, block_seq, refused_index, caller, ip, outcome, endpoint, requests,
     endpoint IN ('validate', 'batch') AS reported
 FROM refused
 """
@@ -75,6 +78,10 @@ GROUP BY ALL
 """
 
 
+def _table(cursor: duckdb.DuckDBPyConnection, sql: str, parameters: object = None) -> Any:
+    return cursor.sql(sql, params=parameters).to_arrow_table()
+
+
 def event_types(rules: Iterable[Rule]) -> list[str]:
     """The types of events that the rules look at."""
     return sorted({found for rule in rules for found in re.findall(r"'([a-z]+\.[a-z_]+/[0-9]+)'", rule.sql)})
@@ -87,29 +94,29 @@ def seed(cursor: duckdb.DuckDBPyConnection, detector: Detector, *, until: int, b
     """
     limit = before or datetime.max  # noqa: DTZ901 - as DuckDB's TIMESTAMP
     ((last,),) = cursor.execute(
-        "SELECT max(occurred_at) FROM uses WHERE block_seq <= ? AND occurred_at < ?", [until, limit]
+        f"SELECT max({_OCCURRED}) FROM uses WHERE block_seq <= ? AND occurred_at < ?", [until, limit]
     ).fetchall()
     if last is None:
         return
     last = min(last, limit)
     today = (before or last).replace(hour=0, minute=0, second=0, microsecond=0)
-    detector.insert("origins", cursor.execute(_ORIGINS).to_arrow_table())
-    detector.insert("tokens", cursor.execute(_TOKENS).to_arrow_table())
+    detector.insert("origins", _table(cursor, _ORIGINS))
+    detector.insert("tokens", _table(cursor, _TOKENS))
     raw_from = today - timedelta(days=1)
     # Before a whole day, the roll-up alone says what was.
-    seen = cursor.execute(_SEEN, {"raw_from": before or raw_from, "until": until if before is None else -1})
-    detector.insert("seen", seen.to_arrow_table())
+    seen = _table(cursor, _SEEN, {"raw_from": before or raw_from, "until": until if before is None else -1})
+    detector.insert("seen", seen)
     for number in range(BASELINE_DAYS, -1, -1):
         day = today - timedelta(days=number)
         bounds = {"from": day, "to": min(day + timedelta(days=1), limit), "until": until}
-        detector.insert("tally", cursor.execute(_SLOTS, bounds).to_arrow_table())
-        detector.insert("tally_refused", cursor.execute(_SLOTS_REFUSED, bounds).to_arrow_table())
+        detector.insert("tally", _table(cursor, _SLOTS, bounds))
+        detector.insert("tally_refused", _table(cursor, _SLOTS_REFUSED, bounds))
         detector.begin(day)
     window = {"from": last - detector.window, "to": limit, "until": until}
     within = "occurred_at >= $from AND occurred_at < $to AND block_seq <= $until"
-    detector.insert("recent_uses", cursor.execute(f"{_USES} AND {within}", window).to_arrow_table())
+    detector.insert("recent_uses", _table(cursor, f"{_USES} AND {within}", window))
     within = within.replace("occurred_at", "minute")
-    detector.insert("recent_refused", cursor.execute(f"{_REFUSED} WHERE {within}", window).to_arrow_table())
+    detector.insert("recent_refused", _table(cursor, f"{_REFUSED} WHERE {within}", window))
 
 
 def recorded(
@@ -118,11 +125,9 @@ def recorded(
     """What was recorded after the first and up to the second sequence of each stream, by that order."""
     bounds = {"after": usage[0], "until": usage[1]}
     within = "block_seq > $after AND block_seq <= $until"
-    uses = cursor.execute(f"{_USES} AND {within}", bounds).to_arrow_table()
-    refused = cursor.execute(f"{_REFUSED} WHERE {within}", bounds).to_arrow_table()
-    events = cursor.execute(
-        _EVENTS, {"after": ledger[0], "until": ledger[1], "types": event_types(detector.rules)}
-    ).to_arrow_table()
+    uses = _table(cursor, f"{_USES} AND {within}", bounds)
+    refused = _table(cursor, f"{_REFUSED} WHERE {within}", bounds)
+    events = _table(cursor, _EVENTS, {"after": ledger[0], "until": ledger[1], "types": event_types(detector.rules)})
     acquaint(cursor, detector, uses)
     return Fresh(uses, refused, events)
 
@@ -131,13 +136,11 @@ def occurred(cursor: duckdb.DuckDBPyConnection, detector: Detector, since: datet
     """What occurred within a time, whenever it was recorded: for history."""
     bounds = {"from": since, "to": until}
     within = "occurred_at >= $from AND occurred_at < $to"
-    uses = cursor.execute(f"{_USES} AND {within}", bounds).to_arrow_table()
-    refused = cursor.execute(
-        f"{_REFUSED} WHERE {within.replace('occurred_at', 'minute')}", bounds
-    ).to_arrow_table()
-    events = cursor.execute(
-        f"{_EVENTS} AND {within}", bounds | {"after": 0, "until": 2**62, "types": event_types(detector.rules)}
-    ).to_arrow_table()
+    uses = _table(cursor, f"{_USES} AND {within}", bounds)
+    refused = _table(cursor, f"{_REFUSED} WHERE {within.replace('occurred_at', 'minute')}", bounds)
+    events = _table(
+        cursor, f"{_EVENTS} AND {within}", bounds | {"after": 0, "until": 2**62, "types": event_types(detector.rules)}
+    )
     acquaint(cursor, detector, uses)
     return Fresh(uses, refused, events)
 
@@ -146,10 +149,10 @@ def acquaint(cursor: duckdb.DuckDBPyConnection, detector: Detector, uses: Any) -
     """Tells the detector of the tokens and origins that it meets for the first time."""
     origins = detector.unknown("origins", "origin_no", uses["origin_no"])
     if origins:
-        detector.insert("origins", cursor.execute(f"{_ORIGINS} WHERE origin_no = ANY (?)", [origins]).to_arrow_table())
+        detector.insert("origins", _table(cursor, f"{_ORIGINS} WHERE origin_no = ANY (?)", [origins]))
     tokens = detector.unknown("tokens", "token_no", uses["token_no"])
     if tokens:
-        detector.insert("tokens", cursor.execute(f"{_TOKENS} WHERE u.token_no = ANY (?)", [tokens]).to_arrow_table())
+        detector.insert("tokens", _table(cursor, f"{_TOKENS} WHERE u.token_no = ANY (?)", [tokens]))
 
 
 def chunk_end(cursor: duckdb.DuckDBPyConnection, after: int, until: int, uses_max: int) -> int:

@@ -20,13 +20,13 @@ password hashes or anything sealed.
 | `recent_uses` | a use that is not sealed yet | as `uses` |
 | `segments` | a file of sealed uses | `segment_no` (its first `block_seq`), `last_seq`, `file`, `uses`, `first_recorded_at`, `last_recorded_at`, `file_bytes`, `sha256`, `sealed_at` |
 | `used_tokens` | a token that was used | `token_no`, `token_id`; numbers are this file's own and differ after a rebuild |
-| `origins` | where uses came from | `origin_no` (this file's own too), `ip`, `user_agent`, `network` (/24 of IPv4, /48 of IPv6), `agent` (the product without its version, as `curl`, `Firefox`) |
+| `origins` | where uses came from | `origin_no` (this file's own too), `ip`, `user_agent`, `network` (/24 of IPv4, /48 of IPv6), `agent` (the product without its version, as `curl`, `Firefox`), `address_no` (the same for the same `ip`) |
 | `usage_days`, `usage_hours` | sealed uses of a day or hour (UTC) that are the same in all of this | `segment_no`, `day` or `hour`, `token_no`, `origin_no`, `outcome`, `endpoint`, `scope`; `uses`, `first_at`, `last_at` |
 | `usage_minutes` | sealed uses of a minute | `segment_no`, `minute`, `client_id`, `kind`, `outcome`, `endpoint`, `uses`; `token_no` instead of client and kind if its issue was not known yet |
 | `caller_days` | sealed validations that somebody asked for on a day; calls of the management API are uses of the caller's own token and not among them | `segment_no`, `day`, `caller` (token or client), `validations`, `first_at`, `last_at` |
 | `all_usage_days`, `all_usage_hours`, `all_usage_minutes` (views) | uses of a day, hour or minute, sealed or not; add up what several rows say of the same | as above without `segment_no`, and `all_usage_minutes` without `token_no` |
 | `all_caller_days` (view) | validations that somebody asked for on a day, of known tokens or not | as above without `segment_no` |
-| `refused` | a count of requests that named no known token | `minute`, `recorded_at`, `block_seq`, `refused_index`, `caller`, `ip`, `network`, `outcome`, `endpoint`, `requests` |
+| `refused` | a count of requests that named no known token | `minute`, `recorded_at`, `block_seq`, `refused_index`, `caller`, `ip`, `network`, `origin_no` (without an agent), `outcome`, `endpoint`, `requests` |
 | `gaps` | uses that a writer knows it has lost | `block_seq`, `recorded_at` (of the block that said so), `writer`, `lost` |
 | `positions` | a stream | `stream`, `seq` (all up to it is in the tables), `recorded_at` (of that message), `created` (the stream), `version` (of the tables) |
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from nats.micro.request import Request, ServiceError
 from events.errors import LedgerUnavailable
 from events.streams import LEDGER, USAGE, stream_state
 from projections.analytics.blast_radius import Radius
+from projections.analytics.found import evidence, finding_facts, findings_sql
 from projections.analytics.rows import uuid_hex
 from projections.analytics.schema import SCHEMA_VERSION
 from projections.analytics.store import STREAMS, Analytics, set_aside_files
@@ -29,6 +30,7 @@ from projections.analytics.usage import usage_answer, usage_sql
 from projections.asking import (
     QUERY_SECONDS_MAX,
     SERVICE,
+    SUBJECTS,
     AuditEvent,
     AuditUse,
     EventsAnswer,
@@ -44,6 +46,7 @@ from projections.asking import (
     UsesAnswer,
     UsesRequest,
 )
+from projections.asking_findings import EvidenceAnswer, EvidenceRequest, FindingsAnswer, FindingsRequest
 from projections.asking_tokens import (
     NamedSql,
     RadiusAnswer,
@@ -67,8 +70,14 @@ A = TypeVar("A", bound=Struct)
 T = TypeVar("T")
 
 
-async def serve_queries(nc: Client, analytics: Analytics) -> None:
-    """Answers until it is cancelled. Raises: whatever stopped the analytics' writer."""
+Others = Mapping[type[Struct], Callable[[Any], Awaitable[Struct]]]
+
+
+async def serve_queries(nc: Client, analytics: Analytics, others: Others | None = None) -> None:
+    """Answers until it is cancelled; `others`: what else in this process answers which requests.
+
+    Raises: whatever stopped the analytics' writer.
+    """
     queries = _Queries(nc, analytics)
     try:
         service = await nats.micro.add_service(
@@ -79,7 +88,7 @@ async def serve_queries(nc: Client, analytics: Analytics) -> None:
         raise
     try:
         group = service.add_group(name=SERVICE)
-        for name, handler in queries.handlers().items():
+        for name, handler in (queries.handlers() | queries.handlers_of(others or {})).items():
             await group.add_endpoint(name=name, handler=handler)
         await nc.flush()
         while True:
@@ -110,7 +119,14 @@ class _Queries:
             "token_usage": self._handler(TokensRequest, self._token_usage),
             "scopes": self._handler(ScopesRequest, self._scopes),
             "blast_radius": self._handler(RadiusRequest, self._blast_radius),
+            "findings": self._handler(FindingsRequest, self._findings),
+            "evidence": self._handler(EvidenceRequest, self._evidence),
             "status": self._handler(StatusRequest, self._status),
+        }
+
+    def handlers_of(self, others: Others) -> dict[str, Callable[[Request], Awaitable[None]]]:
+        return {
+            SUBJECTS[kind].removeprefix(f"{SERVICE}."): self._handler(kind, answer) for kind, answer in others.items()
         }
 
     def close(self) -> None:
@@ -304,6 +320,17 @@ class _Queries:
         around = self._encoded(answer, "ask for interval=day, or for a token or grant instead of a client")
         items = self._page(found, request.limit, beside=len(around))
         return msgspec.json.encode(msgspec.structs.replace(answer, items=items, more=len(items) < len(found)))
+
+    async def _findings(self, request: FindingsRequest) -> FindingsAnswer:
+        await self._reach(LEDGER, request.min_seq)
+        sql, parameters = findings_sql(request)
+        rows, ledger_seq, _ = await self._at(lambda cursor: cursor.execute(sql, parameters).fetchall())
+        items = self._page([finding_facts(row) for row in rows], request.limit)
+        return FindingsAnswer(items=items, more=len(items) < len(rows), ledger_seq=ledger_seq)
+
+    async def _evidence(self, request: EvidenceRequest) -> EvidenceAnswer:
+        items, ledger_seq, usage_seq = await self._at(lambda cursor: evidence(cursor, request.places))
+        return EvidenceAnswer(items=items, ledger_seq=ledger_seq, usage_seq=usage_seq)
 
     async def _at(self, read: Callable[[duckdb.DuckDBPyConnection], T]) -> tuple[T, int, int]:
         """What is read, after analytics has caught up or nearly so, and where in LEDGER and USAGE it is true."""

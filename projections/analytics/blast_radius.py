@@ -159,19 +159,20 @@ GROUP BY type ORDER BY first_seq"""
 # When the tokens were used bounds where their uses can lie, so that most of what is sealed is left unread.
 _SPAN = """SELECT min(first_at) AS first_at, max(last_at) AS last_at FROM all_usage_days
 WHERE token_no IN (SELECT token_no FROM related WHERE counted)"""
-_USES = """WITH shown AS (
-    SELECT block_seq, use_index, occurred_at, recorded_at, token_no, origin_no, outcome, endpoint, caller, scope,
-        audience, method, path, reported
-    FROM uses
+# In two steps: the tokens' uses lie in many places, and whole rows are read only of those that the page shows.
+_USES_FROM = """SELECT min(block_seq) AS from_seq FROM (
+    SELECT block_seq FROM uses
     WHERE token_no IN (SELECT token_no FROM related WHERE counted)
         AND block_seq <= $block_seq AND (block_seq, use_index) < ($block_seq, $use_index)
         AND occurred_at BETWEEN $first_at::TIMESTAMP AND $last_at::TIMESTAMP
-    ORDER BY block_seq DESC, use_index DESC LIMIT $limit
-)
-SELECT block_seq, use_index, occurred_at, recorded_at, related.token_id, outcome, endpoint, shown.caller, shown.scope,
-    audience, ip, network, user_agent, method, path, reported
-FROM shown JOIN related USING (token_no) LEFT JOIN origins USING (origin_no)
-ORDER BY block_seq DESC, use_index DESC"""
+    ORDER BY block_seq DESC LIMIT $limit
+)"""
+_USES = """SELECT block_seq, use_index, occurred_at, recorded_at, related.token_id, outcome, endpoint, shown.caller,
+    shown.scope, audience, ip, network, user_agent, method, path, reported
+FROM uses AS shown JOIN related USING (token_no) LEFT JOIN origins USING (origin_no)
+WHERE related.counted AND block_seq BETWEEN $from_seq AND $block_seq
+    AND (block_seq, use_index) < ($block_seq, $use_index)
+ORDER BY block_seq DESC, use_index DESC LIMIT $limit"""
 _END = (2**63 - 1, 0)  # behind every use
 _KNOWN_CLIENT = "SELECT count(*) AS events FROM events WHERE client_id = $asked"
 
@@ -220,15 +221,12 @@ class Radius:
         [(first_at, last_at)] = self._run("span", _SPAN)
         if first_at is None:
             return []
-        rows = self._run(
-            "uses",
-            _USES,
-            block_seq=block_seq,
-            use_index=use_index,
-            first_at=first_at.isoformat(),
-            last_at=last_at.isoformat(),
-            limit=self._request.limit + 1,
-        )
+        page = {"block_seq": block_seq, "use_index": use_index, "limit": self._request.limit + 1}
+        span = {"first_at": first_at.isoformat(), "last_at": last_at.isoformat()}
+        [(from_seq,)] = self._run("uses_from", _USES_FROM, **page, **span)
+        if from_seq is None:
+            return []
+        rows = self._run("uses", _USES, **page, from_seq=from_seq)
         return [_use(row) for row in rows]
 
     def _run(self, name: str, statement: str, **parameters: Any) -> list[tuple[Any, ...]]:

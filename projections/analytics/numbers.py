@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 import duckdb
@@ -16,17 +16,29 @@ _KEPT_MAX = 200_000  # kept in memory, some 25 MB of tokens and 50 MB of origins
 
 K = TypeVar("K")
 
+# An address has the number of the first origin with it.
+_WITH_ADDRESSES = """
+SELECT n.* REPLACE (
+    CASE WHEN n.ip IS NOT NULL THEN coalesce(k.address_no, min(n.origin_no) OVER (PARTITION BY n.ip)) END AS address_no
+)
+FROM numbered AS n LEFT JOIN (
+    SELECT ip, min(address_no) AS address_no FROM origins WHERE ip IN (SELECT ip FROM numbered) GROUP BY ip
+) AS k ON k.ip = n.ip"""
+
 
 class Numbers(Generic[K]):
     """`row` makes the columns of the table behind the number, the first `looked_up` of which tell the key."""
 
-    def __init__(self, table: str, row: Callable[[K], tuple[Any, ...]], looked_up: int) -> None:
+    def __init__(
+        self, table: str, row: Callable[[K], tuple[Any, ...]], looked_up: int, insert: str = "SELECT * FROM numbered"
+    ) -> None:
         names = ARROW_SCHEMAS[table].names
         self._table = table
         self._number = names[0]
         self._row = row
+        self._insert = f"INSERT INTO {table} {insert}"
         self._keys = names[1 : 1 + looked_up]
-        self._kept: dict[K, int] = {}
+        self._kept: dict[K | None, int] = {}
         self._last = 0
 
     def start(self, cursor: duckdb.DuckDBPyConnection) -> None:
@@ -39,19 +51,23 @@ class Numbers(Generic[K]):
         """Rows have left the table."""
         self._kept.clear()
 
-    def number(self, cursor: duckdb.DuckDBPyConnection, keys: Iterable[K]) -> dict[K, int]:
-        """The numbers of the keys, and maybe of others; those that had none get one within the transaction."""
-        unique = dict.fromkeys(keys)
-        wanted = [key for key in unique if key not in self._kept]
+    def number(self, cursor: duckdb.DuckDBPyConnection, keys: Sequence[K | None]) -> list[int | None]:
+        """The number of every key, None of None. Those that had none get one within the cursor's transaction."""
+        found = list(map(self._kept.get, keys))
+        if None not in found:
+            return found
+        wanted = list(
+            dict.fromkeys(key for key, one in zip(keys, found, strict=True) if one is None and key is not None)
+        )
         if wanted and len(self._kept) + len(wanted) > _KEPT_MAX:
             self._kept.clear()
-            wanted = list(unique)
+            wanted = list(dict.fromkeys(key for key in keys if key is not None))
         if wanted:
             rows = [self._row(key) for key in wanted]
             for index, number in self._known(cursor, rows):
                 self._kept[wanted[index]] = number
             self._add(cursor, [(key, row) for key, row in zip(wanted, rows, strict=True) if key not in self._kept])
-        return self._kept
+        return [key if key is None else self._kept[key] for key in keys]
 
     def _known(self, cursor: duckdb.DuckDBPyConnection, rows: list[tuple[Any, ...]]) -> list[tuple[int, int]]:
         columns = {name: pa.array([row[at] for row in rows], pa.string()) for at, name in enumerate(self._keys)}
@@ -72,7 +88,7 @@ class Numbers(Generic[K]):
             pa.array(values, field.type) for values, field in zip(zip(*numbered, strict=True), schema, strict=True)
         ]
         cursor.register("numbered", pa.Table.from_arrays(arrays, schema=schema))
-        cursor.execute(f"INSERT INTO {self._table} SELECT * FROM numbered")  # noqa: S608
+        cursor.execute(self._insert)
         cursor.unregister("numbered")
         for index, (key, _) in enumerate(new, 1):
             self._kept[key] = self._last + index
@@ -84,4 +100,7 @@ def token_numbers() -> Numbers[str]:
 
 
 def origin_numbers() -> Numbers[Origin]:
-    return Numbers("origins", lambda origin: (*origin, origins.network(origin[0]), origins.agent(origin[1])), 2)
+    def row(origin: Origin) -> tuple[Any, ...]:
+        return (*origin, origins.network(origin[0]), origins.agent(origin[1]), None)
+
+    return Numbers("origins", row, 2, _WITH_ADDRESSES)

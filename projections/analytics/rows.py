@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 import re
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, assert_never
@@ -52,6 +53,7 @@ FOR_GOOD = 2**63 - 1  # a cut-off that no later grant escapes
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MINUTE_US = 60_000_000
 _NOWHERE = Context()
+_ORIGIN = operator.attrgetter("ip", "user_agent")
 # What these say of the address and the agent is what the caller wrote into its request; elsewhere we saw it.
 _TOLD_BY_THE_CALLER = frozenset({"validate", "batch"})
 _WELL_FORMED = re.compile(r"(?:tok|grt)_([0-9a-f]{32})")
@@ -291,23 +293,30 @@ class Pending:
             self.rows += len(event.tokens)
 
     def add_block(self, seq: int, recorded_us: int, block: UseBlock) -> None:
-        uses, columns, count = block.uses, self.uses, len(block.uses)
-        contexts = [use.context or _NOWHERE for use in uses]
-        columns["occurred_at"] += [use.occurred_at_us for use in uses]
-        columns["recorded_at"] += [recorded_us] * count
-        columns["block_seq"] += [seq] * count
-        columns["use_index"] += range(count)
-        self.use_token_ids += [use.token_id for use in uses]
-        columns["token_sha256"] += [use.token_sha256 for use in uses]
-        columns["outcome"] += [use.outcome for use in uses]
-        columns["endpoint"] += [use.endpoint for use in uses]
-        columns["caller"] += [use.caller for use in uses]
-        columns["scope"] += [use.scope or None for use in uses]
-        columns["audience"] += [use.audience or None for use in uses]
-        self.use_origins += [(context.ip, context.user_agent) for context in contexts]
-        columns["method"] += [context.method for context in contexts]
-        columns["path"] += [context.path for context in contexts]
-        columns["reported"] += [use.endpoint in _TOLD_BY_THE_CALLER and use.context is not None for use in uses]
+        count, columns = len(block.uses), self.uses
+        if count:
+            members = zip(*map(msgspec.structs.astuple, block.uses), strict=True)
+            occurred_at, token_ids, sha256s, outcomes, endpoints, callers, scopes, audiences, contexts = members
+            if None in contexts:
+                contexts = tuple(context or _NOWHERE for context in contexts)
+            columns["occurred_at"] += occurred_at
+            columns["recorded_at"] += [recorded_us] * count
+            columns["block_seq"] += [seq] * count
+            columns["use_index"] += range(count)
+            self.use_token_ids += token_ids
+            self.use_origins += map(_ORIGIN, contexts)
+            columns["token_sha256"] += sha256s
+            columns["outcome"] += outcomes
+            columns["endpoint"] += endpoints
+            columns["caller"] += callers
+            columns["scope"] += [scope or None for scope in scopes]
+            columns["audience"] += [audience or None for audience in audiences]
+            columns["method"] += [context.method for context in contexts]
+            columns["path"] += [context.path for context in contexts]
+            columns["reported"] += [
+                endpoint in _TOLD_BY_THE_CALLER and context is not _NOWHERE
+                for endpoint, context in zip(endpoints, contexts, strict=True)
+            ]
         for index, one in enumerate(block.refused):
             where, what = (one.caller, one.ip, network(one.ip)), (one.outcome, one.endpoint, one.count)
             self.refused.append((one.minute * _MINUTE_US, recorded_us, seq, index, *where, *what))

@@ -9,6 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from projections.analytics.findings import FINDINGS_VIEW
+
 SCHEMA_VERSION = 2
 
 _TIME = pa.timestamp("us")
@@ -76,6 +78,7 @@ _COLUMNS: dict[str, list[tuple[str, str, Any]]] = {
         ("user_agent", "VARCHAR", pa.string()),
         ("network", "VARCHAR", pa.string()),
         ("agent", "VARCHAR", pa.string()),
+        ("address_no", "UINTEGER", pa.uint32()),
     ],
     "recent_uses": [
         ("occurred_at", "TIMESTAMP", _TIME),
@@ -102,6 +105,7 @@ _COLUMNS: dict[str, list[tuple[str, str, Any]]] = {
         ("caller", "VARCHAR", pa.string()),
         ("ip", "VARCHAR", pa.string()),
         ("network", "VARCHAR", pa.string()),
+        ("origin_no", "UINTEGER", pa.uint32()),
         ("outcome", "VARCHAR", pa.string()),
         ("endpoint", "VARCHAR", pa.string()),
         ("requests", "BIGINT", pa.int64()),
@@ -187,8 +191,9 @@ FROM refused WHERE caller <> '' GROUP BY ALL
 )
 
 # Nothing is ever updated: what ends a token is a row of its own, however many tokens it ends, and this view says
-# which end applies: the first, by sequence. A cut-off by client or subject ends the grants that began before it, so
-# the first after the grant's beginning counts; a disabled client or user has ended all.
+# which end applies: the first, by sequence. A cut-off by client or subject ends the grants that began before it; a
+# disabled client or user has ended all. Few tokens end so, and those are found first: an ASOF join would sort all
+# tokens, whichever are asked for.
 _TOKENS_VIEW = """
 CREATE VIEW tokens AS
 WITH revoked AS (
@@ -198,9 +203,13 @@ WITH revoked AS (
 ), revoked_grant AS (
     SELECT grant_id, min(ledger_seq) AS seq FROM revoked WHERE grant_id IS NOT NULL GROUP BY grant_id
 ), cut_client AS (
-    SELECT client_id, cuts_before_seq, ledger_seq AS seq FROM revoked WHERE client_id IS NOT NULL
+    SELECT t.token_id, min(r.ledger_seq) AS seq
+    FROM issued_tokens t JOIN revoked r ON r.client_id = t.client_id AND t.grant_seq < r.cuts_before_seq
+    GROUP BY t.token_id
 ), cut_subject AS (
-    SELECT subject, cuts_before_seq, ledger_seq AS seq FROM revoked WHERE subject IS NOT NULL
+    SELECT t.token_id, min(r.ledger_seq) AS seq
+    FROM issued_tokens t JOIN revoked r ON r.subject = t.subject AND t.grant_seq < r.cuts_before_seq
+    GROUP BY t.token_id
 ), spent AS (
     SELECT token_id, min(ended_at) AS spent_at FROM ends WHERE what = 'spent' GROUP BY token_id
 ), superseded AS (
@@ -213,8 +222,8 @@ WITH revoked AS (
     LEFT JOIN revoked_grant ON revoked_grant.grant_id = t.grant_id
     LEFT JOIN spent ON spent.token_id = t.token_id
     LEFT JOIN superseded ON superseded.token_id = t.token_id
-    ASOF LEFT JOIN cut_client ON cut_client.client_id = t.client_id AND t.grant_seq < cut_client.cuts_before_seq
-    ASOF LEFT JOIN cut_subject ON cut_subject.subject = t.subject AND t.grant_seq < cut_subject.cuts_before_seq
+    LEFT JOIN cut_client ON cut_client.token_id = t.token_id
+    LEFT JOIN cut_subject ON cut_subject.token_id = t.token_id
 )
 SELECT j.token_id, j.grant_id, j.ledger_seq, j.grant_seq, j.kind, j.client_id, j.subject, j.scope, j.audience,
     j.issued_at, least(j.expires_at, j.ends_at) AS expires_at, j.spent_at, e.ended_at, e.reason, j.ended_seq,
@@ -230,6 +239,7 @@ DDL = (
     *(f"CREATE TABLE {table} ({columns})" for table, columns in (ROLL_UPS | _OTHERS).items()),
     _TOKENS_VIEW,
     *_ALL_VIEWS,
+    FINDINGS_VIEW,
 )
 
 ARROW_SCHEMAS: dict[str, Any] = {

@@ -47,7 +47,9 @@ _ENVIRONMENT = (
 # The highest number stays, so that none is ever given to another origin.
 _FORGET_ORIGINS = """
 DELETE FROM origins WHERE origin_no < (SELECT max(origin_no) FROM origins) AND origin_no NOT IN (
-    SELECT origin_no FROM usage_days UNION ALL SELECT origin_no FROM recent_uses
+    SELECT origin_no FROM usage_days
+    UNION ALL SELECT origin_no FROM recent_uses
+    UNION ALL SELECT origin_no FROM refused
 )"""
 
 
@@ -189,7 +191,8 @@ class Analytics:
         self._options: dict[str, str | bool | int | float | list[str]] = {
             "threads": threads,
             "memory_limit": f"{memory_bytes_max}B",
-            "checkpoint_threshold": "64MiB",
+            # More than the tail: what is in it is written to the file only if it is still there when it is sealed.
+            "checkpoint_threshold": "256MiB",
             "autoinstall_known_extensions": False,
             "autoload_known_extensions": False,
             "python_enable_replacements": False,
@@ -449,14 +452,15 @@ class Analytics:
             _insert(cursor, "events", events)
             _insert(cursor, "ends", pending.ends)
             if pending.use_token_ids:
-                tokens_by_id = self._tokens.number(cursor, {one for one in pending.use_token_ids if one is not None})
-                origins = self._origins.number(cursor, pending.use_origins)
                 columns = pending.uses | {
-                    "token_no": [one and tokens_by_id[one] for one in pending.use_token_ids],
-                    "origin_no": [origins[one] for one in pending.use_origins],
+                    "token_no": self._tokens.number(cursor, pending.use_token_ids),
+                    "origin_no": self._origins.number(cursor, pending.use_origins),
                 }
                 _insert_columns(cursor, "recent_uses", columns)
-            _insert(cursor, "refused", pending.refused)
+            if pending.refused:
+                numbers = self._origins.number(cursor, [(row[5], None) for row in pending.refused])
+                refused = ((*row[:7], number, *row[7:]) for row, number in zip(pending.refused, numbers, strict=True))
+                _insert(cursor, "refused", refused)
             _insert(cursor, "gaps", pending.gaps)
             for stream, (seq, recorded_us) in pending.positions.items():
                 moment = _EPOCH + timedelta(microseconds=recorded_us)
@@ -503,6 +507,10 @@ class Analytics:
                 self._sealer = None
             with self._writing:
                 self._measure_tail(cursor)
+                if uses:
+                    # Now that the tail is short, this is too. Nothing is lost if a reader is in its way.
+                    with contextlib.suppress(duckdb.TransactionException):
+                        cursor.execute("CHECKPOINT")
         with self._changed:
             self._changed.notify_all()
         return uses

@@ -19,7 +19,8 @@ from projections.asking_tokens import ScopesRequest, ScopesUsed, ScopeUses, Sort
 Query = tuple[str, dict[str, Any]]
 
 # As a row of the view `tokens` stands at $now. The order is that of `service/revocations.py`.
-STATUS = """CASE WHEN token.ended_at IS NOT NULL THEN 'revoked' WHEN token.spent_at IS NOT NULL THEN 'spent'
+STATUS = """CASE WHEN token.ended_at IS NOT NULL THEN 'revoked'
+        WHEN token.spent_at IS NOT NULL THEN 'spent'
         WHEN token.expires_at <= $now::TIMESTAMP THEN 'expired' ELSE 'active' END"""
 
 # An address may be that of several origins, so that these cannot be counted in its place.
@@ -82,7 +83,7 @@ def tokens_sql(request: TokensRequest) -> Query:
         parameters |= {"after_value": bound(value), "after_id": uuid_hex(token_id)}
     sql = _TOKENS.format(
         status=STATUS,
-        conditions=" AND ".join(conditions) or "true",
+        conditions="\n    AND ".join(conditions) or "true",
         by=by,
         order="DESC" if request.descending else "ASC",
     )
@@ -115,13 +116,13 @@ def token_usage(row: Sequence[Any]) -> TokenUsage:
 # `holder` is a token and whose scopes it tells of: its own, or its client's. A refresh token is exchanged and never
 # validated, so that it tells of none. `fresh`: its scopes count as granted.
 _HOLDERS = {
-    "token": """holder AS (
-    SELECT token.token_id::VARCHAR AS entity, token.token_id, token.scope, true AS fresh
+    "token": """holder AS MATERIALIZED (
+    SELECT token.token_id AS entity, token.token_id, token.scope, true AS fresh
     FROM tokens AS token
     WHERE token.ended_at IS NULL AND token.issued_at <= $now::TIMESTAMP AND token.expires_at > $now::TIMESTAMP
         AND token.kind <> 'refresh'{conditions}
 ), held AS (
-    SELECT DISTINCT entity, scope FROM holder
+    SELECT entity, scope FROM holder
 )""",
     # A client may get whatever it is registered with, whether or not it ever asked for it.
     "client": """client AS (
@@ -130,7 +131,7 @@ _HOLDERS = {
     WHERE (starts_with(type, 'client.registered/') OR starts_with(type, 'client.changed/')){conditions}
         AND client_id NOT IN (SELECT client_id FROM events WHERE starts_with(type, 'client.disabled/'))
     GROUP BY client_id
-), holder AS (
+), holder AS MATERIALIZED (
     SELECT token.client_id AS entity, token.token_id, token.scope, token.expires_at > $since::TIMESTAMP AS fresh
     FROM issued_tokens AS token SEMI JOIN client USING (client_id)
     WHERE token.kind <> 'refresh'
@@ -141,40 +142,44 @@ _HOLDERS = {
 )""",
 }
 # Who validates leaves no use of his own token, and needs `ledger:validate` nevertheless.
-_SCOPES = """WITH {holders}, granted AS (
-    SELECT DISTINCT entity, name FROM (SELECT entity, unnest(string_split(scope, ' ')) AS name FROM held)
-    WHERE name <> ''
-), asked AS (
-    SELECT holder.entity, days.scope, sum(days.uses) FILTER (days.first_at >= $since::TIMESTAMP) AS uses,
-        max(days.last_at) AS last_at
-    FROM all_usage_days AS days
-    JOIN used_tokens USING (token_no)
-    JOIN holder USING (token_id)
-    WHERE days.outcome = 'valid'
-    GROUP BY holder.entity, days.scope
+_SCOPES = """WITH {holders}, of_token AS (
+    SELECT token_no, scope, sum(uses) FILTER (first_at >= $since::TIMESTAMP) AS uses, max(last_at) AS last_at
+    FROM all_usage_days WHERE outcome = 'valid' AND token_no IS NOT NULL GROUP BY token_no, scope
+), asked AS MATERIALIZED (
+    SELECT holder.entity, of_token.scope, sum(of_token.uses) AS uses, max(of_token.last_at) AS last_at
+    FROM of_token JOIN used_tokens USING (token_no) JOIN holder USING (token_id)
+    GROUP BY holder.entity, of_token.scope
     UNION ALL
     SELECT holder.entity, 'ledger:validate', sum(validations) FILTER (first_at >= $since::TIMESTAMP), max(last_at)
     FROM (SELECT *, try_cast(substr(caller, 5) AS UUID) AS token_id FROM all_caller_days) AS calls
     JOIN holder USING (token_id)
     GROUP BY holder.entity
-), used AS (
+), used AS MATERIALIZED (
     SELECT entity, name, coalesce(sum(uses), 0)::BIGINT AS uses, max(last_at) AS last_used_at
     FROM (SELECT entity, unnest(string_split(scope, ' ')) AS name, uses, last_at FROM asked WHERE scope IS NOT NULL)
     GROUP BY entity, name
+), recent AS (
+    SELECT entity, list(name) AS names FROM used WHERE last_used_at >= $since::TIMESTAMP GROUP BY entity
+), shown AS MATERIALIZED (
+    SELECT DISTINCT entity FROM held LEFT JOIN recent USING (entity)
+    WHERE scope <> '' AND entity > {after} AND {shown}
+    ORDER BY entity LIMIT $limit
+), granted AS (
+    SELECT DISTINCT entity, name
+    FROM (SELECT entity, unnest(string_split(scope, ' ')) AS name FROM held SEMI JOIN shown USING (entity))
+    WHERE name <> ''
 ), judged AS (
     SELECT entity, name, granted.name IS NOT NULL AS granted, coalesce(used.uses, 0) AS uses, used.last_used_at,
         coalesce(used.last_used_at >= $since::TIMESTAMP, false) AS recent
-    FROM granted FULL JOIN used USING (entity, name)
+    FROM granted FULL JOIN (FROM used SEMI JOIN shown USING (entity)) AS used USING (entity, name)
     WHERE granted.name IS NOT NULL OR used.last_used_at >= $since::TIMESTAMP
-), shown AS (
-    SELECT entity FROM judged WHERE entity > $after
-    GROUP BY entity HAVING {shown} ORDER BY entity LIMIT $limit
 ), total AS (
     SELECT entity, coalesce(sum(uses), 0)::BIGINT AS uses,
         coalesce(sum(uses) FILTER (scope IS NULL), 0)::BIGINT AS unscoped_uses, max(last_at) AS last_used_at
-    FROM asked GROUP BY entity
+    FROM asked SEMI JOIN shown USING (entity) GROUP BY entity
 ), counted AS (
-    SELECT entity, count(*) FILTER (fresh) AS tokens, any_value(token_id) AS token_id FROM holder GROUP BY entity
+    SELECT entity, count(*) FILTER (fresh) AS tokens, any_value(token_id) AS token_id
+    FROM holder SEMI JOIN shown USING (entity) GROUP BY entity
 )
 SELECT entity, counted.token_id, token.client_id, token.subject, token.kind, coalesce(counted.tokens, 0) AS tokens,
     coalesce(total.uses, 0) AS all_uses, coalesce(total.unscoped_uses, 0) AS unscoped_uses,
@@ -191,6 +196,8 @@ _HOLDER_FILTERS = {
     "token_id": " AND token.token_id = $token_id::UUID",
     "kind": " AND token.kind = $kind",
 }
+_NOT_ALL_USED = "NOT coalesce(list_has_all(names, string_split(scope, ' ')), false)"
+_FIRST = "tok_" + "0" * 32
 _ADMIN, _LEDGER = "ledger:admin", "ledger:"
 
 
@@ -200,12 +207,13 @@ def scopes_sql(request: ScopesRequest) -> Query:
     given = {name: value for name in filters if (value := getattr(request, name)) is not None}
     sql = _SCOPES.format(
         holders=_HOLDERS[request.by].format(conditions="".join(_HOLDER_FILTERS[name] for name in given)),
-        shown="true" if request.include_used else "count(*) FILTER (granted AND NOT recent) > 0",
+        after="$after::UUID" if request.by == "token" else "$after",
+        shown="true" if request.include_used else _NOT_ALL_USED,
     )
     parameters: dict[str, Any] = given | {
         "since": text(request.since),
         "limit": request.limit + 1,
-        "after": _entity(request.after),
+        "after": uuid_hex(request.after or _FIRST) if request.by == "token" else request.after or "",
     }
     if request.by == "token":
         parameters["now"] = text(request.now)
@@ -214,20 +222,12 @@ def scopes_sql(request: ScopesRequest) -> Query:
     return sql, parameters
 
 
-def _entity(after: str | None) -> str:
-    """A token id as DuckDB writes it, a client id as it is."""
-    if after is None or not after.startswith("tok_"):
-        return after or ""
-    digits = uuid_hex(after)
-    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
-
-
 def scopes_used(request: ScopesRequest, rows: Iterable[Sequence[Any]]) -> list[ScopesUsed]:
     """The items, from the rows of `scopes_sql`."""
     return [_item(request.by, entity, list(of_it)) for entity, of_it in groupby(rows, key=lambda row: row[0])]
 
 
-def _item(by: str, entity: str, rows: list[Sequence[Any]]) -> ScopesUsed:
+def _item(by: str, entity: Any, rows: list[Sequence[Any]]) -> ScopesUsed:
     token_id, client_id, subject, kind, tokens, uses, unscoped, last_used_at = rows[0][1:9]
     names = [_Name(*row[9:]) for row in rows]
     granted = [one.name for one in names if one.granted]

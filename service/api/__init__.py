@@ -10,7 +10,20 @@ from litestar import Response as LitestarResponse
 from litestar.exceptions import HTTPException
 
 from service import metrics
-from service.api import audit, blast_radius, clients, explain, keys, scopes, token_usage, tokens, usage, users
+from service.api import (
+    audit,
+    backtests,
+    blast_radius,
+    clients,
+    explain,
+    findings,
+    keys,
+    scopes,
+    token_usage,
+    tokens,
+    usage,
+    users,
+)
 from service.api.health import live, metric_text, ready
 from service.api.openapi import PATH, document
 from service.api.problems import render
@@ -19,7 +32,20 @@ from service.incoming import Incoming
 from service.outgoing import JSON, Response
 
 # Imported for what they declare.
-_RESOURCES = (audit, blast_radius, clients, explain, keys, scopes, token_usage, tokens, usage, users)
+_RESOURCES = (
+    audit,
+    backtests,
+    blast_radius,
+    clients,
+    explain,
+    findings,
+    keys,
+    scopes,
+    token_usage,
+    tokens,
+    usage,
+    users,
+)
 
 
 async def _openapi(_: Incoming) -> Response:

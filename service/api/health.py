@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import asyncio
+from typing import Literal
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from projections.asking import AnalyticsRefused, StatusAnswer, StatusRequest, ask
+from projections.asking_findings import EngineAnswer, EngineRequest
 from service import metrics
 from service.api.routing import GetRuntime
 from service.errors import ServiceError
@@ -16,6 +18,7 @@ from service.outgoing import NO_STORE, Response
 from service.runtime import Runtime
 
 _ANALYTICS_SECONDS_MAX = 0.5
+_FAR_BEHIND = 1_000  # messages; less is on its way
 
 
 class Live(Struct, frozen=True):
@@ -54,11 +57,13 @@ async def ready(get_runtime: GetRuntime) -> Response:
     except ServiceError as error:
         starting = Check(ok=False, needed=True, detail=error.detail)
         return _answer(Readiness(status="unready", checks={"start": starting}))
+    analytics, abuse_rules = await asyncio.gather(_analytics(runtime), _abuse_rules(runtime))
     checks = {
         "nats": _nats(runtime),
         "view": _view(runtime),
         "signing_key": _signing_key(runtime),
-        "analytics": await _analytics(runtime),
+        "analytics": analytics,
+        "abuse_rules": abuse_rules,
     }
     missing = {name for name, check in checks.items() if check.needed and not check.ok}
     degraded = missing == {"nats"} and runtime.settings.use_recording == "buffered"
@@ -96,12 +101,36 @@ async def _analytics(runtime: Runtime) -> Check:
         answer = await ask(runtime.nc, StatusRequest(), StatusAnswer, seconds=_ANALYTICS_SECONDS_MAX)
     except AnalyticsRefused as error:
         return Check(ok=False, needed=False, detail=str(error))
-    lags: list[Any] = [stream.lag for stream in answer.streams if stream.lag is not None]
-    lag = sum(lags) if lags else UNSET
-    return Check(ok=True, needed=False, detail="answers", lag=lag)
+    known = [(stream.position, stream.end) for stream in answer.streams if stream.end is not None]
+    behind = [f"{position:,} of {end:,}" for position, end in known if end - position >= _FAR_BEHIND]
+    detail = f"answers; it is still reading the log and has {' and '.join(behind)}" if behind else "answers"
+    lag = sum(max(0, end - position) for position, end in known) if known else UNSET
+    return Check(ok=True, needed=False, detail=detail, lag=lag)
+
+
+async def _abuse_rules(runtime: Runtime) -> Check:
+    """For information too."""
+    engine = await _engine(runtime)
+    if isinstance(engine, str):
+        return Check(ok=False, needed=False, detail=engine)
+    if engine.lag is None:
+        return Check(ok=False, needed=False, detail="have not begun yet")
+    waiting = f"; {engine.waiting} findings wait for a revocation" if engine.waiting else ""
+    return Check(ok=not engine.waiting, needed=False, detail=f"run{waiting}", lag=engine.lag)
+
+
+async def _engine(runtime: Runtime) -> EngineAnswer | str:
+    """How the rules are getting on, or why nobody says."""
+    try:
+        return await ask(runtime.nc, EngineRequest(), EngineAnswer, seconds=_ANALYTICS_SECONDS_MAX)
+    except AnalyticsRefused as error:
+        return str(error)
 
 
 async def metric_text(get_runtime: GetRuntime, _: Incoming) -> Response:
     """Tell Prometheus what was counted, in its text format."""
     headers = (("content-type", metrics.CONTENT_TYPE), ("x-content-type-options", "nosniff"))
-    return Response(200, metrics.exposition(metrics.running(get_runtime)), headers)
+    runtime = metrics.running(get_runtime)
+    engine = await _engine(runtime) if runtime is not None else None
+    found = engine if isinstance(engine, EngineAnswer) else None
+    return Response(200, metrics.exposition(runtime, found), headers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from service.cli import audit, processes, registry, tokens
+from service.cli import audit, findings, processes, registry, tokens  # noqa: F401 - findings adds to audit
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -34,6 +34,6 @@ for command in (
     registry.scope,
     registry.key,
     tokens.token,
-    audit.audit,
+    audit.audit,  # and what findings.py adds to it
 ):
     main.add_command(command)

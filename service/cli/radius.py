@@ -38,16 +38,18 @@ def print_radius(report: Mapping[str, Any]) -> None:
 
 
 def _related(related: Mapping[str, Any]) -> None:
-    counts = f"{related['tokens']} of {related['grants']} grants, {related['active']} good, "
-    _heading(f"Tokens: {counts}{related['would_end']} would end if it were revoked now")
+    _heading(
+        f"Tokens: {related['tokens']} in {_number(related['grants'], 'grant')}, {related['active']} good; "
+        f"{related['would_end']} would end if it were revoked now"
+    )
     _rows(related["items"], _TOKEN_COLUMNS)
     _others(related["tokens"], related["items"])
 
 
 def _usage(usage: Mapping[str, Any]) -> None:
     _heading(
-        f"Uses: {usage['uses']}, {usage['refused']} of them refused, of {usage['tokens']} tokens from "
-        f"{usage['addresses']} addresses; {usage['validations']} validations of other tokens asked for"
+        f"Uses: {usage['uses']}, {usage['refused']} refused, of {_number(usage['tokens'], 'token')} from "
+        f"{_number(usage['addresses'], 'address')}; it asked for {_number(usage['validations'], 'validation')}"
     )
     _rows(
         [_barred(one, usage["outcomes"]) for one in usage["outcomes"]], ("outcome", "uses", "", "first_at", "last_at")
@@ -67,9 +69,9 @@ def _places(title: str, places: Mapping[str, Any], since: str) -> None:
 def _would_break(broken: Mapping[str, Any]) -> None:
     last = f", the last at {worded(broken['last_used_at'])}" if "last_used_at" in broken else ""
     _heading(
-        f"If it were revoked now: {broken['tokens']} tokens would end. Since {worded(broken['since'])} they had "
-        f"{broken['uses']} valid uses{last}, {broken['refreshes']} refreshes, and asked for {broken['validations']} "
-        "validations of other tokens"
+        f"If it were revoked now, {_number(broken['tokens'], 'token')} would end. Since {worded(broken['since'])}: "
+        f"{_number(broken['uses'], 'valid use')}{last}; {_number(broken['refreshes'], 'refresh')}; "
+        f"{_number(broken['validations'], 'validation')} asked for"
     )
     for name, title in _DEPENDENTS.items():
         if broken[name]:
@@ -94,7 +96,11 @@ def _rows(items: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
 
 def _others(total: int, items: Sequence[Any]) -> None:
     if total > len(items):
-        click.echo(f"and {total - len(items)} others")
+        click.echo(f"and {_number(total - len(items), 'other')}")
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}{'es' if noun.endswith(('s', 'sh')) else 's'}"
 
 
 def _barred(one: Mapping[str, Any], beside: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -17,11 +17,11 @@ import msgspec
 from rich.console import Console
 
 from tests import running
-from tests.bench import history, live, machine, scoring
+from tests.bench import live, machine, scoring, simulated
 from tests.bench.evaluation import WAIT_SECONDS, Evaluation
-from tests.bench.history import Appended, Query
 from tests.bench.people import PRESETS, TUNING_SEEDS, Size
 from tests.bench.scoring import Score
+from tests.bench.simulated import Appended, Query
 from tests.bench.traffic import Traffic, midnight
 
 
@@ -75,10 +75,10 @@ class Run:
             planned = time.perf_counter() - began
             written, ingestion_seconds = self._fill(service, traffic)
             self.say("asking usage queries")
-            asked = history.queries(service, traffic, times=5)
+            asked = simulated.queries(service, traffic, times=5)
         finally:
             service.stop()
-        stored = history.store_bytes(service.data_dir)
+        stored = simulated.store_bytes(service.data_dir)
         self.say("running the rules over the history")
         evaluation = Evaluation(service.data_dir, traffic, written)
         try:
@@ -120,9 +120,9 @@ class Run:
         analytics = service.projector("analytics")
         self.say(f"writing {self.size.uses:,} uses")
         with analytics.stopped():
-            written = asyncio.run(history.append(service, traffic, self._written))
+            written = asyncio.run(simulated.append(service, traffic, self._written))
         self.say(f"{written.usage_seconds:.0f} s; analytics takes them in")
-        return written, history.ingested(service, traffic, written)
+        return written, simulated.ingested(service, traffic, written)
 
     def _written(self, uses: int) -> None:
         self.say(f"  {uses:,} of {self.size.uses:,} uses")

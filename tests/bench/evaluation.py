@@ -14,10 +14,10 @@ from projections.abuse.rules import all_rules
 from projections.analytics.rows import microseconds
 from projections.analytics.store import open_analytics
 from tests.bench import labels
-from tests.bench.history import Appended
 from tests.bench.people import moment
 from tests.bench.places import network_of
 from tests.bench.scoring import Finding
+from tests.bench.simulated import Appended
 from tests.bench.traffic import Traffic
 
 # Rules of the repository by the names that the labels have for them.

@@ -17,7 +17,7 @@ import httpx
 import jsonschema
 import pytest
 
-from tests.running import CANARY_NAME, CANARY_USERNAME, App, Service, unique
+from tests.running import CANARY_NAME, CANARY_USERNAME, App, Service, unique, until
 
 METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
 # CONTRACT.md, "Management API" and "OAuth endpoints", as far as they are built.
@@ -55,6 +55,14 @@ SURFACE = {
     ("GET", "/v1/audit/tokens/expiring"),
     ("GET", "/v1/audit/scopes"),
     ("GET", "/v1/audit/blast-radius"),
+    ("GET", "/v1/audit/findings"),
+    ("GET", "/v1/audit/findings/{finding_id}"),
+    ("POST", "/v1/audit/findings/{finding_id}/acknowledge"),
+    ("POST", "/v1/audit/findings/{finding_id}/dismiss"),
+    ("GET", "/v1/audit/rules"),
+    ("POST", "/v1/audit/backtests"),
+    ("GET", "/v1/audit/backtests/{backtest_id}"),
+    ("DELETE", "/v1/audit/backtests/{backtest_id}"),
     ("GET", "/v1/keys"),
     ("POST", "/v1/keys/rotate"),
     ("GET", "/health/live"),
@@ -168,6 +176,19 @@ class Ground:
     def user(self) -> dict[str, Any]:
         return self.service.user(scope=self.scope)
 
+    @cached_property
+    def finding_id(self) -> str:
+        """Of a token that was tried for many scopes."""
+        made = self.token
+        for number in range(6):
+            self.service.validate(made["token"], scope=f"admin:{number}")
+        query = {"token_id": made["token_id"]}
+        [found] = until(
+            lambda: self.service.done("GET", "/v1/audit/findings", params=query)["items"], seconds=20, what="a finding"
+        )
+        name: str = found["finding_id"]
+        return name
+
     @property
     def token(self) -> dict[str, Any]:
         return self.service.issue(self.user["user_id"], self.scope)
@@ -217,6 +238,23 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
         made = ground.token
         service.validate(made["token"])
         return {"token_id": made["token_id"]}
+
+    def finding() -> dict[str, str]:
+        return {"finding_id": ground.finding_id}
+
+    def backtest() -> dict[str, str]:
+        """One that has begun; another may still be running."""
+        begun = until(
+            lambda: (
+                service.call("POST", "/v1/audit/backtests", json={"rule": "burst", "days": 1}).json().get("backtest_id")
+            ),
+            what="a backtest begins",
+        )
+        return {"backtest_id": begun}
+
+    def ended_backtest() -> dict[str, Any]:
+        service.done("DELETE", f"/v1/audit/backtests/{backtest()['backtest_id']}")
+        return {"rule": "burst", "days": 1, "set": {"factor": 3}}
 
     everywhere = [Call(), Call(query={"limit": "2"})]
     pat = {"kind": "pat", "subject": ground.user["user_id"], "name": unique(CANARY_NAME), "scope": ground.scope}
@@ -283,6 +321,14 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
             Call(query=used_token()),
             Call(query={"client_id": ground.app.client_id, "interval": "hour", "explain": "sql"}),
         ],
+        ("GET", "/v1/audit/findings"): lambda: [*everywhere, Call(query={"status": "open", "rule": "burst"})],
+        ("GET", "/v1/audit/findings/{finding_id}"): lambda: [Call(finding())],
+        ("POST", "/v1/audit/findings/{finding_id}/acknowledge"): lambda: [Call(finding(), body={"reason": "seen"})],
+        ("POST", "/v1/audit/findings/{finding_id}/dismiss"): lambda: [Call(finding(), body={"reason": "a test"})],
+        ("GET", "/v1/audit/rules"): lambda: [Call()],
+        ("POST", "/v1/audit/backtests"): lambda: [Call(body=ended_backtest())],
+        ("GET", "/v1/audit/backtests/{backtest_id}"): lambda: [Call(backtest())],
+        ("DELETE", "/v1/audit/backtests/{backtest_id}"): lambda: [Call(backtest())],
         ("GET", "/v1/keys"): lambda: everywhere,
         ("POST", "/v1/keys/rotate"): lambda: [Call(body={})],
         ("POST", "/oauth2/token"): lambda: [

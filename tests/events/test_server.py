@@ -139,7 +139,8 @@ OTHERS = {
         "$JS.API.CONSUMER.DURABLE.CREATE.LEDGER.x",
         "$JS.API.CONSUMER.DELETE.LEDGER.x",
         "$JS.API.DIRECT.GET.USAGE",
-        "_INBOX_projector.x",
+        "_INBOX_subscriber.x",
+        "findings.act",
         "$KV.other.x",
     ],
     "projector": [
@@ -192,6 +193,8 @@ async def test_publish_without_permission_is_refused(connect: Connect, role: str
         *[(role, subject) for role in ROLES for subject in (">", "ledger.>", "_INBOX.>", "$KV.>", "$JS.API.>")],
         *[(role, f"_INBOX_{other}.>") for role in ROLES for other in ROLES if other != role],
         ("service", "analytics.>"),
+        ("service", "findings.>"),
+        ("projector", "findings.act"),
         ("subscriber", "revocations.>"),
     ],
 )

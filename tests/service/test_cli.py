@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from projections import asking
+from projections import asking, asking_tokens
 from service.cli import audit, main
 from service.cli.options import Duration
 from service.cli.output import printable, worded
@@ -650,10 +650,70 @@ def test_cli_usage_is_a_table_with_bars_and_json_for_programs(run: Run, done: Ca
 def test_cli_usage_offers_what_the_service_takes(run: Run) -> None:
     assert list(typing.get_args(asking.GroupBy)) == audit.GROUPS
     assert list(typing.get_args(asking.Interval)) == audit.INTERVALS
+    assert list(typing.get_args(asking_tokens.Sort)) == audit.SORTS
     assert run("audit", "usage", "--group-by", "password").exit_code == WRONG_USE
     refused = run("audit", "usage", "--from", "yesterday")
     assert refused.exit_code == REFUSED
     assert "from must be a time" in refused.stderr
+
+
+def test_cli_audit_tokens_lists_how_much_they_are_used(run: Run, done: Callable[..., Any]) -> None:
+    issued = pat(done)
+    run("token", "validate", issued["token"])
+    asked = ("audit", "tokens", "--subject", issued["subject"])
+    [item] = done(*asked)["items"]
+    assert (item["token_id"], item["uses"], item["status"]) == (issued["token_id"], 1, "active")
+    lines = run(*asked, "--explain").stdout.splitlines()
+    assert lines[1].split()[:3] == [issued["token_id"], "pat", "active"]
+    assert re.fullmatch(r"1 listed, as of ledger_seq \d+, usage_seq \d+", lines[3])
+    assert lines[5].startswith("WITH ")
+    for command in ("unused", "expiring"):
+        assert "as of ledger_seq" in run("audit", command, "--days", "1").stdout
+    assert issued["token_id"] in run("audit", "expiring", "--days", "366", "--all").stdout
+
+
+def test_cli_audit_scopes_proposes_a_narrower_one(run: Run, done: Callable[..., Any]) -> None:
+    used, unused = sorted((scope_named(done), scope_named(done)))
+    subject = person(done, f"{used} {unused}")
+    issued = done(
+        *("token", "issue", "--kind", "pat", "--subject", subject),
+        *("--name", unique(CANARY_NAME), "--scope", f"{used} {unused}"),
+    )
+    run("token", "validate", issued["token"], "--scope", used)
+    asked = ("audit", "scopes", "--token-id", issued["token_id"])
+    [item] = done(*asked)["items"]
+    assert (item["proposed_scope"], [one["name"] for one in item["unused"]]) == (used, [unused])
+    head, row = run(*asked).stdout.splitlines()[:2]
+    assert head.split()[-3:] == ["scope", "unused", "proposed_scope"]
+    assert row.split()[-4:] == [used, unused, unused, used]
+    wrong = run("audit", "scopes", "--by", "client", "--kind", "pat")
+    assert (wrong.exit_code, "add by=token" in wrong.stderr) == (REFUSED, True)
+
+
+def test_cli_blast_radius_of_a_token_from_stdin_sends_its_hash_alone(run: Run, done: Callable[..., Any]) -> None:
+    issued = pat(done)
+    for address in ("192.0.2.1", "192.0.2.1", "198.51.100.7"):
+        run("token", "validate", issued["token"], "--ip", address, "--user-agent", "curl/8")
+    report = done("audit", "blast-radius", "--token", "-", stdin=issued["token"] + "\n")
+    assert report["token"]["token_id"] == issued["token_id"]
+    assert (report["usage"]["uses"], report["would_break"]["uses"], len(report["items"])) == (3, 3, 3)
+    shown = run("audit", "blast-radius", issued["token_id"], "--limit", "2", "--explain")
+    for words in ("Networks: 2, 2 first seen since", "would end if it were revoked now", "as of ledger_seq"):
+        assert words in shown.stdout
+    assert "-- dependents" in shown.stdout
+    cursor = shown.stderr.split()[-1]
+    rest = run("audit", "blast-radius", issued["token_id"], "--cursor", cursor).stdout
+    assert "Uses, the newest in the log first: 1" in rest
+    assert "Networks" not in rest
+    assert len(done("audit", "blast-radius", issued["token_id"], "--all")["items"]) == 3
+
+
+def test_cli_blast_radius_is_of_one_thing(run: Run) -> None:
+    assert run("audit", "blast-radius").exit_code == WRONG_USE
+    assert run("audit", "blast-radius", "tok_x", "--client-id", "cli_x").exit_code == WRONG_USE
+    assert run("audit", "blast-radius", "tl_pat_x").exit_code == WRONG_USE
+    unknown = run("audit", "blast-radius", "--token", "-", stdin="tl_pat_unknown\n")
+    assert unknown.exit_code == REFUSED
 
 
 def test_doctor_finds_nothing_wrong_with_a_running_service(run: Run) -> None:

@@ -181,6 +181,16 @@ async def test_doctor_damaged_master_key_is_a_problem(settings: Settings, conten
     assert "backup" in finding.fix
 
 
+async def test_doctor_damaged_analytics_file_that_was_set_aside_is_a_warning(settings: Settings) -> None:
+    directory = settings.data_dir / "analytics"
+    directory.mkdir(parents=True)
+    for name in ("duckdb", "duckdb.replaced-1", "duckdb.corrupt-2", "duckdb.corrupt-2.wal"):
+        (directory / f"analytics-2.{name}").touch()
+    [finding] = (await examine(settings))["analytics store"]
+    assert (finding.state, finding.found.split()[-1]) == ("warning", str(directory / "analytics-2.duckdb.corrupt-2"))
+    assert "look at the disk" in finding.fix
+
+
 async def test_doctor_issuer_that_others_cannot_reach_is_a_warning(settings: Settings) -> None:
     assert "issuer" not in await examine(settings)
     open_to_all = Settings.load({}, {"data_dir": settings.data_dir, "host": "0.0.0.0"})

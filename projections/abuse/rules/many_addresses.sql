@@ -2,7 +2,7 @@
 -- finds: one token that is used from many networks within minutes: it was published, or is used through a pool of
 --   rented addresses.
 -- spares: autoscaling and CI runners (as many networks as their owner usually has within an hour), a phone on a train (a
---   few networks), an office behind one address, many addresses of one network.
+--   few networks), an office behind one address, many addresses of one network, and owners of whom nothing is known yet.
 -- entity: token
 -- quiet_seconds: 86400
 -- parameter: networks = 6 (networks; /24 or /48, at least)
@@ -21,9 +21,9 @@ WITH candidates AS (
     )
 )
 SELECT c.occurred_at, c.token_no::VARCHAR AS entity, c.token_no, c.block_seq, c.use_index, c.first_at,
-    c.all_reported AS reported, c.networks, c.addresses, coalesce(s.hour_networks_max, 0) AS networks_usual
+    c.all_reported AS reported, c.networks, c.addresses, s.hour_networks_max AS networks_usual
 FROM counted c
 JOIN window_tokens t USING (token_no)
-LEFT JOIN usual_subjects s ON s.subject = t.subject
+JOIN usual_subjects s ON s.subject = t.subject
 WHERE c.occurred_at >= $from AND c.occurred_at < $until
-    AND c.networks >= greatest($networks, $factor * coalesce(s.hour_networks_max, 0))
+    AND c.networks >= greatest($networks, $factor * s.hour_networks_max)

@@ -2,7 +2,7 @@
 -- finds: one address, or one caller, from which many unknown or malformed tokens come: somebody guesses tokens, or tries
 --   a list of them. Requests that name no known token are counted by the minute, so that times are of that minute.
 -- spares: an office or a proxy from which more good tokens come than bad ones, and resource servers that always pass on
---   some garbage (the factor).
+--   some garbage (the factor; on the very first day nobody knows which these are).
 -- entity: address
 -- quiet_seconds: 21600
 -- parameter: requests = 50 (requests; from one address, at least)
@@ -39,3 +39,4 @@ FROM by_caller c
 LEFT JOIN usual_callers o USING (caller)
 WHERE c.minute >= $from AND c.minute < $until
     AND c.bad >= greatest($caller_requests, $factor * coalesce(o.ten_minutes_requests_max, 0))
+    AND EXISTS (FROM usual)

@@ -1,0 +1,302 @@
+"""Looks at what the analytics store has committed, appends what it finds, and asks the service to act on it.
+
+Where it has got to is kept in a small file of its own, written after what was found is on the log: if it is killed in
+between, it finds the same once more, under the same id, which the log has already. So a rebuild of the store runs no
+rule, and nothing is skipped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import duckdb
+import msgspec
+import nats.errors
+import structlog
+from msgspec import Struct
+
+from events.errors import Conflict, LedgerError
+from events.ledger import Append, Ledger
+from events.streams import LEDGER, USAGE, Connection, stream_state
+from events.types import TENANT
+from projections.abuse import feed
+from projections.abuse.acting import ActAnswer, ActRequest, act_on
+from projections.abuse.detector import Detector, Found, Incident
+from projections.abuse.rules import Rule
+from projections.analytics.found import finding_counts
+from projections.analytics.store import Analytics
+from projections.asking_findings import EngineAnswer, EngineRequest, FindingCount
+
+log = structlog.get_logger()
+
+STATE_FILE = "abuse.json"
+_CHUNK_USES_MAX = 200_000
+_CHUNK_BLOCKS = 100  # so few hold no more uses than that
+_PAUSE_SECONDS_MIN = 0.25
+_PAUSE_SHARE = 3.0  # of the time that it takes to look: at most a quarter of a core
+_IDLE_SECONDS_MAX = 5.0
+_SAVE_SECONDS = 5.0
+_RETRY_SECONDS = 1.0
+_ACT_SECONDS = 2.0
+_ACT_WITHIN = timedelta(days=7)
+_CATCH_UP_SECONDS = 0.2
+
+T = TypeVar("T")
+
+
+class State(Struct, frozen=True, kw_only=True):
+    """Where the rules have got to: everything recorded up to these sequences was looked at."""
+
+    usage: int
+    ledger: int
+    salt: str
+    incidents: dict[str, tuple[datetime, datetime]] = msgspec.field(default_factory=dict)
+
+
+def load_state(directory: Path) -> State | None:
+    """None if there is none, or none that can be read."""
+    path = directory / STATE_FILE
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=State)
+    except FileNotFoundError:
+        return None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        log.error("abuse_state_unreadable", alarm=True, file=str(path), error=str(error))  # noqa: TRY400
+        return None
+
+
+def save_state(directory: Path, state: State) -> None:
+    """Whole or not at all, and on disk before it returns."""
+    path = directory / STATE_FILE
+    temporary = path.with_suffix(".new")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "wb") as file:
+        file.write(msgspec.json.encode(state))
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class Engine:
+    """The rules, behind the ingestion of one analytics store.
+
+    `lag`: messages of the two streams that are in the store and were not looked at; `looked_at`: when it last looked.
+    """
+
+    def __init__(self, nc: Connection, store: Analytics, rules: Iterable[Rule], *, idle_seconds: float = 1.0) -> None:
+        self._nc = nc
+        self._ledger = Ledger(nc)
+        self._store = store
+        self._rules = tuple(rules)
+        self._directory = store.path.parent
+        self._idle_seconds = min(idle_seconds, _IDLE_SECONDS_MAX)
+        self._thread = ThreadPoolExecutor(1, "abuse")
+        self._saved_at = 0.0
+        self._confirmed: set[str] = set()  # findings that the service has acted on, or need not
+        self._cursor: duckdb.DuckDBPyConnection | None = None
+        self._detector: Detector | None = None
+        self.state: State | None = None
+
+    async def run(self) -> None:
+        """Until it is cancelled. A failure is told and does not end it: it begins again from where it had got to."""
+        while True:
+            try:
+                await asyncio.gather(self._look_for_ever(), self._act_for_ever())
+            except Exception as error:
+                # Ingestion must go on whatever a rule does.
+                log.exception("abuse_engine_failed", alarm=True, error=str(error))
+                self._store.report(error)
+            finally:
+                await self._release()
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    def lag(self) -> int:
+        """Messages that are in the store and were not looked at yet."""
+        if self.state is None:
+            return 0
+        return max(0, self._store.position(USAGE) - self.state.usage) + max(
+            0, self._store.position(LEDGER) - self.state.ledger
+        )
+
+    async def status(self, _: EngineRequest) -> EngineAnswer:
+        """What is told about the engine to who asks over NATS."""
+
+        def read() -> tuple[list[FindingCount], int]:
+            with self._store.cursor() as cursor:
+                return finding_counts(cursor), len(self._to_act_on())
+
+        counts, waiting = await asyncio.to_thread(read)
+        return EngineAnswer(lag=self.lag() if self.state is not None else None, waiting=waiting, counts=counts)
+
+    async def _release(self) -> None:
+        """Ends what the thread does before its cursor and its database go."""
+        cursor, detector = self._cursor, self._detector
+        self._cursor = self._detector = None
+        for one in (cursor, detector):
+            if one is not None:
+                with contextlib.suppress(duckdb.Error):
+                    one.interrupt()
+
+        def close() -> None:
+            for one in (cursor, detector):
+                if one is not None:
+                    with contextlib.suppress(duckdb.Error):
+                        one.close()
+
+        await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, close))
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    # Looking
+
+    async def _look_for_ever(self) -> None:
+        self.state = state = await self._begin()
+        await self._reached(state)
+        self._cursor, self._detector = self._store.cursor(), self._detector_of(state)
+        cursor, detector = self._cursor, self._detector
+        started = time.monotonic()
+        await self._in_thread(lambda: self._transaction(lambda: feed.seed(cursor, detector, until=state.usage)))
+        log.info("abuse_engine_started", rules=len(self._rules), seconds=round(time.monotonic() - started, 1))
+        while True:
+            started = time.monotonic()
+            looked = await self._look()
+            took = time.monotonic() - started
+            await asyncio.sleep(max(_PAUSE_SECONDS_MIN, took * _PAUSE_SHARE) if looked else self._idle_seconds)
+
+    async def _begin(self) -> State:
+        """Where it had got to; at the first start the streams' ends, since history is for backtests."""
+        ends = {}
+        for stream in (USAGE, LEDGER):
+            found = await stream_state(self._nc, stream)
+            ends[stream] = int(found["last_seq"])
+        state = load_state(self._directory)
+        if state is not None and state.usage <= ends[USAGE] and state.ledger <= ends[LEDGER]:
+            return state
+        if state is not None:
+            log.error("abuse_state_is_ahead_of_the_log", alarm=True, action="rules begin at the log's present end")
+        state = State(usage=ends[USAGE], ledger=ends[LEDGER], salt=secrets.token_hex(16))
+        save_state(self._directory, state)
+        return state
+
+    async def _reached(self, state: State) -> None:
+        """Waits while the store is being rebuilt: what it does not know yet was looked at before."""
+        while self._store.position(USAGE) < state.usage or self._store.position(LEDGER) < state.ledger:  # noqa: ASYNC110 - another thread commits
+            await asyncio.sleep(_CATCH_UP_SECONDS)
+
+    def _detector_of(self, state: State) -> Detector:
+        incidents = {key: Incident(*times) for key, times in state.incidents.items()}
+        return Detector(self._rules, bytes.fromhex(state.salt), incidents=incidents)
+
+    def _transaction(self, work: Callable[[], T]) -> T:
+        """So that all that is read is of one moment."""
+        assert self._cursor is not None
+        self._cursor.begin()
+        try:
+            return work()
+        finally:
+            with contextlib.suppress(duckdb.Error):
+                self._cursor.rollback()
+
+    async def _look(self) -> bool:
+        """Whether there was anything new."""
+        state, cursor, detector = self.state, self._cursor, self._detector
+        assert state is not None
+        assert cursor is not None
+        assert detector is not None
+        usage, ledger = self._store.position(USAGE), self._store.position(LEDGER)
+        if usage <= state.usage and ledger <= state.ledger:
+            return False
+
+        def look() -> tuple[list[Found], int]:
+            def read() -> tuple[Any, int]:
+                end = usage
+                if usage - state.usage > _CHUNK_BLOCKS:
+                    end = feed.chunk_end(cursor, state.usage, usage, _CHUNK_USES_MAX)
+                fresh = feed.recorded(cursor, detector, usage=(state.usage, end), ledger=(state.ledger, ledger))
+                return fresh, end
+
+            fresh, end = self._transaction(read)
+            return detector.look(fresh), end
+
+        found, end = await self._in_thread(look)
+        for one in found:
+            await self._append(one)
+        incidents = {key: (one.first_at, one.last_at) for key, one in detector.incidents.items()}
+        self.state = State(usage=end, ledger=ledger, salt=state.salt, incidents=incidents)
+        if found or time.monotonic() - self._saved_at > _SAVE_SECONDS:
+            await self._in_thread(lambda: save_state(self._directory, self.state))  # type: ignore[arg-type]
+            self._saved_at = time.monotonic()
+        return True
+
+    async def _append(self, found: Found) -> None:
+        """Once, however often it is found; waits for as long as the log is away."""
+        event = found.event(datetime.now(UTC))
+        entry = Append(f"ledger.{TENANT}.finding.{found.finding_id}", event, 0)
+        while True:
+            try:
+                (seq,) = await self._ledger.append(entry)
+            except Conflict:
+                return  # found before, and killed before that was noted
+            except LedgerError as error:
+                log.warning("abuse_finding_waits", finding=found.finding_id, why=str(error))
+                await asyncio.sleep(_RETRY_SECONDS)
+            else:
+                break
+        told = log.warning if event.mode != "observe" else log.info
+        told(
+            "abuse_detected",
+            alarm=event.mode != "observe",
+            finding=event.finding_id,
+            ledger_seq=seq,
+            rule=event.rule,
+            mode=event.mode,
+            self_reported=event.self_reported,
+            token_id=event.token_id,
+            client_id=event.client_id,
+        )
+
+    # Acting
+
+    async def _act_for_ever(self) -> None:
+        """Asks the service to act on findings until it has; after a restart again, since it does nothing twice."""
+        while True:
+            for finding_id in await asyncio.to_thread(self._to_act_on):
+                try:
+                    answer = await act_on(self._nc, ActRequest(finding_id=finding_id))
+                except (nats.errors.Error, TimeoutError, OSError, msgspec.DecodeError) as error:
+                    log.warning("abuse_action_waits", finding=finding_id, why=str(error) or type(error).__name__)
+                    break
+                self._note(finding_id, answer)
+            await asyncio.sleep(_ACT_SECONDS)
+
+    def _note(self, finding_id: str, answer: ActAnswer) -> None:
+        if answer.done:
+            self._confirmed.add(finding_id)
+            log.info("abuse_acted", finding=finding_id, outcome=answer.outcome, ledger_seq=answer.ledger_seq)
+        else:
+            log.warning("abuse_action_waits", finding=finding_id, why=answer.outcome)
+
+    def _to_act_on(self) -> list[str]:
+        """Findings that are to revoke and on which the service has not said that it acted."""
+        with self._store.cursor() as cursor:
+            found = cursor.execute(
+                "SELECT finding_id FROM findings WHERE mode = 'revoke' AND NOT self_reported AND status <> 'dismissed' "
+                "AND recorded_at > ? ORDER BY ledger_seq",
+                [datetime.now(UTC).replace(tzinfo=None) - _ACT_WITHIN],
+            ).fetchall()
+        return [finding_id for (finding_id,) in found if finding_id not in self._confirmed]

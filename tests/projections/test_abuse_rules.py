@@ -1,0 +1,284 @@
+"""What each rule finds, and what looks like it and is none: real stores, real SQL. Issue "Auditors", item 4."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from events.types import Kind, RefreshReplayed
+from tests.abusing import AGENT, DAYS, HOME, HOUR, MINUTE, START, Story, look
+from tests.making import cli, grt, head, tok, usr
+
+NOON = START + timedelta(days=DAYS, hours=12)
+Scene = Callable[[Story], None]
+
+
+def seconds(count: float) -> timedelta:
+    return timedelta(seconds=count)
+
+
+def day(number: int, hour: int = 9) -> datetime:
+    return START + timedelta(days=number, hours=hour)
+
+
+# Abuse: the token is 1 unless said otherwise
+
+
+def reused(story: Story) -> None:
+    story.record(RefreshReplayed(**head(NOON), grant_id=grt(1), token_id=tok(1), answered=False), at=NOON)
+
+
+def revoked_from_elsewhere(story: Story) -> None:
+    story.use(1, NOON, ip="203.0.113.5", agent="python-requests/2", outcome="revoked")
+
+
+def expired_again_and_again(story: Story) -> None:
+    for number in range(6):
+        story.use(1, NOON + seconds(20 * number), ip="203.0.113.5", outcome="expired")
+
+
+def stolen(story: Story) -> None:
+    story.use(1, NOON, ip="203.0.113.5", agent="python-requests/2")
+
+
+def stolen_young_token(story: Story) -> None:
+    """The access token of an hour: its owner's history counts."""
+    story.issue(7, Kind.ACCESS, cli(1), cli(1), at=NOON)
+    for number in range(5):
+        story.use(7, NOON + seconds(number))
+    story.use(7, NOON + seconds(60), ip="203.0.113.5", agent="Go-http-client/2")
+
+
+def published(story: Story) -> None:
+    for number in range(10):
+        story.use(1, NOON + seconds(5 * number), ip=f"203.0.{number}.5")
+
+
+def drained(story: Story) -> None:
+    for number in range(300):
+        story.use(4, NOON + seconds(number))
+
+
+def hammered(story: Story) -> None:
+    for number in range(200):
+        story.use(1, NOON + seconds(number / 10))
+
+
+def woken(story: Story) -> None:
+    story.use(1, NOON + timedelta(days=20), ip="203.0.113.5")
+
+
+def shared(story: Story) -> None:
+    for number in range(12):
+        agent = ("shop/1.4", "okhttp/4", "Go-http-client/2")[number % 3]
+        story.use(1, NOON + seconds(10 * number), ip=("203.0.113.5", HOME)[number % 2], agent=agent)
+
+
+def probing(story: Story) -> None:
+    for number in range(6):
+        story.use(1, NOON + seconds(number), outcome="insufficient_scope", scope=f"admin:{number}")
+
+
+def scanned(story: Story) -> None:
+    story.refuse(NOON, "unknown", 80, ip="203.0.113.5")
+
+
+def scanned_through_a_caller(story: Story) -> None:
+    for number in range(20):
+        story.refuse(NOON + number * seconds(5), "malformed", 20, ip=f"203.0.{number}.5", caller=tok(4))
+
+
+def guessed(story: Story) -> None:
+    for number in range(6):
+        story.refuse(NOON + seconds(number), "invalid_client", 3, ip="203.0.113.5", caller=cli(number))
+
+
+def guessed_ids(story: Story) -> None:
+    story.refuse(NOON, "invalid_client", 70, ip="203.0.113.5")
+
+
+FOUND: list[tuple[str, Scene]] = [
+    ("refresh_reuse", reused),
+    ("use_after_end", revoked_from_elsewhere),
+    ("use_after_end", expired_again_and_again),
+    ("new_network", stolen),
+    ("new_network", stolen_young_token),
+    ("many_addresses", published),
+    ("burst", drained),
+    ("impossible_rate", hammered),
+    ("dormant_wakes", woken),
+    ("shared_agents", shared),
+    ("scope_probing", probing),
+    ("scanning", scanned),
+    ("scanning", scanned_through_a_caller),
+    ("client_secret_guessing", guessed),
+    ("client_secret_guessing", guessed_ids),
+]
+
+
+@pytest.mark.parametrize(("rule", "scene"), FOUND, ids=[f"{rule}-{scene.__name__}" for rule, scene in FOUND])
+def test_rule_finds(tmp_path: Path, rule: str, scene: Scene) -> None:
+    story = Story()
+    scene(story)
+    store = story.store(tmp_path)
+    try:
+        found = [one for one in look(store) if one.rule.name == rule]
+        assert len(found) == 1
+        [one] = found
+        assert one.evidence
+        assert one.first_at <= one.at
+        places = {(evidence.seq, evidence.index) for evidence in one.evidence}
+        table, index = {"use": ("uses", "use_index"), "refused": ("refused", "refused_index")}.get(
+            one.evidence[0].source, ("events", "0")
+        )
+        column = "ledger_seq" if table == "events" else "block_seq"
+        with store.cursor() as cursor:
+            rows = cursor.execute(f"SELECT {column}, {index} FROM {table}").fetchall()
+        assert places <= set(rows)
+    finally:
+        store.close()
+
+
+# What is none
+
+
+def replay_within_the_window(story: Story) -> None:
+    story.record(RefreshReplayed(**head(NOON), grant_id=grt(1), token_id=tok(1), answered=True), at=NOON)
+
+
+def old_token_at_home(story: Story) -> None:
+    for number in range(50):
+        story.use(1, NOON + seconds(number), ip="198.51.100.90", outcome="revoked")
+
+
+def phone_wakes_up_elsewhere(story: Story) -> None:
+    """Two attempts with an expired token in another network, then a new one."""
+    story.use(5, NOON, ip="203.0.113.5", outcome="expired")
+    story.use(5, NOON + seconds(1), ip="203.0.113.5", outcome="expired")
+    story.issue(7, Kind.ACCESS, cli(1), cli(1), at=NOON)
+    story.use(7, NOON + seconds(3), ip="203.0.113.5")
+
+
+def deployment(story: Story) -> None:
+    """All tokens at once: a new version of the agent on new machines of the same network, then another agent there."""
+    for number in range(1, 6):
+        for count in range(20):
+            story.use(number, NOON + seconds(count), ip=f"198.51.100.{100 + count}", agent="shop/2.0")
+        story.use(number, NOON + HOUR, agent="till/1.0")
+
+
+def move_to_another_cloud(story: Story) -> None:
+    for number in range(1, 6):
+        for count in range(3):
+            story.use(number, NOON + seconds(100 * count), ip=f"192.0.{count}.8")
+
+
+def roaming_phone(story: Story) -> None:
+    for number in range(12):
+        story.use(1, NOON + number * 3 * MINUTE, ip=f"203.0.{number}.5")
+
+
+def office(story: Story) -> None:
+    """One address, many tokens, and a few that somebody mistyped."""
+    for number in range(1, 6):
+        for count in range(40):
+            story.use(number, NOON + seconds(count), ip="203.0.113.80", agent=AGENT)
+    story.refuse(NOON, "malformed", 30, ip="203.0.113.80")
+    story.refuse(NOON, "unknown", 40, ip="203.0.113.80")
+
+
+def runners(story: Story) -> None:
+    """A token that is always used from many networks."""
+    for number in range(DAYS + 1):
+        for count in range(9):
+            story.use(4, day(number) + seconds(30 * count), ip=f"203.{number}.{count}.5", agent="runner/2")
+
+
+def hourly_job(story: Story) -> None:
+    for number in range(DAYS + 1):
+        for hour in range(24):
+            for count in range(80):
+                story.use(4, day(number, hour) + seconds(count / 4))
+
+
+def load_test(story: Story) -> None:
+    """With a token that was made for it."""
+    story.issue(7, Kind.SAT, usr(7), at=NOON)
+    for number in range(3000):
+        story.use(7, NOON + seconds(number / 50), agent="k6/0.5")
+
+
+def retries(story: Story) -> None:
+    for number in range(60):
+        story.use(1, NOON + seconds(number / 2))
+        story.use(2, NOON + seconds(number / 2), outcome="expired")
+
+
+def rotation(story: Story) -> None:
+    """The successor is used at once from where the old one was, the old one to its end and a little longer."""
+    story.issue(7, Kind.PAT, usr(1), at=NOON)
+    for number in range(30):
+        story.use(7, NOON + seconds(number))
+        story.use(1, NOON + seconds(number), outcome="expired" if number > 20 else "valid")
+
+
+def monthly_job(story: Story) -> None:
+    for count in range(50):
+        story.use(1, NOON + timedelta(days=30) + seconds(count))
+
+
+def first_use_ever(story: Story) -> None:
+    story.use(6, NOON + timedelta(days=20), ip="203.0.113.5")
+
+
+def upgrade_of_the_agent(story: Story) -> None:
+    for number in range(20):
+        story.use(1, NOON + seconds(number), agent="shop/1.4" if number < 10 else "shop-ng/1")
+
+
+def tools_of_one_person(story: Story) -> None:
+    for number in range(20):
+        story.use(1, NOON + seconds(10 * number), agent=("curl/8", "python-requests/2", "shop/1")[number % 3])
+
+
+def missing_scope(story: Story) -> None:
+    for number in range(100):
+        story.use(1, NOON + seconds(number), outcome="insufficient_scope", scope=f"orders:{number % 2}")
+
+
+def noisy_gateway(story: Story) -> None:
+    for number in range(DAYS + 1):
+        for count in range(5):
+            story.refuse(day(number) + count * MINUTE, "unknown", 70, caller=tok(4))
+
+
+def old_secret(story: Story) -> None:
+    for number in range(10):
+        story.refuse(NOON + number * MINUTE, "invalid_client", 20, ip="203.0.113.5", caller=cli(1))
+
+
+def resource_server_moves(story: Story) -> None:
+    """With introspection it is the resource server whose address is seen."""
+    for number in range(1, 6):
+        story.use(number, NOON, ip="203.0.113.5", agent="gateway/9", endpoint="introspect")
+
+
+NOT_FOUND = [
+    *(replay_within_the_window, old_token_at_home, phone_wakes_up_elsewhere, deployment, move_to_another_cloud),
+    *(roaming_phone, office, runners, hourly_job, load_test, retries, rotation, monthly_job, first_use_ever),
+    *(upgrade_of_the_agent, tools_of_one_person, missing_scope, noisy_gateway, old_secret, resource_server_moves),
+]
+
+
+@pytest.mark.parametrize("scene", NOT_FOUND, ids=[scene.__name__ for scene in NOT_FOUND])
+def test_look_alike_is_not_found(tmp_path: Path, scene: Scene) -> None:
+    story = Story()
+    scene(story)
+    store = story.store(tmp_path)
+    try:
+        assert [(one.rule.name, one.at, dict(one.counts)) for one in look(store)] == []
+    finally:
+        store.close()
