@@ -396,7 +396,7 @@ def dormant_token(ground: Ground) -> bool:
             continue
         if token.token_id in ground.taken or token.expires_us < size.end_us:
             continue
-        if not any(gateway.endpoint != "introspect" for gateway in habit.organisation.gateways):
+        if habit.gateway.endpoint == "introspect":
             continue
         begun = (token.issued_us - size.start_us) // DAY
         quiet = begun + rng.randint(5, 7)
@@ -436,12 +436,10 @@ def shared_token(ground: Ground) -> bool:
     length_us = min(length_us, token.expires_us - us, ground.size.end_us - us - HOUR)
     if length_us < 10 * MINUTE:
         return False
-    kinds: list[Callable[[], str]] = [
-        lambda: browser(rng),
-        lambda: f"Shop/5.{rng.randrange(9)}.0 ({rng.choice(PHONES)})",
-        *((lambda agent=agent: agent) for agent in ATTACKERS),  # type: ignore[misc]
-    ]
-    users = [(_home(ground), make()) for make in rng.sample(kinds, rng.randint(3, 8))]
+    # A browser, a telephone and scripts, each somewhere else.
+    agents = [browser(rng), f"Shop/5.{rng.randrange(9)}.0 ({rng.choice(PHONES)})"]
+    agents += rng.sample(ATTACKERS, rng.randint(1, 6))
+    users = [(_home(ground), agent) for agent in agents]
     count = max(len(users) * 4, int(ground.between(30, 600)))
     times = ground.times(us, length_us, count)
     moves = [(at, *(users[index] if index < len(users) else rng.choice(users))) for index, at in enumerate(times)]
