@@ -881,6 +881,7 @@ async def test_kill_in_mid_ingestion_loses_and_doubles_nothing(a_log: Log, tmp_p
     assert (len(found["events"]), len(found["uses"]), len(found["gaps"])) == (len(events), uses, 1000)
     with duckdb.connect(str(analytics.store_file(directory))) as survivor:  # takes its write-ahead log in
         survivor.execute("CHECKPOINT")
+        assert survivor.execute("SELECT count(*) > 3 FROM segments").fetchall() == [(True,)]
     assert dump_file(analytics.store_file(directory)) == found
 
 
