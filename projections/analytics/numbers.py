@@ -61,13 +61,15 @@ class Numbers(Generic[K]):
         )
         if wanted and len(self._kept) + len(wanted) > _KEPT_MAX:
             self._kept.clear()
-            wanted = list(dict.fromkeys(key for key in keys if key is not None))
         if wanted:
             rows = [self._row(key) for key in wanted]
             for index, number in self._known(cursor, rows):
                 self._kept[wanted[index]] = number
             self._add(cursor, [(key, row) for key, row in zip(wanted, rows, strict=True) if key not in self._kept])
-        return [key if key is None else self._kept[key] for key in keys]
+        return [
+            self._kept[key] if number is None and key is not None else number
+            for key, number in zip(keys, found, strict=True)
+        ]
 
     def _known(self, cursor: duckdb.DuckDBPyConnection, rows: list[tuple[Any, ...]]) -> list[tuple[int, int]]:
         columns = {name: pa.array([row[at] for row in rows], pa.string()) for at, name in enumerate(self._keys)}
