@@ -35,6 +35,7 @@ from projections.abuse.detector import Detector, Found, Incident
 from projections.abuse.rules import Rule
 from projections.analytics.store import Analytics
 from projections.asking_findings import EngineAnswer, EngineRequest, FindingCount
+from projections.base import end_all
 
 log = structlog.get_logger()
 
@@ -127,13 +128,18 @@ class Engine:
     async def run(self) -> None:
         """Until it is cancelled. A failure is told and does not end it: it begins again from where it had got to."""
         while True:
+            tasks = [asyncio.create_task(self._look_for_ever()), asyncio.create_task(self._act_for_ever())]
             try:
-                await asyncio.gather(self._look_for_ever(), self._act_for_ever())
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
             except Exception as error:
                 # Ingestion must go on whatever a rule does.
                 log.exception("abuse_engine_failed", alarm=True, error=str(error))
                 self._store.report(error)
             finally:
+                await end_all(tasks)
+                await asyncio.gather(*tasks, return_exceptions=True)
                 await self._release()
             await asyncio.sleep(_RETRY_SECONDS)
 
