@@ -128,7 +128,7 @@ class Run:
         self.say(f"  {uses:,} of {self.size.uses:,} uses")
 
     def _evaluated(self, at: datetime) -> None:
-        if at.hour == 0 and at.day % 5 == 0:
+        if at.day % 5 == 0:
             self.say(f"  {at:%Y-%m-%d}")
 
     def _check(self, rows: dict[str, int], written: Appended) -> None:

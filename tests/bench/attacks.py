@@ -396,7 +396,7 @@ def dormant_token(ground: Ground) -> bool:
             continue
         if token.token_id in ground.taken or token.expires_us < size.end_us:
             continue
-        if not any(gateway.endpoint != "introspect" for gateway in habit.organisation.gateways):
+        if habit.gateway.endpoint == "introspect":
             continue
         begun = (token.issued_us - size.start_us) // DAY
         quiet = begun + rng.randint(5, 7)
@@ -436,12 +436,10 @@ def shared_token(ground: Ground) -> bool:
     length_us = min(length_us, token.expires_us - us, ground.size.end_us - us - HOUR)
     if length_us < 10 * MINUTE:
         return False
-    kinds: list[Callable[[], str]] = [
-        lambda: browser(rng),
-        lambda: f"Shop/5.{rng.randrange(9)}.0 ({rng.choice(PHONES)})",
-        *((lambda agent=agent: agent) for agent in ATTACKERS),  # type: ignore[misc]
-    ]
-    users = [(_home(ground), make()) for make in rng.sample(kinds, rng.randint(3, 8))]
+    # A browser, a telephone and scripts, each somewhere else.
+    agents = [browser(rng), f"Shop/5.{rng.randrange(9)}.0 ({rng.choice(PHONES)})"]
+    agents += rng.sample(ATTACKERS, rng.randint(1, 6))
+    users = [(_home(ground), agent) for agent in agents]
     count = max(len(users) * 4, int(ground.between(30, 600)))
     times = ground.times(us, length_us, count)
     moves = [(at, *(users[index] if index < len(users) else rng.choice(users))) for index, at in enumerate(times)]
@@ -463,15 +461,18 @@ def _home(ground: Ground) -> str:
 
 
 def impossible_rate(ground: Ground) -> bool:
-    """A person's PAT, leaked, is driven by a program: all that the API gives, for as long as it lasts."""
+    """A person's PAT, leaked, is driven by a program: all that the API gives, for as long as it lasts.
+
+    Many requests at a time: one after the other, as in anybody's loop, gives a few a second.
+    """
     rng, us = ground.rng, ground.moment()
     found = ground.habit(us, ("daily", "weekly"))
     if found is None:
         return False
     habit, token = found
     assert habit.person is not None
-    count, per_second = ground.count(300, 30_000), ground.between(4, 40)
-    seconds = max(30.0, count / per_second)
+    count, per_second = ground.count(300, 30_000), ground.between(6, 60)
+    seconds = max(20.0, count / per_second)
     length_us = int(seconds * SECOND)
     inside = rng.random() < 0.5
     ip = place(habit.person, us, ground.size.start_us) if inside else _lair(ground)

@@ -359,6 +359,9 @@ class Behaviour:
         for habit in self.habits:
             if habit.silent[0] <= day < habit.silent[1]:
                 continue
+            first_us = habit.chain.steps[0][0]
+            if us <= first_us < us + DAY:
+                self._tried_out(habit, first_us + rng.randrange(10 * MINUTE))
             if habit.kind == "job":
                 if day % habit.every_days == habit.first_day % habit.every_days:
                     start = us + int((habit.at_hour - habit.organisation.zone) % 24 * HOUR) + rng.randrange(2 * MINUTE)
@@ -471,6 +474,16 @@ class Behaviour:
             else:
                 self._put_while_valid(us, length_us, token, rests, share)
 
+    def _tried_out(self, habit: Habit, us: int) -> None:
+        """Who makes a token has a use for it, and sees at once whether it works."""
+        rng = self._rng
+        ip = habit.addresses[0]
+        if habit.kind == "runner":
+            ip = self.population.world.runners.address(rng)
+        elif habit.kind != "job" and habit.person is not None:
+            ip = place(habit.person, us, self.size.start_us)
+        self._work(habit, us, 10 * MINUTE, len(habit.agents) * rng.randint(1, 4), ip, habit.agents)
+
     def _job(self, habit: Habit, us: int, ip: str) -> None:
         rng = self._rng
         count = self._scaled(rng.lognormvariate(3, 1))
@@ -497,9 +510,9 @@ class Behaviour:
         for _ in range(rng.randint(1, 5) if habit.kind == "daily" else rng.randint(1, 2)):
             at = us + int((rng.triangular(7.5, 22, 13) - zone) % 24 * HOUR)
             ip = place(person, at, self.size.start_us)
-            if rng.random() < 0.015:  # a script over everything, once
+            if rng.random() < 0.015:  # a script over everything, one request after the other
                 count = self._scaled(rng.randint(80, 350))
-                self._work(habit, at, rng.randrange(40 * SECOND, 4 * MINUTE), count, ip, habit.agents[:1])
+                self._work(habit, at, int(count / rng.uniform(0.5, 4) * SECOND), count, ip, habit.agents[:1])
                 continue
             used = rng.sample(habit.agents, rng.randint(1, len(habit.agents)))
             count = self._scaled(rng.lognormvariate(2, 1))

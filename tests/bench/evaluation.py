@@ -35,7 +35,8 @@ NAMES = {
     "impossible_rate": labels.IMPOSSIBLE_RATE,
 }
 WAIT_SECONDS = 1.0  # between two runs of the rules while uses arrive
-_STEP = timedelta(hours=6)
+_DAY = timedelta(days=1)
+_USES_PER_STEP_MAX = 1_000_000
 _MEMORY_BYTES_MAX = 1024**3
 
 
@@ -65,26 +66,34 @@ class Evaluation:
             for table in ("uses", "refused")
         }
 
-    def evaluate(self, since: datetime, until: datetime, progress: Callable[[datetime], None]) -> list[Finding]:
-        """What the rules find of what occurred then. `progress` is told how far it is."""
+    def evaluate(self, since: datetime, days: int, progress: Callable[[datetime], None]) -> list[Finding]:
+        """What the rules find within so many days, by the steps of a backtest (`projections.abuse.backtest`).
+
+        But all rules at once, each with what the others need to know too. `progress` is told how far it is.
+        """
         detector = Detector(all_rules().values(), b"simulated", memory_bytes_max=_MEMORY_BYTES_MAX, threads=2)
         findings: list[Finding] = []
         try:
-            at = since
-            while at < until:
-                fresh = feed.occurred(self._cursor, detector, at, at + _STEP)
-                findings += [self._finding(one) for one in detector.look(fresh)]
-                at += _STEP
-                progress(at.replace(tzinfo=UTC))
+            for number in range(days):
+                day = since + number * _DAY
+                bounds = [day, day + _DAY]
+                of_day = "SELECT count(*) FROM uses WHERE occurred_at >= ? AND occurred_at < ?"
+                ((count,),) = self._cursor.execute(of_day, bounds).fetchall()
+                hours = max(1, 24 // (1 + count // _USES_PER_STEP_MAX))
+                for hour in range(0, 24, hours):
+                    start = day + timedelta(hours=hour)
+                    end = min(start + timedelta(hours=hours), day + _DAY)
+                    fresh = feed.occurred(self._cursor, detector, start, end)
+                    findings += [self._finding(one) for one in detector.look(fresh)]
+                progress(day.replace(tzinfo=UTC))
         finally:
             detector.close()
         return findings
 
     def over_all(self, progress: Callable[[datetime], None]) -> list[Finding]:
-        """Over the whole history. A clock that was wrong put some uses beside it."""
-        size = self._traffic.size
-        since, until = moment(size.start_us), moment(size.end_us)
-        return self.evaluate(_plain(since - timedelta(hours=6)), _plain(until + timedelta(hours=1)), progress)
+        """Over the whole history, and the days before and after it, where a wrong clock may have put some uses."""
+        begins = moment(self._traffic.size.start_us).astimezone(UTC).replace(tzinfo=None)
+        return self.evaluate(begins - _DAY, self._traffic.size.days + 2, progress)
 
     def _finding(self, found: Found) -> Finding:
         at_us = seen_us = microseconds(found.at)
@@ -106,8 +115,3 @@ class Evaluation:
     def _flushed_us(self, place: Evidence) -> int:
         number = place.seq - self._written.first_block
         return self._traffic.writers.flushed.get((number, place.index), 0)
-
-
-def _plain(at: datetime) -> datetime:
-    """UTC without zone, as in DuckDB."""
-    return at.astimezone(UTC).replace(tzinfo=None)

@@ -110,12 +110,7 @@ class Ground:
         behaviour = self.behaviour
         for habit in self.rng.sample(behaviour.habits, len(behaviour.habits)):
             token = habit.chain.token_at(us)
-            if (
-                habit.kind not in kinds
-                or token is None
-                or token.token_id in self.taken
-                or not _seen(habit.organisation)
-            ):
+            if habit.kind not in kinds or token is None or token.token_id in self.taken or not _seen([habit.gateway]):
                 continue
             if us - token.issued_us < (5 if habit.kind == "daily" else 9) * DAY or habit.silent[1]:
                 continue
@@ -131,7 +126,7 @@ class Ground:
         hourly = self.size.uses / self.size.days / 24 / sum(machine.weight for machine in machines)
         for machine in self.rng.sample(machines, len(machines)):
             token = machine.chain.token_at(us)
-            if token is None or token.token_id in self.taken or not _seen(machine.organisation):
+            if token is None or token.token_id in self.taken or not _seen(machine.gateways):
                 continue
             if machine.weight * hourly > hourly_max or us - token.issued_us < DAY // 4:
                 continue
@@ -145,8 +140,9 @@ class Ground:
         return self.rng.choice([one for one in organisation.gateways if one.endpoint != "introspect"])
 
 
-def _seen(organisation: Organisation) -> bool:
-    return any(gateway.endpoint != "introspect" for gateway in organisation.gateways)
+def _seen(gateways: list[Gateway]) -> bool:
+    """Whether they all say where a token is used from."""
+    return all(gateway.endpoint != "introspect" for gateway in gateways)
 
 
 def entities(*tokens: Token, addresses: Iterable[str] = (), more: Iterable[str] = ()) -> frozenset[str]:

@@ -108,6 +108,7 @@ class Person(Struct):
     offices: bool
     homes: list[str]
     laptop: str
+    since_us: int
     away: tuple[int, int, str] | None = None  # from day, until day, address
 
 

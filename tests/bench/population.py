@@ -235,8 +235,13 @@ class Population:
         days = rng.random() * 2 if rng.random() < 0.6 else rng.random() * size.days * 0.8
         return size.start_us + int(min(days, size.days * 0.8) * DAY) + MINUTE
 
+    def _awake(self, us: int, zone: float) -> int:
+        """On the same day, at an hour at which somebody sits at a desk."""
+        local = self._rng.triangular(7.5, 21, 12)
+        return max(us // DAY * DAY + int((local - zone) % 24 * HOUR), self.size.start_us + MINUTE)
+
     def _client(self, number: int) -> None:
-        rng, us = self._rng, self.size.start_us + number * SECOND
+        rng, us = self._rng, self.size.start_us + number * SECOND // 100
         organisation = self.organisations[number % len(self.organisations)]
         client_id = self.identifier("cli_", us)
         app = rng.random() < self.size.preset.apps
@@ -285,15 +290,16 @@ class Population:
         """Somebody of some organisation; every other call answers with somebody who is there already."""
         rng = self._rng
         organisation = rng.choice(self.organisations)
-        if organisation.people and rng.random() < 0.4:
-            return rng.choice(organisation.people)
+        present = [person for person in organisation.people if person.since_us <= us]
+        if present and rng.random() < 0.4:
+            return rng.choice(present)
         provider = rng.choice(self.world.providers)
         networks = rng.sample(provider.networks, 8)
         moves = rng.random() < 0.2  # a new address after each reconnection, every week or so
         first = host(networks[0], rng)
         weeks = self.size.days // 7 + 1
         homes = [first] + [host(rng.choice(networks), rng) if moves else first for _ in range(weeks)]
-        person = Person(self.user(us, "person", ()), organisation, rng.random() < 0.6, homes, browser(rng))
+        person = Person(self.user(us, "person", ()), organisation, rng.random() < 0.6, homes, browser(rng), us)
         if rng.random() < self.size.preset.roaming / 4:
             day = rng.randrange(self.size.days)
             person.away = (day, day + rng.randint(2, 5), self.world.hotels.address(rng))
@@ -411,8 +417,9 @@ class Population:
 
     def _pats(self, until: int) -> None:
         while len(self.tokens) < until:
-            us = self._first_us()
-            person = self.person(us)
+            day_us = max(self._first_us() // DAY * DAY, self.size.start_us + MINUTE)
+            person = self.person(day_us)
+            us = self._awake(day_us, person.organisation.zone)
             scope = self._scope(person.organisation)
             self.pats.append(self._long_lived(person, us, person.user_id, scope))
 

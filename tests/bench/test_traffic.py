@@ -14,7 +14,17 @@ import pytest
 from msgspec.structs import replace
 
 from events import codec
-from events.types import GrantRevoked, Reason, TokenIssued, TokenRefreshed, TokenRevoked, TokenSuperseded
+from events.types import (
+    ClientRegistered,
+    GrantRevoked,
+    Reason,
+    RefreshReplayed,
+    TokenIssued,
+    TokenRefreshed,
+    TokenRevoked,
+    TokenSuperseded,
+    UserRegistered,
+)
 from projections.current import Hit
 from projections.grants import ActiveGrant, Ended, Token
 from service.validation import Asked, evaluate
@@ -117,6 +127,24 @@ def test_uses_come_in_the_order_of_their_time_but_for_the_writer_whose_clock_is_
             newest[block.writer] = max(newest[block.writer], use.occurred_at_us)
     assert (late["sim-a-1"], late["sim-b-1"]) == (0, 0)
     assert traffic.writers.skewed > 0
+
+
+def test_nobody_is_given_a_token_before_being_registered(made: Made) -> None:
+    known: dict[str, datetime] = {}
+    grants: set[str] = set()
+    for append in made.traffic.ledger():
+        event = append.event
+        match event:
+            case UserRegistered():
+                known[event.user_id] = event.occurred_at
+            case ClientRegistered():
+                known[event.client_id] = event.occurred_at
+            case TokenIssued():
+                assert known[event.subject] <= event.occurred_at
+                assert event.client_id is None or known[event.client_id] <= event.occurred_at
+                grants.add(event.grant_id)
+            case TokenRefreshed() | RefreshReplayed() | TokenRevoked() | TokenSuperseded() | GrantRevoked():
+                assert event.grant_id in grants
 
 
 class Known:
