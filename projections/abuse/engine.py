@@ -42,8 +42,7 @@ log = structlog.get_logger()
 STATE_FILE = "abuse.json"
 _CHUNK_USES_MAX = 200_000
 _CHUNK_BLOCKS = 100  # so few hold no more uses than that
-_PAUSE_SECONDS_MIN = 0.25
-_PAUSE_SHARE = 3.0  # of the time that it takes to look: at most a quarter of a core
+_PAUSE_SHARE = 3.0  # of the processor's time that it takes to look: at most a quarter of a core
 _IDLE_SECONDS_MAX = 5.0
 _SAVE_SECONDS = 5.0
 _RETRY_SECONDS = 1.0
@@ -109,7 +108,7 @@ class Engine:
     `lag`: messages of the two streams that are in the store and were not looked at; `looked_at`: when it last looked.
     """
 
-    def __init__(self, nc: Connection, store: Analytics, rules: Iterable[Rule], *, idle_seconds: float = 1.0) -> None:
+    def __init__(self, nc: Connection, store: Analytics, rules: Iterable[Rule], *, idle_seconds: float = 0.25) -> None:
         self._nc = nc
         self._ledger = Ledger(nc)
         self._store = store
@@ -196,10 +195,8 @@ class Engine:
         self.state = state
         log.info("abuse_engine_started", rules=len(self._rules), seconds=round(time.monotonic() - started, 1))
         while True:
-            started = time.monotonic()
-            looked = await self._look()
-            took = time.monotonic() - started
-            await asyncio.sleep(max(_PAUSE_SECONDS_MIN, took * _PAUSE_SHARE) if looked else self._idle_seconds)
+            busy = await self._look()
+            await asyncio.sleep(self._idle_seconds if busy is None else max(self._idle_seconds, busy * _PAUSE_SHARE))
 
     async def _begin(self) -> tuple[State, int]:
         """Where it had got to, and where LEDGER ends now.
@@ -241,17 +238,19 @@ class Engine:
             with contextlib.suppress(duckdb.Error):
                 self._cursor.rollback()
 
-    async def _look(self) -> bool:
-        """Whether there was anything new."""
+    async def _look(self) -> float | None:
+        """For how many seconds it was busy, of the processor's time; None if there was nothing new."""
         state, cursor, detector = self.state, self._cursor, self._detector
         assert state is not None
         assert cursor is not None
         assert detector is not None
         usage, ledger = self._store.position(USAGE), self._store.position(LEDGER)
         if usage <= state.usage and ledger <= state.ledger:
-            return False
+            return None
 
-        def look() -> tuple[list[Found], int]:
+        def look() -> tuple[list[Found], int, float]:
+            began = time.thread_time()
+
             def read() -> tuple[Any, int]:
                 end = usage
                 if usage - state.usage > _CHUNK_BLOCKS:
@@ -260,9 +259,9 @@ class Engine:
                 return fresh, end
 
             fresh, end = self._transaction(read)
-            return detector.look(fresh), end
+            return detector.look(fresh), end, time.thread_time() - began
 
-        found, end = await self._in_thread(look)
+        found, end, busy = await self._in_thread(look)
         for one in found:
             await self._append(one)
         incidents = {key: (one.first_at, one.last_at) for key, one in detector.incidents.items()}
@@ -270,7 +269,7 @@ class Engine:
         if found or time.monotonic() - self._saved_at > _SAVE_SECONDS:
             await self._in_thread(lambda: save_state(self._directory, self.state))  # type: ignore[arg-type]
             self._saved_at = time.monotonic()
-        return True
+        return busy
 
     async def _append(self, found: Found) -> None:
         """Once, however often it is found; waits for as long as the log is away."""
