@@ -80,11 +80,11 @@ async def run(
                 task.result()
         await feeding
     finally:
-        await _end_all([*tasks, *confirming])
+        await end_all([*tasks, *confirming])
         await asyncio.gather(feeding, *tasks, *confirming, return_exceptions=True)
 
 
-async def _end_all(tasks: list[asyncio.Task[None]]) -> None:
+async def end_all(tasks: list[asyncio.Task[None]]) -> None:
     """Cancels the tasks until they have ended.
 
     Once is not enough: a cancellation that meets the answer to a request is swallowed by `asyncio.wait_for` of Python

@@ -256,9 +256,22 @@ class Detector:
                 raise
             except duckdb.Error as error:
                 raise RuleError(f"rule {rule.name} does not run: {error}") from error
+            self._name_tokens(rows)
             rows.sort(key=lambda row: (row["occurred_at"], row.get("block_seq") or 0, row.get("use_index") or 0))
             found += [self._found(rule, row) for row in rows if self._begins(rule, row)]
         return sorted(found, key=lambda one: (one.at, one.rule.name))
+
+    def _name_tokens(self, rows: list[dict[str, Any]]) -> None:
+        """Tokens by their ids: their numbers are those of the store's file, and others after it was rebuilt."""
+        numbers = sorted({row["token_no"] for row in rows if row.get("token_no") is not None})
+        if numbers:
+            named = dict(
+                self._database.execute(
+                    "SELECT token_no, token_id FROM tokens WHERE token_no = ANY (?)", [numbers]
+                ).fetchall()
+            )
+            for row in rows:
+                row["entity"] = named.get(row.get("token_no"), row["entity"])
 
     def _begins(self, rule: Rule, row: Mapping[str, Any]) -> bool:
         """Whether the trigger begins an incident; otherwise the one that it belongs to goes on."""

@@ -12,6 +12,7 @@ import contextlib
 import os
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -27,28 +28,38 @@ from msgspec import Struct
 from events.errors import Conflict, LedgerError
 from events.ledger import Append, Ledger
 from events.streams import LEDGER, USAGE, Connection, stream_state
-from events.types import TENANT
+from events.types import TENANT, RuleMode
 from projections.abuse import feed
 from projections.abuse.acting import ActAnswer, ActRequest, act_on
 from projections.abuse.detector import Detector, Found, Incident
 from projections.abuse.rules import Rule
-from projections.analytics.found import finding_counts
 from projections.analytics.store import Analytics
 from projections.asking_findings import EngineAnswer, EngineRequest, FindingCount
+from projections.base import end_all
 
 log = structlog.get_logger()
 
 STATE_FILE = "abuse.json"
 _CHUNK_USES_MAX = 200_000
 _CHUNK_BLOCKS = 100  # so few hold no more uses than that
-_PAUSE_SECONDS_MIN = 0.25
-_PAUSE_SHARE = 3.0  # of the time that it takes to look: at most a quarter of a core
+_PAUSE_SHARE = 3.0  # of the processor's time that it takes to look: at most a quarter of a core
 _IDLE_SECONDS_MAX = 5.0
 _SAVE_SECONDS = 5.0
 _RETRY_SECONDS = 1.0
 _ACT_SECONDS = 2.0
 _ACT_WITHIN = timedelta(days=7)
 _CATCH_UP_SECONDS = 0.2
+
+_FOUND = """
+SELECT body ->> 'finding_id', recorded_at, body ->> 'rule', body ->> 'mode', (body ->> 'self_reported')::BOOLEAN
+FROM events WHERE ledger_seq > ? AND ledger_seq <= ? AND type = 'abuse.detected/1' ORDER BY ledger_seq
+"""
+
+_UNNOTED = """
+SELECT body ->> 'rule', coalesce(body ->> 'token_id', body ->> 'grant_id'), (body ->> 'detected_at')::TIMESTAMP
+FROM events
+WHERE ledger_seq > ? AND type = 'abuse.detected/1' AND coalesce(body ->> 'token_id', body ->> 'grant_id') IS NOT NULL
+"""
 
 T = TypeVar("T")
 
@@ -97,7 +108,7 @@ class Engine:
     `lag`: messages of the two streams that are in the store and were not looked at; `looked_at`: when it last looked.
     """
 
-    def __init__(self, nc: Connection, store: Analytics, rules: Iterable[Rule], *, idle_seconds: float = 1.0) -> None:
+    def __init__(self, nc: Connection, store: Analytics, rules: Iterable[Rule], *, idle_seconds: float = 0.25) -> None:
         self._nc = nc
         self._ledger = Ledger(nc)
         self._store = store
@@ -106,7 +117,9 @@ class Engine:
         self._idle_seconds = min(idle_seconds, _IDLE_SECONDS_MAX)
         self._thread = ThreadPoolExecutor(1, "abuse")
         self._saved_at = 0.0
-        self._confirmed: set[str] = set()  # findings that the service has acted on, or need not
+        self._counted = 0  # findings up to this position of LEDGER are in what follows
+        self._counts: Counter[tuple[str, RuleMode]] = Counter()
+        self._to_act_on: list[str] = []  # findings that are to revoke and on which the service has not said it acted
         self._cursor: duckdb.DuckDBPyConnection | None = None
         self._detector: Detector | None = None
         self.state: State | None = None
@@ -114,13 +127,18 @@ class Engine:
     async def run(self) -> None:
         """Until it is cancelled. A failure is told and does not end it: it begins again from where it had got to."""
         while True:
+            tasks = [asyncio.create_task(self._look_for_ever()), asyncio.create_task(self._act_for_ever())]
             try:
-                await asyncio.gather(self._look_for_ever(), self._act_for_ever())
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
             except Exception as error:
                 # Ingestion must go on whatever a rule does.
                 log.exception("abuse_engine_failed", alarm=True, error=str(error))
                 self._store.report(error)
             finally:
+                await end_all(tasks)
+                await asyncio.gather(*tasks, return_exceptions=True)
                 await self._release()
             await asyncio.sleep(_RETRY_SECONDS)
 
@@ -134,13 +152,11 @@ class Engine:
 
     async def status(self, _: EngineRequest) -> EngineAnswer:
         """What is told about the engine to who asks over NATS."""
-
-        def read() -> tuple[list[FindingCount], int]:
-            with self._store.cursor() as cursor:
-                return finding_counts(cursor), len(self._to_act_on())
-
-        counts, waiting = await asyncio.to_thread(read)
-        return EngineAnswer(lag=self.lag() if self.state is not None else None, waiting=waiting, counts=counts)
+        counts = [
+            FindingCount(rule=rule, mode=mode, findings=count) for (rule, mode), count in sorted(self._counts.items())
+        ]
+        lag = self.lag() if self.state is not None else None
+        return EngineAnswer(lag=lag, waiting=len(self._to_act_on), counts=counts)
 
     async def _release(self) -> None:
         """Ends what the thread does before its cursor and its database go."""
@@ -165,41 +181,51 @@ class Engine:
     # Looking
 
     async def _look_for_ever(self) -> None:
-        self.state = state = await self._begin()
-        await self._reached(state)
-        self._cursor, self._detector = self._store.cursor(), self._detector_of(state)
-        cursor, detector = self._cursor, self._detector
+        state, ledger_end = await self._begin()
+        await self._reached(state.usage, ledger_end)
+        cursor = self._cursor = self._store.cursor()
         started = time.monotonic()
-        await self._in_thread(lambda: self._transaction(lambda: feed.seed(cursor, detector, until=state.usage)))
+
+        def prepared() -> Detector:
+            detector = self._detector = self._detector_of(state, cursor)
+            feed.seed(cursor, detector, until=state.usage)
+            return detector
+
+        await self._in_thread(lambda: self._transaction(prepared))
+        self.state = state
         log.info("abuse_engine_started", rules=len(self._rules), seconds=round(time.monotonic() - started, 1))
         while True:
-            started = time.monotonic()
-            looked = await self._look()
-            took = time.monotonic() - started
-            await asyncio.sleep(max(_PAUSE_SECONDS_MIN, took * _PAUSE_SHARE) if looked else self._idle_seconds)
+            busy = await self._look()
+            await asyncio.sleep(self._idle_seconds if busy is None else max(self._idle_seconds, busy * _PAUSE_SHARE))
 
-    async def _begin(self) -> State:
-        """Where it had got to; at the first start the streams' ends, since history is for backtests."""
+    async def _begin(self) -> tuple[State, int]:
+        """Where it had got to, and where LEDGER ends now.
+
+        At the first start these are the same, since history is for backtests.
+        """
         ends = {}
         for stream in (USAGE, LEDGER):
             found = await stream_state(self._nc, stream)
             ends[stream] = int(found["last_seq"])
         state = load_state(self._directory)
         if state is not None and state.usage <= ends[USAGE] and state.ledger <= ends[LEDGER]:
-            return state
+            return state, ends[LEDGER]
         if state is not None:
             log.error("abuse_state_is_ahead_of_the_log", alarm=True, action="rules begin at the log's present end")
         state = State(usage=ends[USAGE], ledger=ends[LEDGER], salt=secrets.token_hex(16))
         save_state(self._directory, state)
-        return state
+        return state, ends[LEDGER]
 
-    async def _reached(self, state: State) -> None:
+    async def _reached(self, usage: int, ledger: int) -> None:
         """Waits while the store is being rebuilt: what it does not know yet was looked at before."""
-        while self._store.position(USAGE) < state.usage or self._store.position(LEDGER) < state.ledger:  # noqa: ASYNC110 - another thread commits
+        while self._store.position(USAGE) < usage or self._store.position(LEDGER) < ledger:  # noqa: ASYNC110 - another thread commits
             await asyncio.sleep(_CATCH_UP_SECONDS)
 
-    def _detector_of(self, state: State) -> Detector:
+    def _detector_of(self, state: State, cursor: duckdb.DuckDBPyConnection) -> Detector:
         incidents = {key: Incident(*times) for key, times in state.incidents.items()}
+        # Found and not noted any more. Their ids would tell, but not if the rules were changed meanwhile.
+        for rule, entity, at in cursor.execute(_UNNOTED, [state.ledger]).fetchall():
+            incidents.setdefault(f"{rule} {entity}", Incident(at, at))
         return Detector(self._rules, bytes.fromhex(state.salt), incidents=incidents)
 
     def _transaction(self, work: Callable[[], T]) -> T:
@@ -212,17 +238,19 @@ class Engine:
             with contextlib.suppress(duckdb.Error):
                 self._cursor.rollback()
 
-    async def _look(self) -> bool:
-        """Whether there was anything new."""
+    async def _look(self) -> float | None:
+        """For how many seconds it was busy, of the processor's time; None if there was nothing new."""
         state, cursor, detector = self.state, self._cursor, self._detector
         assert state is not None
         assert cursor is not None
         assert detector is not None
         usage, ledger = self._store.position(USAGE), self._store.position(LEDGER)
         if usage <= state.usage and ledger <= state.ledger:
-            return False
+            return None
 
-        def look() -> tuple[list[Found], int]:
+        def look() -> tuple[list[Found], int, float]:
+            began = time.thread_time()
+
             def read() -> tuple[Any, int]:
                 end = usage
                 if usage - state.usage > _CHUNK_BLOCKS:
@@ -231,9 +259,9 @@ class Engine:
                 return fresh, end
 
             fresh, end = self._transaction(read)
-            return detector.look(fresh), end
+            return detector.look(fresh), end, time.thread_time() - began
 
-        found, end = await self._in_thread(look)
+        found, end, busy = await self._in_thread(look)
         for one in found:
             await self._append(one)
         incidents = {key: (one.first_at, one.last_at) for key, one in detector.incidents.items()}
@@ -241,7 +269,7 @@ class Engine:
         if found or time.monotonic() - self._saved_at > _SAVE_SECONDS:
             await self._in_thread(lambda: save_state(self._directory, self.state))  # type: ignore[arg-type]
             self._saved_at = time.monotonic()
-        return True
+        return busy
 
     async def _append(self, found: Found) -> None:
         """Once, however often it is found; waits for as long as the log is away."""
@@ -275,7 +303,9 @@ class Engine:
     async def _act_for_ever(self) -> None:
         """Asks the service to act on findings until it has; after a restart again, since it does nothing twice."""
         while True:
-            for finding_id in await asyncio.to_thread(self._to_act_on):
+            if self._store.position(LEDGER) > self._counted:
+                await asyncio.to_thread(self._count)
+            for finding_id in list(self._to_act_on):
                 try:
                     answer = await act_on(self._nc, ActRequest(finding_id=finding_id))
                 except (nats.errors.Error, TimeoutError, OSError, msgspec.DecodeError) as error:
@@ -286,17 +316,19 @@ class Engine:
 
     def _note(self, finding_id: str, answer: ActAnswer) -> None:
         if answer.done:
-            self._confirmed.add(finding_id)
+            self._to_act_on.remove(finding_id)
             log.info("abuse_acted", finding=finding_id, outcome=answer.outcome, ledger_seq=answer.ledger_seq)
         else:
             log.warning("abuse_action_waits", finding=finding_id, why=answer.outcome)
 
-    def _to_act_on(self) -> list[str]:
-        """Findings that are to revoke and on which the service has not said that it acted."""
+    def _count(self) -> None:
+        """Takes note of the findings that have come into the store since."""
+        until = self._store.position(LEDGER)
+        oldest = datetime.now(UTC).replace(tzinfo=None) - _ACT_WITHIN
         with self._store.cursor() as cursor:
-            found = cursor.execute(
-                "SELECT finding_id FROM findings WHERE mode = 'revoke' AND NOT self_reported AND status <> 'dismissed' "
-                "AND recorded_at > ? ORDER BY ledger_seq",
-                [datetime.now(UTC).replace(tzinfo=None) - _ACT_WITHIN],
-            ).fetchall()
-        return [finding_id for (finding_id,) in found if finding_id not in self._confirmed]
+            found = cursor.execute(_FOUND, [self._counted, until]).fetchall()
+        for finding_id, recorded_at, rule, mode, self_reported in found:
+            self._counts[rule, mode] += 1
+            if mode == "revoke" and not self_reported and recorded_at > oldest:
+                self._to_act_on.append(finding_id)
+        self._counted = until

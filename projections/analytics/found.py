@@ -14,7 +14,6 @@ from projections.analytics.rows import uuid_hex
 from projections.asking_findings import (
     EvidenceFacts,
     EvidencePlace,
-    FindingCount,
     FindingFacts,
     FindingsRequest,
 )
@@ -25,7 +24,6 @@ f.self_reported, f.token_id, f.grant_id, f.client_id, f.subject, f.caller, f.cou
 f.status_at, f.status_by,
 (SELECT min(e.ledger_seq) FROM events e WHERE e.request_id = f.finding_id AND e.type LIKE '%.revoked/%') AS revoked_seq
 """
-_COUNTED = "SELECT rule, mode, count(*) FROM findings GROUP BY ALL ORDER BY ALL"
 _EVIDENCE = {
     "use": """
 SELECT u.block_seq, u.use_index, u.occurred_at, u.outcome, u.endpoint, u.caller, u.scope, o.ip, o.network, o.user_agent,
@@ -76,13 +74,6 @@ def finding_facts(row: tuple[Any, ...]) -> FindingFacts:
         fields[name] = msgspec.json.decode(fields[name], type=list[kind])  # type: ignore[valid-type]
     absent: Any = UNSET
     return FindingFacts(**{name: absent if value is None else value for name, value in fields.items()})
-
-
-def finding_counts(cursor: duckdb.DuckDBPyConnection) -> list[FindingCount]:
-    """How many by rule and mode."""
-    return [
-        FindingCount(rule=rule, mode=mode, findings=count) for rule, mode, count in cursor.execute(_COUNTED).fetchall()
-    ]
 
 
 def evidence(cursor: duckdb.DuckDBPyConnection, places: list[EvidencePlace]) -> list[EvidenceFacts]:
