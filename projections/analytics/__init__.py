@@ -28,6 +28,7 @@ password hashes or anything sealed.
 | `all_caller_days` (view) | validations that somebody asked for on a day, of known tokens or not | as above without `segment_no` |
 | `refused` | a count of requests that named no known token | `minute`, `recorded_at`, `block_seq`, `refused_index`, `caller`, `ip`, `network`, `origin_no` (without an agent), `outcome`, `endpoint`, `requests` |
 | `gaps` | uses that a writer knows it has lost | `block_seq`, `recorded_at` (of the block that said so), `writer`, `lost` |
+| `findings` (view) | a finding of abuse, by its events | `finding_id`, `ledger_seq`, `recorded_at`, `rule`, `rule_version`, `mode`, `detected_at`, `first_at`, `last_at`, `self_reported`, `token_id`, `grant_id`, `client_id`, `subject`, `caller`, `counts`, `parameters`, `evidence` (JSON), `status` (`open`, `acknowledged`, `dismissed`), `status_at`, `status_by`, `status_seq` |
 | `positions` | a stream | `stream`, `seq` (all up to it is in the tables), `recorded_at` (of that message), `created` (the stream), `version` (of the tables) |
 
 The newest uses, at most some million or those of a day, are in `recent_uses`. Then they are sealed, while others are

@@ -99,17 +99,17 @@ LIMIT $listed"""
 # Totals, outcomes and the series are sums of the same rows, and cannot differ.
 _USAGE = """SELECT grouping(outcome) = 0 AS of_outcome, grouping(starts_at) = 0 AS of_interval, outcome, starts_at,
     coalesce(sum(uses), 0)::BIGINT AS uses, coalesce(sum(uses) FILTER (outcome <> 'valid'), 0)::BIGINT AS refused,
-    count(DISTINCT token_no) AS tokens, count(DISTINCT ip) AS addresses,
+    count(DISTINCT token_no) AS tokens, count(DISTINCT address_no) AS addresses,
     min(first_at) AS first_at, max(last_at) AS last_at
 FROM (
-    SELECT outcome, date_trunc($interval, first_at) AS starts_at, uses, token_no, ip, first_at, last_at
+    SELECT outcome, date_trunc($interval, first_at) AS starts_at, uses, token_no, address_no, first_at, last_at
     FROM {table} LEFT JOIN origins USING (origin_no)
     WHERE token_no IN (SELECT token_no FROM related WHERE counted)
 )
 GROUP BY GROUPING SETS ((), (outcome), (starts_at))
 ORDER BY of_interval, of_outcome, starts_at, uses DESC, outcome"""
 _PLACES = """SELECT {column} AS value, sum(uses)::BIGINT AS uses,
-    coalesce(sum(uses) FILTER (outcome <> 'valid'), 0)::BIGINT AS refused, count(DISTINCT ip) AS addresses,
+    coalesce(sum(uses) FILTER (outcome <> 'valid'), 0)::BIGINT AS refused, count(DISTINCT address_no) AS addresses,
     min(first_at) AS first_seen_at, max(last_at) AS last_seen_at, min(first_at) >= $since::TIMESTAMP AS new,
     count(*) OVER () AS total, count(*) FILTER (min(first_at) >= $since::TIMESTAMP) OVER () AS total_new
 FROM all_usage_days LEFT JOIN origins USING (origin_no)

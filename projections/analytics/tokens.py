@@ -30,7 +30,7 @@ _TOKENS = """WITH of_origin AS (
     FROM all_usage_days WHERE token_no IS NOT NULL GROUP BY token_no, origin_no
 ), used AS (
     SELECT token_no, sum(uses)::BIGINT AS uses, coalesce(sum(refused), 0)::BIGINT AS refused,
-        count(DISTINCT ip) AS addresses, max(last_at) AS last_used_at
+        count(DISTINCT address_no) AS addresses, max(last_at) AS last_used_at
     FROM of_origin LEFT JOIN origins USING (origin_no) GROUP BY token_no
 ), called AS (
     SELECT try_cast(substr(caller, 5) AS UUID) AS token_id, sum(validations)::BIGINT AS validations,

@@ -43,7 +43,7 @@ _SCHEMA_TABLES = {"columns", "tables"}  # of information_schema
 _NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
 # They tell of this process, or take what only the database itself may give them.
 _FUNCTIONS_REFUSED = re.compile(r"current_setting|pg_get_viewdef|write_log|setval|nextval|currval|__internal_.*")
-_REFUSED_FIX = 'read the documented views with one SELECT; the README lists them under "SQL for auditors"'
+_REFUSED_FIX = "read the documented views with one SELECT; the README lists them under \"SQL for auditors\""
 _FORMULA = "'^[=+@\\t\\r\\n-]'"
 _NUMBER = re.compile(r"TINYINT|SMALLINT|INTEGER|BIGINT|HUGEINT|UTINYINT|USMALLINT|UINTEGER|UBIGINT|UHUGEINT|BIGNUM")
 _NESTED = re.compile(r"\]$|^(STRUCT|MAP|UNION|TUPLE)\b")
@@ -386,7 +386,7 @@ def _json(name: str, kind: str) -> str:
 def _cell(name: str, kind: str) -> str:
     """A cell that no spreadsheet takes for a formula (CWE-1236)."""
     text = _text(name, kind)
-    if _NUMBER.fullmatch(kind) or (kind.startswith(("DECIMAL", "DATE", "TIMESTAMP")) and not _NESTED.search(kind)):
+    if _NUMBER.fullmatch(kind) or kind.startswith(("DECIMAL", "DATE", "TIMESTAMP")) and not _NESTED.search(kind):
         return f"{text} AS {name}"
     if kind in {"DOUBLE", "FLOAT"}:
         return f"CASE WHEN {name} = '-inf' THEN '''-inf' ELSE {text} END AS {name}"
@@ -444,7 +444,7 @@ class _Arrow:
         self._writer = writer
         self._schema = schema
 
-    def write(self, batch: Any, before: int) -> None:
+    def write(self, batch: Any, before: int) -> None:  # noqa: ARG002
         import pyarrow as pa  # noqa: PLC0415
 
         self._writer.write_batch(pa.RecordBatch.from_arrays(batch.columns, schema=self._schema))
@@ -461,7 +461,7 @@ class _Rows(_Arrow):
         self._waiting: list[Any] = []
         self._count = 0
 
-    def write(self, batch: Any, before: int) -> None:
+    def write(self, batch: Any, before: int) -> None:  # noqa: ARG002
         self._waiting.append(batch)
         self._count += batch.num_rows
         if self._count >= _ROW_GROUP_ROWS:

@@ -21,6 +21,7 @@ _REF = "#/components/schemas/{name}"
 _STATUS_TEXTS = {
     200: "Done",
     201: "Created",
+    202: "Begun",
     400: "Malformed",
     401: "Not authenticated",
     403: "Not allowed",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import time
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from service.cli import main
 from tests.conftest import StartService
 from tests.running import Service, problem, until
 
@@ -195,3 +198,52 @@ def test_backtest_of_what_is_no_rule_is_refused(guarded: Service, body: dict[str
 def test_backtest_that_is_not_there_is_404(guarded: Service) -> None:
     for method in ("GET", "DELETE"):
         problem(guarded.call(method, f"{BACKTESTS}/nothing"), 404)
+
+
+def command(service: Service, *words: str, code: int = 0) -> str:
+    """What the command line says."""
+    result = CliRunner().invoke(main, ["audit", *words, "--data-dir", str(service.data_dir)])
+    assert result.exit_code == code, result.output
+    return result.stdout
+
+
+def test_command_line_lists_shows_and_judges(guarded: Service) -> None:
+    made = guarded.pat()
+    probe(guarded, made["token"])
+    finding_id = found(guarded, token_id=made["token_id"])["finding_id"]
+    listed = json.loads(command(guarded, "findings", "list", "--token-id", made["token_id"], "-o", "json"))
+    assert [one["finding_id"] for one in listed["items"]] == [finding_id]
+    assert finding_id in command(guarded, "findings", "list", "--token-id", made["token_id"])
+    shown = command(guarded, "findings", "show", finding_id)
+    assert "insufficient_scope" in shown
+    assert "count(DISTINCT scope)" in shown
+    command(guarded, "findings", "dismiss", finding_id, "--reason", "a test of ours")
+    assert "a test of ours" in command(guarded, "findings", "show", finding_id)
+    command(guarded, "findings", "acknowledge", "fnd_" + "0" * 32, "--reason", "none", code=1)
+
+
+def test_command_line_lists_rules_and_backtests_one(guarded: Service) -> None:
+    assert "scope_probing" in command(guarded, "rules")
+    words = ("backtest", "scope_probing", "--days", "1", "--set", "scopes=500")
+    assert json.loads(command(guarded, *words, "-o", "json"))["found"] == 0
+    assert "done" in command(guarded, *words)
+    command(guarded, "backtest", "scope_probing", "--set", "scopes", code=2)
+    command(guarded, "backtest", "nonsense", code=1)
+
+
+def test_metrics_count_findings_by_rule_and_mode(guarded: Service) -> None:
+    made = guarded.pat()
+    probe(guarded, made["token"])
+    found(guarded, token_id=made["token_id"])
+    text = guarded.http.get("/metrics").text
+    assert 'token_ledger_findings_total{mode="revoke",rule="scope_probing"}' in text
+    assert "token_ledger_abuse_rules_lag_messages" in text
+    assert made["token_id"] not in text
+
+
+def test_readiness_tells_of_the_rules(guarded: Service) -> None:
+    def check() -> bool:
+        check: dict[str, Any] = guarded.http.get("/health/ready").json()["checks"]["abuse_rules"]
+        return bool(check["ok"]) and not check["needed"]
+
+    until(check, seconds=15, what="the rules run")

@@ -16,13 +16,13 @@ WITH candidates AS (
     HAVING count(DISTINCT agent) >= $agents AND count(DISTINCT network) >= $networks
 ), ordered AS (
     SELECT u.*, a.first_at > u.occurred_at - to_hours($learning_hours::BIGINT) AS is_new,
-        u.agent <> lag(u.agent) OVER (
-            PARTITION BY u.token_no ORDER BY u.occurred_at, u.block_seq, u.use_index
-        ) AS is_turn
+        u.agent <> lag(u.agent) OVER one_by_one
+            AND lag(u.occurred_at) OVER one_by_one >= u.occurred_at - to_seconds($seconds) AS is_turn
     FROM window_uses u
     SEMI JOIN candidates USING (token_no)
     LEFT JOIN token_agents a ON a.token_no = u.token_no AND a.agent = u.agent
     WHERE u.network <> ''
+    WINDOW one_by_one AS (PARTITION BY u.token_no ORDER BY u.occurred_at, u.block_seq, u.use_index)
 ), counted AS (
     SELECT *, count(DISTINCT agent) OVER recent AS agents, count(DISTINCT network) OVER recent AS networks,
         count(DISTINCT CASE WHEN is_new IS NOT FALSE THEN agent END) OVER recent AS new_agents,
