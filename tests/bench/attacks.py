@@ -37,7 +37,7 @@ from tests.bench.places import ATTACKERS, PHONES, browser, family, host, network
 from tests.bench.population import place
 
 _UNKNOWN_SCOPES = ("admin", "root", "*", "ledger:admin", "iam:write", "secrets:read", "keys:export", "users:sudo")
-_ELSEWHERE = (NEW_NETWORK, SHARED, USE_AFTER_END, BURST)  # also seen in whoever uses another's token from afar
+_ELSEWHERE = (NEW_NETWORK, SHARED, USE_AFTER_END, BURST, DORMANT)  # also seen in whoever uses another's token from afar
 
 
 def attack(ground: Ground) -> None:
@@ -226,7 +226,7 @@ def new_network(ground: Ground) -> bool:
     label = ground.label(
         "stolen, used from elsewhere",
         rule=NEW_NETWORK,
-        also=(SHARED, USE_AFTER_END, BURST, IMPOSSIBLE_RATE),
+        also=(*_ELSEWHERE, IMPOSSIBLE_RATE),
         entities=entities(token, addresses=lairs),
         start_us=us,
         end_us=us + length_us,
@@ -446,7 +446,7 @@ def shared_token(ground: Ground) -> bool:
     label = ground.label(
         "used by many",
         rule=SHARED,
-        also=(NEW_NETWORK, MANY_ADDRESSES, BURST, USE_AFTER_END, IMPOSSIBLE_RATE),
+        also=(*_ELSEWHERE, MANY_ADDRESSES, IMPOSSIBLE_RATE),
         entities=entities(token, addresses=[ip for ip, _ in users]),
         start_us=us,
         end_us=us + length_us,

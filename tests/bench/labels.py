@@ -92,7 +92,7 @@ class Ground:
         most = max(low + 1, self.size.uses / 60)
         return int(min(most, self.between(low, high)))
 
-    def moment(self, *, after: float = 0.15, before: float = 0.97) -> int:
+    def moment(self, *, after: float = 0.15, before: float = 0.92) -> int:
         """Some time in this part of the history. Not at once: who has no past has nothing to differ from."""
         size = self.size
         return size.start_us + int(self.rng.uniform(max(after, 2 / size.days), before) * size.days * DAY)

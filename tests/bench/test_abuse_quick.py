@@ -16,7 +16,7 @@ import pytest
 
 from projections.abuse.rules import all_rules
 from tests import running
-from tests.bench import scoring
+from tests.bench import live, scoring
 from tests.bench.evaluation import NAMES
 from tests.bench.labels import BURST, NEW_NETWORK, RULES, SCANNING, Label
 from tests.bench.people import MINUTE, SECOND
@@ -115,3 +115,11 @@ def test_false_alarm_is_counted_under_the_look_alike_that_it_is_about() -> None:
 
 def test_count_that_was_written_late_was_detected_late() -> None:
     assert _row([_finding(SCANNING, "ip", 10, seen_seconds=25)], SCANNING).median_seconds == 26.0
+
+
+@pytest.mark.slow
+def test_attacks_over_http_are_found_in_the_ledger(tmp_path: Path) -> None:
+    found = live.run(tmp_path)
+    assert [one.rule for one in found] == list(live.DRILLS)
+    assert all(one.requests > 0 for one in found)
+    assert sum(one.seconds is not None for one in found) >= 5

@@ -74,7 +74,10 @@ class Traffic:
         for index, us in enumerate(hours):
             if (us - size.start_us) % DAY == 0:
                 behaviour.day(us)
-            entries, refusals = behaviour.hour(us, int(size.uses * wanted[index] / wanted[-1]) - made)
+            left = int(size.uses * wanted[index] / wanted[-1]) - made
+            entries, refusals = behaviour.hour(us, left)
+            if us >= size.end_us - 2 * DAY:
+                entries = _thinned(entries, left)
             if us + HOUR == size.end_us:
                 entries = self._exactly(us, entries, size.uses - made)
             made += len(entries)
@@ -83,13 +86,16 @@ class Traffic:
 
     def _exactly(self, us: int, entries: list[Entry], wanted: int) -> list[Entry]:
         """The last hour makes up for what was rounded before."""
+        live = [
+            machine
+            for machine in self.behaviour.machines
+            if (token := machine.chain.token_at(us)) is not None and token.outcome(us + HOUR) == "valid"
+        ]
+        assert live, "no service has a live token in the last hour: the population is too small"
+        busiest = max(live, key=lambda machine: machine.load(us))
         while len(entries) < wanted:
-            busiest = max(self.behaviour.machines, key=lambda machine: machine.load(us))
-            more = busiest.hour(us, wanted - len(entries), self.behaviour.chance)
-            assert more, "no service has a live token in the last hour"
-            entries += more
-        surplus = len(entries) - wanted
-        return [entry for entry in entries if entry[2]] + [entry for entry in entries if not entry[2]][surplus:]
+            entries += busiest.hour(us, wanted - len(entries), self.behaviour.chance)
+        return _thinned(entries, wanted)
 
     def blocks(self, progress: Callable[[int], None] | None = None) -> Iterator[UseBlock]:
         """The blocks, as the writers would have appended them. `progress` is told how many uses are written."""
@@ -101,6 +107,13 @@ class Traffic:
         for label in self.labels:
             label.uses = self.writers.by_label[label.number]
             label.refused = self.writers.refused_by_label[label.number]
+
+
+def _thinned(entries: list[Entry], wanted: int) -> list[Entry]:
+    """Without some of what is ordinary, if there are too many: attacks of the last days were larger than was due."""
+    surplus = max(0, len(entries) - wanted)
+    ordinary = [entry for entry in entries if not entry[2]]
+    return [entry for entry in entries if entry[2]] + ordinary[surplus:]
 
 
 def midnight(now: datetime | None = None) -> datetime:
