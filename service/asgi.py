@@ -6,9 +6,13 @@ X-Forwarded-For to which a proxy appended the true address, and pass for another
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from typing import Any
 
 from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]  # it has no stub
+
+_PART_BYTES = 256 * 1024
 
 
 class Headers:
@@ -51,7 +55,7 @@ class Protocol:
     def __init__(self, receive: Any) -> None:
         self._receive = receive
         self._more = True
-        self._answer: tuple[int, Any, bytes] | None = None
+        self._answer: tuple[int, Any, bytes | Path] | None = None
 
     async def __call__(self) -> bytes:
         return b"".join([part async for part in self])
@@ -72,10 +76,20 @@ class Protocol:
     def response_bytes(self, status: int, headers: Any, body: bytes) -> None:
         self._answer = (status, headers, body)
 
+    def response_file(self, status: int, headers: Any, path: str) -> None:
+        self._answer = (status, headers, Path(path))
+
     async def send_answer(self, send: Any) -> None:
         assert self._answer is not None
         status, headers, body = self._answer
         raw = [(name.encode(), value.encode()) for name, value in headers]
+        if isinstance(body, Path):
+            await send({"type": "http.response.start", "status": status, "headers": raw})
+            with await asyncio.to_thread(body.open, "rb") as file:
+                while part := await asyncio.to_thread(file.read, _PART_BYTES):
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+            return
         raw.append((b"content-length", str(len(body)).encode()))
         await send({"type": "http.response.start", "status": status, "headers": raw})
         await send({"type": "http.response.body", "body": body})

@@ -29,6 +29,22 @@ class InvalidRequest(ServiceError):
     status, code, title = 400, "invalid_request", "The request is malformed"
 
 
+class SqlInvalid(ServiceError):
+    status, code, title = 400, "sql_invalid", "The SQL cannot be run"
+
+
+class SqlNotAllowed(ServiceError):
+    """It is not one SELECT over the documented views."""
+
+    status, code, title = 400, "sql_not_allowed", "The SQL is not allowed here"
+
+
+class QueryTooHeavy(ServiceError):
+    """It took too much time or memory."""
+
+    status, code, title = 400, "query_too_heavy", "The query is too heavy"
+
+
 class InvalidScope(ServiceError):
     status, code, title = 400, "invalid_scope", "The scope cannot be granted"
 

@@ -18,7 +18,7 @@ from granian.rsgi import ProtocolClosed, ProtocolError  # type: ignore[attr-defi
 
 from events.types import Context
 from service.errors import BodyTooLarge, InvalidRequest, RequestTimeout, UnsupportedMediaType
-from service.outgoing import Response
+from service.outgoing import FileResponse, Response
 from service.settings import Network, Settings
 from service.tokens import redacted, uuid7_hex
 
@@ -73,9 +73,14 @@ class Incoming:
         value: str | None = self.headers.get(name)
         return "" if value is None and name in self.headers else value
 
-    def answer(self, response: Response) -> None:
+    def answer(self, response: Response | FileResponse) -> None:
         """Sends the response."""
         headers = (*response.headers, ("x-request-id", self.request_id))
+        if isinstance(response, FileResponse):
+            # The length, so that nobody takes what broke off for all of it.
+            headers = (*headers, ("content-length", str(response.size)))
+            self._protocol.response_file(response.status, headers, str(response.path))
+            return
         self._protocol.response_bytes(response.status, headers, response.body)
 
     def asgi_scope(self) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from msgspec import Struct
 
 Headers = tuple[tuple[str, str], ...]
@@ -16,3 +18,12 @@ class Response(Struct, frozen=True, gc=False):
     status: int
     body: bytes
     headers: Headers = JSON
+
+
+class FileResponse(Struct, frozen=True, gc=False):
+    """A file of `size` bytes, which the server reads while it sends, and so holds only some of at a time."""
+
+    status: int
+    path: Path
+    size: int
+    headers: Headers

@@ -435,6 +435,39 @@ class Settings(Struct, frozen=True, kw_only=True):
     request_seconds_max: Annotated[
         int, About("How long a request's body may take to arrive.", _integer(1, 300), unit="seconds")
     ] = 10
+    audit_query_seconds_max: Annotated[
+        int, About("How long an auditor's SQL may run.", _integer(1, 3_600), unit="seconds")
+    ] = 20
+    audit_query_memory_bytes_max: Annotated[
+        int,
+        About(
+            "Memory of one query or export of an auditor.",
+            _size(64 * 1024**2, _SIZE_MAX),
+            unit="bytes",
+            default="512MiB",
+        ),
+    ] = 512 * 1024**2
+    audit_query_rows_max: Annotated[
+        int, About("Rows of the answer to an auditor's SQL.", _integer(1, 10_000_000), unit="rows")
+    ] = 100_000
+    audit_query_bytes_max: Annotated[
+        int,
+        About(
+            "Size of the answer to an auditor's SQL.", _size(64 * 1024, 256 * 1024**2), unit="bytes", default="16MiB"
+        ),
+    ] = 16 * 1024**2
+    audit_queries_at_once_max: Annotated[
+        int, About("Auditors' queries that run at once, and beside them as many exports.", _integer(1, 64))
+    ] = 2
+    audit_export_bytes_max: Annotated[
+        int,
+        About(
+            "Size of one export, which stands in the data directory until it has been sent.",
+            _size(1024**2, _SIZE_MAX),
+            unit="bytes",
+            default="16GiB",
+        ),
+    ] = 16 * _GIB
     drain_seconds: Annotated[
         int,
         About(

@@ -34,7 +34,7 @@ from service.bootstrap import bootstrap, new_administrator
 from service.keys import MasterKey
 from service.lifeline import SERVED_BY, SUPERVISED_BY, end_with_parent
 from service.runtime import stream_limits
-from service.settings import Settings
+from service.settings import Settings, cpu_count
 
 if TYPE_CHECKING:
     from granian.server.common import AbstractServer
@@ -287,7 +287,12 @@ async def _project_analytics(settings: Settings) -> None:
     try:
         await asyncio.gather(
             _run_projection(nc, store, analytics.STREAMS),
-            analytics.serve_queries(nc, store, {EngineRequest: engine.status, BacktestRequest: backtests.answer}),
+            analytics.serve_queries(
+                nc,
+                store,
+                {EngineRequest: engine.status, BacktestRequest: backtests.answer},
+                _read_limits(settings),
+            ),
             engine.run(),
         )
     finally:
@@ -295,6 +300,18 @@ async def _project_analytics(settings: Settings) -> None:
         store.close()
         await nc.close()
         await writing.close()
+
+
+def _read_limits(settings: Settings) -> Any:
+    from projections.analytics.readers import ReadLimits  # noqa: PLC0415 - as above
+
+    return ReadLimits(
+        seconds_max=settings.audit_query_seconds_max,
+        memory_bytes_max=settings.audit_query_memory_bytes_max,
+        answer_bytes_max=settings.audit_query_bytes_max,
+        at_once_max=settings.audit_queries_at_once_max,
+        threads=min(2, cpu_count()),
+    )
 
 
 async def _rebuild_current(settings: Settings, progress: Progress) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import click
 import pytest
 
-from projections import analytics
+from projections import analytics, sandbox
+from projections.sandbox.views import VIEWS
 from service.api.openapi import document
 from service.cli import main
 from service.settings import default_worded, described, environment_name, flag_name
@@ -67,6 +68,13 @@ def test_readme_documents_the_analytics_tables():
     documented = re.search(r"\| Table \|.*?\n\n", analytics.__doc__ or "", re.DOTALL)
     assert documented is not None
     assert documented[0].strip() in README
+
+
+def test_readme_documents_the_views_of_auditors_sql():
+    documented = re.search(r"\| View \|.*", sandbox.__doc__ or "", re.DOTALL)
+    assert documented is not None
+    assert documented[0].strip() in README
+    assert set(re.findall(r"^\| `(\w+)`", documented[0], re.MULTILINE)) == set(VIEWS)
 
 
 def test_readme_names_no_command_that_is_not_there():

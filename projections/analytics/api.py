@@ -22,6 +22,7 @@ from events.errors import LedgerUnavailable
 from events.streams import LEDGER, USAGE, stream_state
 from projections.analytics.blast_radius import Radius
 from projections.analytics.found import evidence, finding_facts, findings_sql
+from projections.analytics.readers import Readers, ReadLimits
 from projections.analytics.rows import uuid_hex
 from projections.analytics.schema import SCHEMA_VERSION
 from projections.analytics.store import STREAMS, Analytics, set_aside_files
@@ -73,12 +74,17 @@ T = TypeVar("T")
 Others = Mapping[type[Struct], Callable[[Any], Awaitable[Struct]]]
 
 
-async def serve_queries(nc: Client, analytics: Analytics, others: Others | None = None) -> None:
+async def serve_queries(
+    nc: Client, analytics: Analytics, others: Others | None = None, limits: ReadLimits | None = None
+) -> None:
     """Answers until it is cancelled; `others`: what else in this process answers which requests.
+
+    `limits` are those of auditors' SQL.
 
     Raises: whatever stopped the analytics' writer.
     """
     queries = _Queries(nc, analytics)
+    readers = Readers(nc, analytics, queries.catch_up, limits or ReadLimits())
     try:
         service = await nats.micro.add_service(
             nc, name=SERVICE, version=f"{SCHEMA_VERSION}.0.0", description="audit queries of the token ledger"
@@ -90,6 +96,7 @@ async def serve_queries(nc: Client, analytics: Analytics, others: Others | None 
         group = service.add_group(name=SERVICE)
         for name, handler in (queries.handlers() | queries.handlers_of(others or {})).items():
             await group.add_endpoint(name=name, handler=handler)
+        await readers.start()
         await nc.flush()
         while True:
             analytics.check()
@@ -97,6 +104,7 @@ async def serve_queries(nc: Client, analytics: Analytics, others: Others | None 
     finally:
         with contextlib.suppress(nats.errors.Error, OSError):
             await service.stop()
+        await readers.stop()
         await queries.stop()
 
 
@@ -224,7 +232,7 @@ class _Queries:
         if position < seq:
             raise ServiceError("503", f"analytics has reached {stream} {position} and not yet {seq}; retry")
 
-    async def _catch_up(self, stream: str) -> None:
+    async def catch_up(self, stream: str) -> None:
         """Waits for what is recorded by now, and not for long."""
         with contextlib.suppress(ServiceError):
             await self._reach(stream, await self._end(stream))
@@ -334,7 +342,7 @@ class _Queries:
 
     async def _at(self, read: Callable[[duckdb.DuckDBPyConnection], T]) -> tuple[T, int, int]:
         """What is read, after analytics has caught up or nearly so, and where in LEDGER and USAGE it is true."""
-        await asyncio.gather(self._catch_up(LEDGER), self._catch_up(USAGE))
+        await asyncio.gather(self.catch_up(LEDGER), self.catch_up(USAGE))
         return await self._query(lambda cursor: (read(cursor), _position(cursor, LEDGER), _position(cursor, USAGE)))
 
     def _encoded(self, answer: Struct, fix: str) -> bytes:

@@ -188,6 +188,7 @@ class Analytics:
         self.segments = segments.directory_of(self.path.absolute())
         self.listeners: list[Callable[[], None]] = []  # called after every commit and failure, from another thread
         self.confirmed: dict[str, int] = {}
+        self.opened = 0  # how often a file was: after another time it may be another one
         self._options: dict[str, str | bool | int | float | list[str]] = {
             "threads": threads,
             "memory_limit": f"{memory_bytes_max}B",
@@ -240,6 +241,7 @@ class Analytics:
             thread.start()
 
     def _open(self) -> None:
+        self.opened += 1
         self._database = duckdb.connect(str(self.path), config=self._options)
         try:
             segments.enclose(self._database, self.segments)

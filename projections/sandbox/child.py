@@ -10,8 +10,8 @@ the answer, `E` that it is complete (JSON), `X` why there is none, or no more of
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
+import importlib
 import io
 import json
 import os
@@ -29,7 +29,10 @@ _ADDRESS_SPACE_BYTES = 3 * 1024**3  # beside DuckDB's memory: libraries, thread 
 _BATCH_ROWS = 8192
 _ROW_GROUP_ROWS = 122_880
 _POLL_SECONDS = 0.02
+_LOADED_BEFORE = ("duckdb", "pyarrow.compute", "pyarrow.csv", "pyarrow.parquet")  # while files can still be opened
+_DESCRIPTORS_MAX = 65_536
 _MESSAGE_CHARS_MAX = 600
+_KIND_CHARS_MAX = 40
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 _LANDLOCK_CREATE, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT = 444, 445, 446
 _LANDLOCK_READ_FILE, _LANDLOCK_READ_DIR = 1 << 2, 1 << 3
@@ -43,7 +46,7 @@ _SCHEMA_TABLES = {"columns", "tables"}  # of information_schema
 _NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
 # They tell of this process, or take what only the database itself may give them.
 _FUNCTIONS_REFUSED = re.compile(r"current_setting|pg_get_viewdef|write_log|setval|nextval|currval|__internal_.*")
-_REFUSED_FIX = "read the documented views with one SELECT; the README lists them under \"SQL for auditors\""
+_REFUSED_FIX = 'read the documented views with one SELECT; the README lists them under "SQL for auditors"'
 _FORMULA = "'^[=+@\\t\\r\\n-]'"
 _NUMBER = re.compile(r"TINYINT|SMALLINT|INTEGER|BIGINT|HUGEINT|UTINYINT|USMALLINT|UINTEGER|UBIGINT|UHUGEINT|BIGNUM")
 _NESTED = re.compile(r"\]$|^(STRUCT|MAP|UNION|TUPLE)\b")
@@ -66,17 +69,19 @@ class Frames(io.RawIOBase):
         self.written = 0
         self.blocked_seconds = 0.0
         self.blocked_since: float | None = None
+        self._waiting = bytearray()
 
-    def frame(self, kind: bytes, payload: bytes | memoryview) -> None:
+    def frame(self, kind: bytes, payload: bytes | bytearray | memoryview) -> None:
         self.blocked_since = time.monotonic()
-        for data in (kind + struct.pack(">I", len(payload)), payload):
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(1, rest) :]
+        rest = memoryview(kind + struct.pack(">I", len(payload)) + payload)
+        while rest:
+            rest = rest[os.write(1, rest) :]
         self.blocked_seconds += time.monotonic() - self.blocked_since
         self.blocked_since = None
 
     def tell_json(self, kind: bytes, value: object) -> None:
+        if self._waiting and kind == b"E":
+            self.frame(b"D", self._waiting)
         self.frame(kind, json.dumps(value).encode())
 
     # As a file of Arrow
@@ -89,41 +94,45 @@ class Frames(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
-        for start in range(0, len(view), FRAME_BYTES):
-            self.frame(b"D", view[start : start + FRAME_BYTES])
+        self._waiting += view
         self.written += len(view)
+        while len(self._waiting) >= FRAME_BYTES:
+            self.frame(b"D", self._waiting[:FRAME_BYTES])
+            del self._waiting[:FRAME_BYTES]
         return len(view)
 
 
 def main() -> None:
     parent = int(sys.argv[1])
+    os.closerange(3, _DESCRIPTORS_MAX)  # whoever started it may have left some open
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         return
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     os.nice(19)
-    # Loaded before the walls are up.
+    for name in _LOADED_BEFORE:
+        importlib.import_module(name)
     import duckdb  # noqa: PLC0415
-    import pyarrow.csv  # noqa: PLC0415
-    import pyarrow.parquet  # noqa: F401, PLC0415
 
     job = json.loads(sys.stdin.buffer.read())
+    os.chdir(job["directory"])
     out = Frames()
     try:
         database = _database(job)
         parser = duckdb.connect(":memory:", config={"threads": 1})
+        threading.Thread(target=_interrupt_late, args=(database, job, out), daemon=True).start()
         _confine(libc, job)
         sql = job["sql"] if job["trusted"] else _check(parser, job["sql"], set(job["names"]))
         _answer(database, sql, job, out)
     except Refused as error:
         out.tell_json(b"X", {"code": error.code, "message": str(error), "fix": error.fix})
-    except (duckdb.OutOfMemoryException, MemoryError):
+    except MemoryError:
         out.tell_json(b"X", {"code": "query_too_heavy", "message": _too_much_memory(job), "fix": _LESS})
     except RecursionError:
         out.tell_json(b"X", {"code": "sql_invalid", "message": "the query is nested too deeply", "fix": ""})
-    except duckdb.Error as error:
-        out.tell_json(b"X", _told(error, job))
+    except Exception as error:
+        out.tell_json(b"X", _told(error, job) or {"code": "failed", "message": _where(error), "fix": ""})
     # DuckDB's threads may still be at work, and there is nothing to keep.
     os._exit(0)
 
@@ -135,21 +144,35 @@ def _too_much_memory(job: dict[str, Any]) -> str:
     return f"the query needs more than the {job['memory_bytes_max'] // 1024**2} MiB of memory that it may take"
 
 
-def _told(error: Exception, job: dict[str, Any]) -> dict[str, str]:
-    """What is said of DuckDB's refusal."""
-    import duckdb  # noqa: PLC0415
+def _where(error: Exception) -> str:
+    """Without its text, which may quote the query."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{type(error).__name__} at line {trace.tb_lineno if trace else 0}"
 
-    text = str(error)
-    for path in sorted({*job["files"], *(os.path.dirname(file) for file in job["files"])}, key=len, reverse=True):
-        text = text.replace(path, "…")
+
+def _told(error: Exception, job: dict[str, Any]) -> dict[str, str] | None:
+    """What is said of DuckDB's refusal; None for another error.
+
+    By how its text begins: what is raised after the first rows comes through Arrow, as OSError.
+    """
+    text = str(error).replace(job["directory"], "…")
+    kind, is_duckdb, _ = text.partition(" Error: ")
+    if not is_duckdb or len(kind) > _KIND_CHARS_MAX:
+        return None
     text = text if len(text) <= _MESSAGE_CHARS_MAX else text[:_MESSAGE_CHARS_MAX] + "…"
-    if isinstance(error, duckdb.InterruptException):
-        return {"code": "query_too_heavy", "message": _too_slow(job), "fix": _LESS}
-    if isinstance(error, duckdb.PermissionException):
-        return {"code": "sql_not_allowed", "message": text, "fix": _REFUSED_FIX}
-    if isinstance(error, duckdb.InternalException | duckdb.FatalException | duckdb.IOException):
-        return {"code": "failed", "message": text, "fix": ""}
-    return {"code": "sql_invalid", "message": text, "fix": ""}
+    match kind:
+        case "INTERRUPT":
+            return {"code": "query_too_heavy", "message": _too_slow(job), "fix": _LESS}
+        case "Out of Memory":
+            return {"code": "query_too_heavy", "message": _too_much_memory(job), "fix": _LESS}
+        case "Permission":
+            return {"code": "sql_not_allowed", "message": text, "fix": _REFUSED_FIX}
+        case "INTERNAL" | "FATAL" | "IO":
+            return {"code": "failed", "message": text, "fix": ""}
+        case _:
+            return {"code": "sql_invalid", "message": text, "fix": ""}
 
 
 def _too_slow(job: dict[str, Any]) -> str:
@@ -191,19 +214,20 @@ def _literal(texts: list[str]) -> str:
 
 def _confine(libc: Any, job: dict[str, Any]) -> None:
     """What the kernel refuses from here on, whatever this process tries."""
-    seconds = int(job["cpu_seconds_max"])
     limits = {
         resource.RLIMIT_FSIZE: 0,  # a byte written to any file ends the process
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_NOFILE: 256 + len(job["files"]),
         resource.RLIMIT_AS: job["memory_bytes_max"] + _ADDRESS_SPACE_BYTES,
-        resource.RLIMIT_CPU: seconds,
         resource.RLIMIT_NPROC: 0,  # the threads are there
     }
     for limit, value in limits.items():
         _, hard = resource.getrlimit(limit)
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(limit, (value, value))
+        least = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(limit, (least, least))
+    # SIGXCPU ends it, so that the one who started it knows why; SIGKILL comes after.
+    seconds = int(job["cpu_seconds_max"])
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     _landlock(libc, job["files"])
 
@@ -247,6 +271,8 @@ def _check(parser: Any, sql: str, views: set[str]) -> str:
     """The one SELECT that the text is, without what ends it. Raises: Refused."""
     import duckdb  # noqa: PLC0415
 
+    if "\0" in sql:
+        raise Refused("sql_invalid", "there is a NUL in it", "leave it out; chr(0) is one")
     statements = parser.extract_statements(sql)
     if not statements:
         raise Refused("sql_invalid", "there is no statement in it", "send one SELECT")
@@ -254,8 +280,9 @@ def _check(parser: Any, sql: str, views: set[str]) -> str:
         raise Refused("sql_not_allowed", f"these are {len(statements)} statements", "send one SELECT at a time")
     kind = statements[0].type
     if kind is not duckdb.StatementType.SELECT:
-        more = "; name the values: PIVOT … ON … IN (…)" if kind is duckdb.StatementType.MULTI else ""
-        raise Refused("sql_not_allowed", f"{kind.name} is not SELECT", _REFUSED_FIX + more)
+        if kind is duckdb.StatementType.MULTI:
+            raise Refused("sql_not_allowed", "it becomes several statements", "name the values: PIVOT … ON … IN (…)")
+        raise Refused("sql_not_allowed", f"{kind.name} is not SELECT", _REFUSED_FIX)
     ((text,),) = parser.execute("SELECT json_serialize_sql(?::VARCHAR)", [sql]).fetchall()
     tree = json.loads(text)
     if tree["error"]:
@@ -308,11 +335,6 @@ def _check_table(node: dict[str, Any], known: set[str]) -> None:
 
 
 def _answer(database: Any, sql: str, job: dict[str, Any], out: Frames) -> None:
-    over = threading.Event()
-    watch = threading.Thread(target=_interrupt_late, args=(database, job, out, over), daemon=True)
-    # A thread that has to be started by now cannot be: RLIMIT_NPROC. Root may, other users may not.
-    with contextlib.suppress(RuntimeError):
-        watch.start()
     asked = database.sql(sql, params=job["parameters"]) if job["parameters"] else database.sql(sql)
     if asked is None:
         raise Refused("sql_not_allowed", "it gives no rows", _REFUSED_FIX)
@@ -322,21 +344,22 @@ def _answer(database: Any, sql: str, job: dict[str, Any], out: Frames) -> None:
         raise Refused("query_too_heavy", f"the answer has {len(columns)} columns, more than {job['columns_max']}", "")
     form = job["format"]
     names = [f"c{number}" for number in range(len(columns))]
-    wrapped = f"SELECT {_projected(form, names, columns, types)} FROM (\n{sql}\n) AS answer({', '.join(names)})"  # noqa: S608
+    extra = f", {names[columns.index(job['sequence'])]} AS sequence" if job["sequence"] else ""
+    wrapped = f"SELECT {_projected(form, names, columns, types)}{extra} FROM (\n{sql}\n) AS answer({', '.join(names)})"  # noqa: S608
     if job["limit"] is not None:
         wrapped += f" LIMIT {job['limit'] + 1}"
     parameters = {"params": job["parameters"]} if job["parameters"] else {}
     reader = database.sql(wrapped, **parameters).to_arrow_reader(_BATCH_ROWS)
     out.tell_json(b"H", {"columns": columns, "types": types})
-    rows, truncated = _write(form, reader, columns, job, out)
-    over.set()
-    out.tell_json(b"E", {"rows": rows, "truncated": truncated})
+    told = _write(form, reader, columns, job, out)
+    out.tell_json(b"E", told)
 
 
-def _interrupt_late(database: Any, job: dict[str, Any], out: Frames, over: threading.Event) -> None:
+def _interrupt_late(database: Any, job: dict[str, Any], out: Frames) -> None:
     """Interrupts the query when it has had its time. What it waited for its reader is not counted."""
     began = time.monotonic()
-    while not over.wait(_POLL_SECONDS):
+    while True:
+        time.sleep(_POLL_SECONDS)
         since = out.blocked_since
         waited = out.blocked_seconds + (time.monotonic() - since if since is not None else 0.0)
         if time.monotonic() - began - waited > job["seconds_max"]:
@@ -386,7 +409,7 @@ def _json(name: str, kind: str) -> str:
 def _cell(name: str, kind: str) -> str:
     """A cell that no spreadsheet takes for a formula (CWE-1236)."""
     text = _text(name, kind)
-    if _NUMBER.fullmatch(kind) or kind.startswith(("DECIMAL", "DATE", "TIMESTAMP")) and not _NESTED.search(kind):
+    if _NUMBER.fullmatch(kind) or (kind.startswith(("DECIMAL", "DATE", "TIMESTAMP")) and not _NESTED.search(kind)):
         return f"{text} AS {name}"
     if kind in {"DOUBLE", "FLOAT"}:
         return f"CASE WHEN {name} = '-inf' THEN '''-inf' ELSE {text} END AS {name}"
@@ -401,12 +424,21 @@ def _in_arrow(name: str, kind: str) -> str:
     return f"{name}::VARCHAR AS {name}" if kind == "NULL" else name
 
 
-def _write(form: str, reader: Any, columns: list[str], job: dict[str, Any], out: Frames) -> tuple[int, bool]:
-    """Rows that were written, and whether there are more: as `limit` and `bytes_max` allow."""
-    sink = _sink(form, reader.schema, columns, out)
+def _write(form: str, reader: Any, columns: list[str], job: dict[str, Any], out: Frames) -> dict[str, Any]:
+    """How many rows were written, whether there are more than `limit` and `bytes_max` allow, and which sequences."""
+    import pyarrow.compute as pc  # noqa: PLC0415
+
+    sequenced = bool(job["sequence"])
+    sink = _sink(form, list(reader.schema)[:-1] if sequenced else reader.schema, columns, out)
     rows, limit, bytes_max = 0, job["limit"], job["bytes_max"]
     truncated = False
+    first = last = None
     for batch in reader:
+        if sequenced and batch.num_rows:
+            ends = pc.min_max(batch.column(batch.num_columns - 1)).as_py()
+            first = ends["min"] if first is None else min(first, ends["min"])
+            last = ends["max"] if last is None else max(last, ends["max"])
+            batch = batch.select(range(batch.num_columns - 1))  # noqa: PLW2901
         if limit is not None and rows + batch.num_rows > limit:
             batch, truncated = batch.slice(0, limit - rows), True  # noqa: PLW2901
         if bytes_max is not None and batch.num_rows and out.written + batch.get_total_buffer_size() > bytes_max:
@@ -419,7 +451,7 @@ def _write(form: str, reader: Any, columns: list[str], job: dict[str, Any], out:
         if truncated:
             break
     sink.close()
-    return rows, truncated
+    return {"rows": rows, "truncated": truncated, "first": first, "last": last}
 
 
 class _Lines:
@@ -444,7 +476,7 @@ class _Arrow:
         self._writer = writer
         self._schema = schema
 
-    def write(self, batch: Any, before: int) -> None:  # noqa: ARG002
+    def write(self, batch: Any, before: int) -> None:
         import pyarrow as pa  # noqa: PLC0415
 
         self._writer.write_batch(pa.RecordBatch.from_arrays(batch.columns, schema=self._schema))
@@ -461,7 +493,7 @@ class _Rows(_Arrow):
         self._waiting: list[Any] = []
         self._count = 0
 
-    def write(self, batch: Any, before: int) -> None:  # noqa: ARG002
+    def write(self, batch: Any, before: int) -> None:
         self._waiting.append(batch)
         self._count += batch.num_rows
         if self._count >= _ROW_GROUP_ROWS:

@@ -191,6 +191,10 @@ def _managed(one: Operation) -> dict[str, Any]:
         "parameters": _parameters(one),
         "responses": {str(one.status): _response(one.status, one.answer)} | _problems(*statuses),
     }
+    if one.media_types:
+        binary = {"schema": {"type": "string", "format": "binary"}}
+        content = members["responses"][str(one.status)].setdefault("content", {})
+        content |= dict.fromkeys(one.media_types, binary)
     if one.body is not None:
         types = ("application/json", "application/merge-patch+json") if one.method == "PATCH" else ("application/json",)
         content = {media_type: {"schema": _ref(one.body)} for media_type in types}

@@ -24,7 +24,7 @@ from service.commands import Prepared
 from service.errors import NotFound
 from service.idempotency import Repeatable, idempotency_key, once
 from service.incoming import Incoming
-from service.outgoing import JSON, NO_STORE, Response
+from service.outgoing import JSON, NO_STORE, FileResponse, Response
 from service.parsing import JSON as JSON_TYPES
 from service.parsing import MERGE_PATCH, decode_json_strictly, json_body, query
 from service.registry import Asker
@@ -46,6 +46,7 @@ class Operation(Struct, frozen=True, kw_only=True):
 
     `body` and `query` are the Structs that are read; `answer` is what is sent with `status`. `errors` are the statuses
     that can occur besides those that every operation has. `in_path`: the name of the path's parameter.
+    `media_types`: of answers in other formats than JSON.
     """
 
     method: str
@@ -61,7 +62,7 @@ class Operation(Struct, frozen=True, kw_only=True):
     errors: tuple[int, ...] = ()
     creates: bool = False
     in_path: str | None = None
-    media_type: str = "application/json"
+    media_types: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -132,6 +133,7 @@ def _route(one: Operation, get_runtime: GetRuntime) -> HTTPRouteHandler:
     async def endpoint(request: Request[Any, Any, Any]) -> ASGIApp:
         started = time.perf_counter()
         incoming = incoming_of(request)
+        response: Response | FileResponse
         try:
             response = await _answer(one, get_runtime(), incoming, decode)
         except Exception as error:
@@ -146,7 +148,7 @@ def _route(one: Operation, get_runtime: GetRuntime) -> HTTPRouteHandler:
     )
 
 
-async def _answer(one: Operation, runtime: Runtime, incoming: Incoming, decode: Any) -> Response:
+async def _answer(one: Operation, runtime: Runtime, incoming: Incoming, decode: Any) -> Response | FileResponse:
     assert one.needs is not None
     caller = await authenticate(runtime, incoming, one.needs)
     name = _name_in_path(one, incoming) if one.in_path else ""
@@ -157,6 +159,8 @@ async def _answer(one: Operation, runtime: Runtime, incoming: Incoming, decode: 
         body = decode_json_strictly(decode, raw_body)
     call = Call(runtime=runtime, incoming=incoming, caller=caller, name=name, query=asked, body=body, raw_body=raw_body)
     answer = await one.handler(call)
+    if isinstance(answer, Response | FileResponse):
+        return answer
     return Response(one.status, msgspec.json.encode(answer), NO_STORE)
 
 
@@ -185,7 +189,7 @@ def incoming_of(request: Request[Any, Any, Any]) -> Incoming:
     return incoming
 
 
-def sending(response: Response, incoming: Incoming) -> ASGIApp:
+def sending(response: Response | FileResponse, incoming: Incoming) -> ASGIApp:
     """The response as Litestar takes it."""
 
     async def send_it(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001

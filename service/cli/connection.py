@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +17,7 @@ from service.settings import is_loopback
 
 PAGE_ITEMS_MAX = 1000
 ANSWER_SECONDS_MAX = 30.0
+DOWNLOAD_SECONDS_MAX = 3_900.0  # an export is made before its first byte is sent
 START = "start it with `token-ledger up`, or say where it runs with --data-dir or TOKEN_LEDGER_URL"
 
 
@@ -90,7 +92,7 @@ class Api:
         idempotency_key: str | None = None,
     ) -> dict[str, Any]:
         """The answer to one request. Members of `body` and `query` that are None or empty were not given."""
-        return _answer(self.ask(method, path, body, query=query, idempotency_key=idempotency_key))
+        return answer_of(self.ask(method, path, body, query=query, idempotency_key=idempotency_key))
 
     def ask(
         self,
@@ -100,21 +102,40 @@ class Api:
         *,
         query: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
+        seconds_max: float = ANSWER_SECONDS_MAX,
     ) -> httpx.Response:
         """The response as it is. Raises: Failed if there is none."""
-        try:
+        with self._told():
             return self._http.request(
                 method,
                 path,
+                timeout=seconds_max,
                 json=given(body) if body is not None else None,
                 params={name: _parameter(value) for name, value in given(query or {}).items()},
                 headers={"Idempotency-Key": idempotency_key} if idempotency_key else {},
             )
+
+    def download(self, path: str, query: Mapping[str, Any], take: Callable[[bytes], object]) -> httpx.Headers:
+        """Hands over the bytes of an answer as they come. Raises: Failed, also when they end too early."""
+        asked = {name: _parameter(value) for name, value in given(query).items()}
+        with self._told(), self._http.stream("GET", path, params=asked, timeout=DOWNLOAD_SECONDS_MAX) as response:
+            if not response.is_success:
+                response.read()
+                answer_of(response)
+            for part in response.iter_raw():
+                take(part)
+            return response.headers
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Raises: Failed for what went wrong on the way."""
+        try:
+            yield
         except httpx.ConnectError as error:
             raise Failed(f"no service answers at {self.url}: {error}", START, code="unreachable") from None
         except httpx.TimeoutException:
             raise Failed(
-                f"{self.url} did not answer within {ANSWER_SECONDS_MAX:.0f} s",
+                f"{self.url} did not answer in time",
                 "look with `token-ledger doctor`; whether a write was done, `token-ledger audit events` tells",
                 code="timeout",
             ) from None
@@ -146,7 +167,7 @@ def _parameter(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _answer(response: httpx.Response) -> dict[str, Any]:
+def answer_of(response: httpx.Response) -> dict[str, Any]:
     try:
         answer = response.json()
     except ValueError:

@@ -55,6 +55,9 @@ SURFACE = {
     ("GET", "/v1/audit/tokens/expiring"),
     ("GET", "/v1/audit/scopes"),
     ("GET", "/v1/audit/blast-radius"),
+    ("POST", "/v1/audit/query"),
+    ("GET", "/v1/audit/export"),
+    ("GET", "/v1/audit/exports/{export_id}"),
     ("GET", "/v1/audit/findings"),
     ("GET", "/v1/audit/findings/{finding_id}"),
     ("POST", "/v1/audit/findings/{finding_id}/acknowledge"),
@@ -239,6 +242,10 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
         service.validate(made["token"])
         return {"token_id": made["token_id"]}
 
+    def exported() -> str:
+        made = service.call("GET", "/v1/audit/export", params={"dataset": "gaps"})
+        return str(made.headers["x-export-id"])
+
     def finding() -> dict[str, str]:
         return {"finding_id": ground.finding_id}
 
@@ -321,6 +328,17 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
             Call(query=used_token()),
             Call(query={"client_id": ground.app.client_id, "interval": "hour", "explain": "sql"}),
         ],
+        ("POST", "/v1/audit/query"): lambda: [
+            Call(body={"sql": "SELECT $n AS n, [1, NULL] AS l", "parameters": {"n": 1}, "limit": 1}),
+            Call(body={"sql": "FROM gaps_v1", "format": "csv"}),
+            Call(body={"sql": "FROM gaps_v1", "format": "arrow"}),
+        ],
+        ("GET", "/v1/audit/export"): lambda: [
+            Call(query={"dataset": "gaps"}),
+            Call(query={"dataset": "gaps", "format": "csv"}),
+            Call(query={"dataset": "gaps", "format": "ndjson"}),
+        ],
+        ("GET", "/v1/audit/exports/{export_id}"): lambda: [Call({"export_id": exported()})],
         ("GET", "/v1/audit/findings"): lambda: [*everywhere, Call(query={"status": "open", "rule": "burst"})],
         ("GET", "/v1/audit/findings/{finding_id}"): lambda: [Call(finding())],
         ("POST", "/v1/audit/findings/{finding_id}/acknowledge"): lambda: [Call(finding(), body={"reason": "seen"})],

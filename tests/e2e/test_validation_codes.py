@@ -183,6 +183,9 @@ SCOPES_NEEDED = {
     ("GET", "/v1/audit/usage"): "ledger:audit",
     ("GET", "/v1/audit/tokens/unused"): "ledger:audit",
     ("GET", "/v1/audit/tokens/expiring"): "ledger:audit",
+    ("POST", "/v1/audit/query"): "ledger:audit",
+    ("GET", "/v1/audit/export"): "ledger:audit",
+    ("GET", "/v1/audit/exports/exp_x"): "ledger:audit",
     ("POST", "/v1/keys/rotate"): "ledger:admin",
 }
 ALL_SCOPES = ("admin", "clients", "users", "issue", "validate", "revoke", "audit", "subscribe")

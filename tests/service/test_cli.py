@@ -341,7 +341,7 @@ def test_cli_every_command_explains_itself_and_takes_output_json(bare: Run) -> N
         assert command.help, path
         assert command.help[0].isupper(), path
         assert bare(*path, "--help").exit_code == DONE
-    assert not {("revocations", "tail"), ("audit", "sql")} & found.keys()
+    assert ("revocations", "tail") not in found
 
 
 def test_cli_as_a_process_ends_with_the_documented_exit_codes(tmp_path: Path) -> None:
