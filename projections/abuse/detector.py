@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from events.types import AbuseDetected, Evidence, Quantity
 from projections.abuse import relations
-from projections.abuse.rules import Rule, RuleError
+from projections.abuse.rules import LONG_SECONDS_MAX, Rule, RuleError
 
 _SLACK = timedelta(minutes=10)  # what comes so much late still finds what happened just before it
 _COMPACT_ROWS = 500_000
@@ -133,6 +133,7 @@ class Detector:
         self.incidents: dict[str, Incident] = dict(incidents or {})  # by rule and entity
         self._salt = salt
         self.window = timedelta(seconds=max([60.0, *(rule.window_seconds for rule in self.rules)])) + _SLACK
+        self.long_window = timedelta(seconds=LONG_SECONDS_MAX) + _SLACK
         self._day: datetime | None = None
         self._newest = datetime.min  # noqa: DTZ901 - as DuckDB's TIMESTAMP
         self._compact_at = _COMPACT_ROWS
@@ -227,8 +228,9 @@ class Detector:
         for statement in relations.FOLD:
             run(statement)
         self._newest = max(self._newest, last)
-        run("DELETE FROM recent_uses WHERE occurred_at < ?", [self._newest - self.window])
-        run("DELETE FROM recent_refused WHERE minute < ?", [self._newest - self.window])
+        run("DELETE FROM recent_uses WHERE occurred_at < ?", [self._newest - self.long_window])
+        run(f"DELETE FROM recent_uses WHERE occurred_at < ? AND NOT {relations.RARE}", [self._newest - self.window])
+        run("DELETE FROM recent_refused WHERE minute < ?", [self._newest - self.long_window])
         ((rows,),) = run("SELECT (SELECT count(*) FROM seen) + (SELECT count(*) FROM tally)").fetchall()
         if rows > self._compact_at:
             for statement in relations.COMPACT:

@@ -44,6 +44,10 @@ SELECT u.token_no, 'tok_' || replace(t.token_id::VARCHAR, '-', '') AS token_id,
     t.expires_at
 FROM used_tokens u JOIN issued_tokens t USING (token_id)
 """
+# As `relations.RARE`, of the store's own tables.
+_RARE = """(outcome = 'insufficient_scope' OR token_no IN (
+    SELECT token_no FROM used_tokens JOIN issued_tokens USING (token_id) WHERE kind = 'pat'
+))"""
 _ORIGINS = "SELECT origin_no, ip, user_agent, network, agent FROM origins"
 
 # Of whole days that are long over, from the roll-up; of the last two use by use, up to `until`.
@@ -112,9 +116,10 @@ def seed(cursor: duckdb.DuckDBPyConnection, detector: Detector, *, until: int, b
         detector.insert("tally", _table(cursor, _SLOTS, bounds))
         detector.insert("tally_refused", _table(cursor, _SLOTS_REFUSED, bounds))
         detector.begin(day)
-    window = {"from": last - detector.window, "to": limit, "until": until}
+    window = {"from": last - detector.long_window, "to": limit, "until": until}
     within = "occurred_at >= $from AND occurred_at < $to AND block_seq <= $until"
-    detector.insert("recent_uses", _table(cursor, f"{_USES} AND {within}", window))
+    kept = f"{_USES} AND {within} AND (occurred_at >= $all_from OR {_RARE})"
+    detector.insert("recent_uses", _table(cursor, kept, window | {"all_from": last - detector.window}))
     within = within.replace("occurred_at", "minute")
     detector.insert("recent_refused", _table(cursor, f"{_REFUSED} WHERE {within}", window))
 

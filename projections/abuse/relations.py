@@ -4,6 +4,9 @@ from __future__ import annotations
 
 BASELINE_DAYS = 28
 
+# Uses that are few enough to be kept for longer than the others.
+RARE = "(outcome = 'insufficient_scope' OR token_no IN (SELECT token_no FROM tokens WHERE kind = 'pat'))"
+
 LIVE = "outcome IN ('valid', 'insufficient_scope', 'wrong_audience')"
 
 TABLES = (

@@ -17,7 +17,8 @@ from events.types import RuleMode
 
 Entity = Literal["token", "grant", "address"]
 MODES: tuple[RuleMode, ...] = get_args(RuleMode)
-WINDOW_SECONDS_MAX = 3600  # uses that are kept in memory for the rules
+WINDOW_SECONDS_MAX = 3600  # all uses are kept in memory for the rules at most so long
+LONG_SECONDS_MAX = 10_800  # and what is rare: refused requests and scopes, and what people's tokens are used for
 _VALUE_MAX = 1e9
 _DIRECTORY = Path(__file__).parent / "rules"
 _HEAD = re.compile(r"-- (\w+): (.*)")
@@ -129,8 +130,9 @@ def changed(rule: Rule, name: str, value: str) -> Rule:
         number = math.nan
     if not 0 < number <= _VALUE_MAX:
         raise RuleError(f"{rule.name}.{name} is {value!r} and must be a number above 0")
-    if name == "seconds" and number > WINDOW_SECONDS_MAX:
-        raise RuleError(f"{rule.name}.seconds must be at most {WINDOW_SECONDS_MAX}")
+    seconds_max = {"seconds": WINDOW_SECONDS_MAX, "long_seconds": LONG_SECONDS_MAX}.get(name)
+    if seconds_max is not None and number > seconds_max:
+        raise RuleError(f"{rule.name}.{name} must be at most {seconds_max}")
     parameters = tuple(
         replace(parameter, value=number) if parameter.name == name else parameter for parameter in rule.parameters
     )

@@ -72,9 +72,9 @@ def woken(story: Story) -> None:
 
 
 def shared(story: Story) -> None:
+    agents = ("okhttp/4", "Go-http-client/2", "Wget/1.21")
     for number in range(12):
-        agent = ("shop/1.4", "okhttp/4", "Go-http-client/2")[number % 3]
-        story.use(1, NOON + seconds(10 * number), ip=("203.0.113.5", HOME)[number % 2], agent=agent)
+        story.use(1, NOON + seconds(600 * number), ip=f"203.0.{number % 3}.5", agent=agents[number % 3])
 
 
 def probing(story: Story) -> None:

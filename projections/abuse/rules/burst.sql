@@ -1,29 +1,38 @@
 -- version: 1
 -- finds: a token that is used far more often within minutes than it, or its owner's other tokens, ever was: somebody
 --   fetches all there is.
--- spares: jobs that run every hour or day in one go, retries after a failure (a few times as many, or refused), and
---   tokens whose owner has no history of some days, such as those made for a load test.
+-- spares: jobs that run every hour or day in one go, retries after a failure (a few times as many, or refused), a person's
+--   script that asks for some hundred things, and tokens whose owner has no history of some days, such as those made for
+--   a load test.
 -- entity: token
 -- quiet_seconds: 21600
 -- parameter: uses = 100 (uses; at least)
 -- parameter: factor = 4 (times; as many as the most within ten minutes on the days before)
--- parameter: days = 3 (days; with uses before that day)
+-- parameter: days = 1 (days; with uses before that day)
 -- parameter: seconds = 600 (seconds; within which the uses are counted)
-WITH candidates AS (
-    SELECT u.token_no, greatest($uses, $factor * coalesce(o.ten_minutes_uses_max, s.ten_minutes_uses_max)) AS uses_max,
-        coalesce(o.ten_minutes_uses_max, s.ten_minutes_uses_max) AS uses_usual
-    FROM (SELECT token_no, count(*) AS uses FROM window_uses WHERE outcome = 'valid' GROUP BY token_no) u
-    JOIN window_tokens t USING (token_no)
-    LEFT JOIN usual o ON o.token_no = u.token_no AND o.days >= $days
+-- parameter: person_uses = 450 (uses; of a person's PAT, at least)
+-- parameter: person_factor = 1.2 (times; as many as the PAT's most within ten minutes on the days before)
+-- parameter: long_seconds = 2400 (seconds; within which a PAT's uses are counted)
+WITH expected AS (
+    SELECT t.token_no, t.kind = 'pat' AS is_person,
+        coalesce(o.ten_minutes_uses_max, s.ten_minutes_uses_max) AS uses_usual,
+        CASE WHEN t.kind = 'pat' THEN greatest($person_uses, $person_factor * coalesce(
+            o.ten_minutes_uses_max, s.ten_minutes_uses_max
+        )) ELSE greatest($uses, $factor * coalesce(o.ten_minutes_uses_max, s.ten_minutes_uses_max)) END AS uses_max,
+        to_seconds(CASE WHEN t.kind = 'pat' THEN $long_seconds ELSE $seconds END) AS within
+    FROM window_tokens t
+    LEFT JOIN usual o ON o.token_no = t.token_no AND o.days >= $days
     LEFT JOIN usual_subjects s ON s.subject = t.subject AND s.days >= $days
-    WHERE u.uses >= greatest($uses, $factor * coalesce(o.ten_minutes_uses_max, s.ten_minutes_uses_max))
-        AND coalesce(o.days, s.days) IS NOT NULL
+    WHERE coalesce(o.days, s.days) IS NOT NULL
+), candidates AS (
+    SELECT token_no FROM window_uses JOIN expected USING (token_no) WHERE outcome = 'valid'
+    GROUP BY token_no, uses_max HAVING count(*) >= uses_max
 ), counted AS (
-    SELECT u.*, c.uses_max, c.uses_usual, count(*) OVER recent AS uses, min(occurred_at) OVER recent AS first_at
-    FROM window_uses u JOIN candidates c USING (token_no)
+    SELECT u.*, e.uses_max, e.uses_usual, count(*) OVER recent AS uses, min(u.occurred_at) OVER recent AS first_at
+    FROM window_uses u SEMI JOIN candidates USING (token_no) JOIN expected e USING (token_no)
     WHERE u.outcome = 'valid'
     WINDOW recent AS (
-        PARTITION BY token_no ORDER BY occurred_at RANGE BETWEEN to_seconds($seconds) PRECEDING AND CURRENT ROW
+        PARTITION BY token_no ORDER BY occurred_at RANGE BETWEEN within PRECEDING AND CURRENT ROW
     )
 )
 SELECT occurred_at, token_no::VARCHAR AS entity, token_no, block_seq, use_index, first_at, false AS reported,

@@ -5,16 +5,16 @@
 --   address.
 -- entity: address
 -- quiet_seconds: 21600
--- parameter: clients = 5 (clients; different ones whose secret was wrong, at least)
+-- parameter: clients = 4 (clients; different ones whose secret was wrong, at least)
 -- parameter: requests = 60 (requests; that name no known client, at least)
--- parameter: seconds = 600 (seconds; within which these are counted)
+-- parameter: long_seconds = 10800 (seconds; within which these are counted)
 WITH counted AS (
     SELECT ip, minute, count(DISTINCT nullif(caller, '')) OVER recent AS clients,
         coalesce(sum(CASE WHEN caller = '' THEN requests END) OVER recent, 0)::BIGINT AS requests_unnamed,
         sum(requests) OVER recent::BIGINT AS requests, min(minute) OVER recent AS first_at
     FROM window_refused
     WHERE outcome = 'invalid_client' AND ip IS NOT NULL
-    WINDOW recent AS (PARTITION BY ip ORDER BY minute RANGE BETWEEN to_seconds($seconds) PRECEDING AND CURRENT ROW)
+    WINDOW recent AS (PARTITION BY ip ORDER BY minute RANGE BETWEEN to_seconds($long_seconds) PRECEDING AND CURRENT ROW)
 )
 SELECT DISTINCT minute AS occurred_at, 'address ' || ip AS entity, ip, first_at, false AS reported, clients, requests
 FROM counted

@@ -5,16 +5,16 @@
 --   ask again and again with a token that was refused.
 -- entity: token
 -- quiet_seconds: 21600
--- parameter: uses = 120 (uses; at least)
--- parameter: factor = 1 (times; as many as the most within ten minutes on the days before)
--- parameter: seconds = 60 (seconds; within which the uses are counted)
+-- parameter: uses = 110 (uses; at least: more than one after another, each waiting for the one before)
+-- parameter: factor = 4 (times; as often as in the busiest ten minutes on the days before)
+-- parameter: seconds = 20 (seconds; within which the uses are counted)
 WITH candidates AS (
-    SELECT u.token_no, greatest($uses, $factor * coalesce(o.ten_minutes_uses_max, 0)) AS uses_max,
+    SELECT u.token_no, greatest($uses, $factor * $seconds / 600 * coalesce(o.ten_minutes_uses_max, 0)) AS uses_max,
         coalesce(o.ten_minutes_uses_max, 0) AS uses_usual
     FROM (SELECT token_no, count(*) AS uses FROM window_uses WHERE outcome = 'valid' GROUP BY token_no) u
     JOIN window_tokens t USING (token_no)
     LEFT JOIN usual o USING (token_no)
-    WHERE t.kind = 'pat' AND u.uses >= greatest($uses, $factor * coalesce(o.ten_minutes_uses_max, 0))
+    WHERE t.kind = 'pat' AND u.uses >= greatest($uses, $factor * $seconds / 600 * coalesce(o.ten_minutes_uses_max, 0))
 ), counted AS (
     SELECT u.*, c.uses_max, c.uses_usual, count(*) OVER recent AS uses, min(occurred_at) OVER recent AS first_at
     FROM window_uses u JOIN candidates c USING (token_no)

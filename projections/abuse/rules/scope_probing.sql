@@ -3,15 +3,15 @@
 -- spares: a client that was deployed without the one or two scopes that it needs and tries these again and again.
 -- entity: token
 -- quiet_seconds: 86400
--- parameter: scopes = 5 (scopes; different ones that were refused, at least)
--- parameter: seconds = 600 (seconds; within which these are counted)
+-- parameter: scopes = 4 (scopes; different ones that were refused, at least)
+-- parameter: long_seconds = 7200 (seconds; within which these are counted)
 WITH counted AS (
     SELECT *, count(DISTINCT scope) OVER recent AS scopes, count(*) OVER recent AS refusals,
         min(occurred_at) OVER recent AS first_at
     FROM window_uses
     WHERE outcome = 'insufficient_scope' AND scope IS NOT NULL
     WINDOW recent AS (
-        PARTITION BY token_no ORDER BY occurred_at RANGE BETWEEN to_seconds($seconds) PRECEDING AND CURRENT ROW
+        PARTITION BY token_no ORDER BY occurred_at RANGE BETWEEN to_seconds($long_seconds) PRECEDING AND CURRENT ROW
     )
 )
 SELECT occurred_at, token_no::VARCHAR AS entity, token_no, block_seq, use_index, first_at, false AS reported, outcome,
