@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,6 @@ from tests import leaks, running  # noqa: E402
 
 if TYPE_CHECKING:
     from events.server import EmbeddedServer
-
-StartService = Callable[..., running.Service]
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +30,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[running.Servic
 
 
 @pytest.fixture(scope="session")
-def service_with(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartService]:
+def service_with(tmp_path_factory: pytest.TempPathFactory) -> Iterator[running.StartService]:
     """Services with other settings, `service_with(use_recording="buffered")`: one for each set of them."""
     started: dict[tuple[tuple[str, Any], ...], running.Service] = {}
 
@@ -56,7 +54,7 @@ def service_with(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServ
 
 
 @pytest.fixture
-def own_service(tmp_path: Path) -> Iterator[Callable[..., running.Service]]:
+def own_service(tmp_path: Path) -> Iterator[running.StartService]:
     """Services that a test may break: stopped at the end of the test, if it did not stop them itself."""
     started: list[running.Service] = []
 

@@ -490,6 +490,9 @@ class Service:
 _numbers = itertools.count(1)
 
 
+StartService = Callable[..., Service]  # with settings of its own; ends with the module's tests
+
+
 def start(directory: Path, *, workers: int = 2, port: int = 0, **settings: Any) -> Service:
     """Starts `token-ledger up` under `directory` and waits until it is ready.
 

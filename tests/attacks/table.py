@@ -13,9 +13,7 @@ from functools import cached_property
 from typing import Any
 from urllib.parse import urlencode
 
-from tests.running import FORM, App, RawResponse, Service
-
-StartService = Callable[..., Service]
+from tests.running import FORM, App, RawResponse, Service, StartService
 
 # Two services with settings of their own: every start takes seconds.
 ODD_ISSUER = "https://auth.example/tenant/one"

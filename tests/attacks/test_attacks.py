@@ -12,8 +12,8 @@ from tests.attacks import (
     revocation,
     transport,
 )
-from tests.attacks.table import TABLE, Attack, Stage, StartService
-from tests.running import Service
+from tests.attacks.table import TABLE, Attack, Stage
+from tests.running import Service, StartService
 
 SECTIONS = (transport, client_authentication, refresh, introspection, access_tokens, revocation)
 

@@ -11,8 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from service.cli import main
-from tests.conftest import StartService
-from tests.running import Service, problem, until
+from tests.running import Service, StartService, problem, until
 
 FINDINGS, RULES, BACKTESTS = "/v1/audit/findings", "/v1/audit/rules", "/v1/audit/backtests"
 CHANGES = "scope_probing.mode=revoke,refresh_reuse.mode=revoke,scanning.requests=20"
