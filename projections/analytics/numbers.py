@@ -38,7 +38,7 @@ class Numbers(Generic[K]):
         self._row = row
         self._insert = f"INSERT INTO {table} {insert}"
         self._keys = names[1 : 1 + looked_up]
-        self._kept: dict[K | None, int] = {}
+        self._kept: dict[K | None, int] = {}  # never None's
         self._last = 0
 
     def start(self, cursor: duckdb.DuckDBPyConnection) -> None:
@@ -53,23 +53,18 @@ class Numbers(Generic[K]):
 
     def number(self, cursor: duckdb.DuckDBPyConnection, keys: Sequence[K | None]) -> list[int | None]:
         """The number of every key, None of None. Those that had none get one within the cursor's transaction."""
-        found = list(map(self._kept.get, keys))
-        if None not in found:
-            return found
-        wanted = list(
-            dict.fromkeys(key for key, one in zip(keys, found, strict=True) if one is None and key is not None)
-        )
+        # No loop of ours over all keys: most of them are known, and there are as many as uses.
+        distinct = dict.fromkeys(keys)
+        wanted = [key for key in distinct if key is not None and key not in self._kept]
         if wanted and len(self._kept) + len(wanted) > _KEPT_MAX:
             self._kept.clear()
+            wanted = [key for key in distinct if key is not None]
         if wanted:
             rows = [self._row(key) for key in wanted]
             for index, number in self._known(cursor, rows):
                 self._kept[wanted[index]] = number
             self._add(cursor, [(key, row) for key, row in zip(wanted, rows, strict=True) if key not in self._kept])
-        return [
-            self._kept[key] if number is None and key is not None else number
-            for key, number in zip(keys, found, strict=True)
-        ]
+        return list(map(self._kept.get, keys))
 
     def _known(self, cursor: duckdb.DuckDBPyConnection, rows: list[tuple[Any, ...]]) -> list[tuple[int, int]]:
         columns = {name: pa.array([row[at] for row in rows], pa.string()) for at, name in enumerate(self._keys)}

@@ -6,7 +6,7 @@ import functools
 import ipaddress
 import re
 
-_NETWORK_BITS = {4: 24, 6: 48}
+_IPV6_BITS = 48
 _COMMENT = re.compile(r"\([^()]*\)")
 # What all browsers say of themselves, for the sake of servers long gone.
 _SAID_BY_ALL = frozenset({"Mozilla", "AppleWebKit", "Gecko", "KHTML", "Version", "Mobile", "Safari"})
@@ -22,13 +22,14 @@ def network(ip: str | None) -> str | None:
     except ValueError:
         return None
     if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            address = address.ipv4_mapped
-        elif address.scope_id is not None:
-            address = ipaddress.IPv6Address(int(address))
-    return str(ipaddress.ip_network((address, _NETWORK_BITS[address.version]), strict=False))
+        if address.ipv4_mapped is None:
+            return str(ipaddress.IPv6Network((int(address), _IPV6_BITS), strict=False))
+        address = address.ipv4_mapped
+    # As IPv4Network says it, which takes three times as long; there are many addresses.
+    return f"{str(address).rpartition('.')[0]}.0/24"
 
 
+@functools.lru_cache(10_000)
 def agent(user_agent: str | None) -> str | None:
     """The product that a user agent names (RFC 9110 §10.1.5), without its version; of a browser its own name.
 
