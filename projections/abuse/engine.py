@@ -54,6 +54,8 @@ _FOUND = """
 SELECT body ->> 'finding_id', recorded_at, body ->> 'rule', body ->> 'mode', (body ->> 'self_reported')::BOOLEAN
 FROM events WHERE ledger_seq > ? AND ledger_seq <= ? AND type = 'abuse.detected/1' ORDER BY ledger_seq
 """
+# What was revoked because of a finding names it.
+_ACTED = "SELECT DISTINCT request_id FROM events WHERE request_id = ANY (?)"
 
 _UNNOTED = """
 SELECT body ->> 'rule', coalesce(body ->> 'token_id', body ->> 'grant_id'), (body ->> 'detected_at')::TIMESTAMP
@@ -327,8 +329,10 @@ class Engine:
         oldest = datetime.now(UTC).replace(tzinfo=None) - _ACT_WITHIN
         with self._store.cursor() as cursor:
             found = cursor.execute(_FOUND, [self._counted, until]).fetchall()
+            named = [finding_id for finding_id, _, _, mode, _ in found if mode == "revoke"]
+            acted = {one for (one,) in cursor.execute(_ACTED, [named]).fetchall()} if named else set()
         for finding_id, recorded_at, rule, mode, self_reported in found:
             self._counts[rule, mode] += 1
-            if mode == "revoke" and not self_reported and recorded_at > oldest:
+            if mode == "revoke" and not self_reported and recorded_at > oldest and finding_id not in acted:
                 self._to_act_on.append(finding_id)
         self._counted = until

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from events.types import Kind, RefreshReplayed
-from tests.abusing import AGENT, DAYS, HOME, HOUR, MINUTE, START, Story, look
+from tests.abusing import AGENT, DAYS, HOUR, MINUTE, START, Story, look
 from tests.making import cli, grt, head, tok, usr
 
 NOON = START + timedelta(days=DAYS, hours=12)

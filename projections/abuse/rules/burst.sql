@@ -28,14 +28,15 @@ WITH expected AS (
     SELECT token_no FROM window_uses JOIN expected USING (token_no) WHERE outcome = 'valid'
     GROUP BY token_no, uses_max HAVING count(*) >= uses_max
 ), counted AS (
-    SELECT u.*, e.uses_max, e.uses_usual, count(*) OVER recent AS uses, min(u.occurred_at) OVER recent AS first_at
+    SELECT u.*, e.uses_max, e.uses_usual, count(*) OVER recent AS uses, min(u.occurred_at) OVER recent AS first_at,
+        bool_and(u.reported) OVER recent AS all_reported
     FROM window_uses u SEMI JOIN candidates USING (token_no) JOIN expected e USING (token_no)
     WHERE u.outcome = 'valid'
     WINDOW recent AS (
         PARTITION BY token_no ORDER BY occurred_at RANGE BETWEEN within PRECEDING AND CURRENT ROW
     )
 )
-SELECT occurred_at, token_no::VARCHAR AS entity, token_no, block_seq, use_index, first_at, false AS reported,
+SELECT occurred_at, token_no::VARCHAR AS entity, token_no, block_seq, use_index, first_at, all_reported AS reported,
     uses, uses_usual
 FROM counted
 WHERE occurred_at >= $from AND occurred_at < $until AND uses >= uses_max

@@ -16,14 +16,15 @@ WITH candidates AS (
     LEFT JOIN usual o USING (token_no)
     WHERE t.kind = 'pat' AND u.uses >= greatest($uses, $factor * $seconds / 600 * coalesce(o.ten_minutes_uses_max, 0))
 ), counted AS (
-    SELECT u.*, c.uses_max, c.uses_usual, count(*) OVER recent AS uses, min(occurred_at) OVER recent AS first_at
+    SELECT u.*, c.uses_max, c.uses_usual, count(*) OVER recent AS uses, min(occurred_at) OVER recent AS first_at,
+        bool_and(reported) OVER recent AS all_reported
     FROM window_uses u JOIN candidates c USING (token_no)
     WHERE u.outcome = 'valid'
     WINDOW recent AS (
         PARTITION BY token_no ORDER BY occurred_at RANGE BETWEEN to_seconds($seconds) PRECEDING AND CURRENT ROW
     )
 )
-SELECT occurred_at, token_no::VARCHAR AS entity, token_no, block_seq, use_index, first_at, false AS reported,
+SELECT occurred_at, token_no::VARCHAR AS entity, token_no, block_seq, use_index, first_at, all_reported AS reported,
     uses, uses_usual
 FROM counted
 WHERE occurred_at >= $from AND occurred_at < $until AND uses >= uses_max

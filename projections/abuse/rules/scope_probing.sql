@@ -7,14 +7,14 @@
 -- parameter: long_seconds = 7200 (seconds; within which these are counted)
 WITH counted AS (
     SELECT *, count(DISTINCT scope) OVER recent AS scopes, count(*) OVER recent AS refusals,
-        min(occurred_at) OVER recent AS first_at
+        min(occurred_at) OVER recent AS first_at, bool_and(reported) OVER recent AS all_reported
     FROM window_uses
     WHERE outcome = 'insufficient_scope' AND scope IS NOT NULL
     WINDOW recent AS (
         PARTITION BY token_no ORDER BY occurred_at RANGE BETWEEN to_seconds($long_seconds) PRECEDING AND CURRENT ROW
     )
 )
-SELECT occurred_at, token_no::VARCHAR AS entity, token_no, block_seq, use_index, first_at, false AS reported, outcome,
+SELECT occurred_at, token_no::VARCHAR AS entity, token_no, block_seq, use_index, first_at, all_reported AS reported, outcome,
     scopes, refusals
 FROM counted
 WHERE occurred_at >= $from AND occurred_at < $until AND scopes >= $scopes
