@@ -47,7 +47,7 @@ def test_probing_is_found_and_its_token_revoked(guarded: Service) -> None:
     assert time.monotonic() - began < 15
     assert (item["rule"], item["mode"], item["status"]) == ("scope_probing", "revoke", "open")
     assert (item["grant_id"], item["subject"]) == (made["grant_id"], made["subject"])
-    assert item["counts"] == {"refusals": 5.0, "scopes": 5.0}
+    assert item["counts"] == {"refusals": 4.0, "scopes": 4.0}
     assert not item["self_reported"]
     history = guarded.done("GET", f"/v1/tokens/{made['token_id']}/history")["items"]
     [revoked] = [one for one in history if one["type"] == "token.revoked"]
@@ -58,7 +58,7 @@ def test_probing_is_found_and_its_token_revoked(guarded: Service) -> None:
     assert all(one["kept"] and one["outcome"] == "insufficient_scope" for one in shown["evidence"])
     assert {one["scope"] for one in shown["evidence"]} == {f"admin:{number}" for number in range(5)}
     assert shown["sql"]["statement"].startswith("WITH counted AS")
-    assert shown["sql"]["parameters"] == {"scopes": 5.0, "seconds": 600.0}
+    assert shown["sql"]["parameters"] == {"scopes": 4.0, "long_seconds": 7200.0}
 
 
 def test_reuse_of_a_refresh_token_is_found_and_its_grant_has_ended(guarded: Service) -> None:
@@ -175,7 +175,7 @@ def test_backtest_tells_what_a_rule_would_have_found(guarded: Service) -> None:
     }
     strict = backtest(guarded, rule="scope_probing", set={"scopes": 9})
     assert strict["found"] == 1
-    assert strict["parameters"] == {"scopes": 9.0, "seconds": 600.0}
+    assert strict["parameters"] == {"scopes": 9.0, "long_seconds": 7200.0}
     assert strict["clients"][0]["missed"] == recorded - 1
     assert [one["token_id"] for one in strict["examples"]] == [made["token_id"]]
     # Nothing of it was recorded.

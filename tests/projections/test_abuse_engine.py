@@ -100,8 +100,8 @@ async def test_finding_is_appended_once_with_what_it_rests_on(tmp_path: Path) ->
         assert (first.rule, first.mode, first.rule_version) == ("scope_probing", "notify", 1)
         assert (first.token_id, first.grant_id, first.subject, first.client_id) == (tok(1), grt(1), usr(1), None)
         assert first.first_at == THEN + timedelta(hours=1)
-        assert first.detected_at == THEN + timedelta(hours=1, seconds=4)
-        assert [(one.source, one.seq, one.index) for one in first.evidence] == [("use", 2, step) for step in range(5)]
+        assert first.detected_at == THEN + timedelta(hours=1, seconds=3)
+        assert [(one.source, one.seq, one.index) for one in first.evidence] == [("use", 2, step) for step in range(4)]
         assert second.first_at == THEN + timedelta(hours=40)
 
 

@@ -8,7 +8,7 @@
 -- quiet_seconds: 21600
 -- parameter: uses = 100 (uses; at least)
 -- parameter: factor = 4 (times; as many as the most within ten minutes on the days before)
--- parameter: days = 1 (days; with uses before that day)
+-- parameter: days = 3 (days; with uses before that day; with fewer, the factors are so much larger and `uses` up to twice)
 -- parameter: seconds = 600 (seconds; within which the uses are counted)
 -- parameter: person_uses = 450 (uses; of a person's PAT, at least)
 -- parameter: person_factor = 1.2 (times; as many as the PAT's most within ten minutes on the days before)
@@ -16,13 +16,16 @@
 WITH expected AS (
     SELECT t.token_no, t.kind = 'pat' AS is_person,
         coalesce(o.ten_minutes_uses_max, s.ten_minutes_uses_max) AS uses_usual,
-        CASE WHEN t.kind = 'pat' THEN greatest($person_uses, $person_factor * coalesce(
-            o.ten_minutes_uses_max, s.ten_minutes_uses_max
-        )) ELSE greatest($uses, $factor * coalesce(o.ten_minutes_uses_max, s.ten_minutes_uses_max)) END AS uses_max,
+        greatest(
+            CASE WHEN t.kind = 'pat' THEN $person_uses ELSE $uses * least(2, greatest(1, $days / coalesce(o.days, s.days))) END,
+            CASE WHEN t.kind = 'pat' THEN $person_factor ELSE $factor END
+                * greatest(1, $days / coalesce(o.days, s.days))
+                * coalesce(o.ten_minutes_uses_max, s.ten_minutes_uses_max)
+        ) AS uses_max,
         to_seconds(CASE WHEN t.kind = 'pat' THEN $long_seconds ELSE $seconds END) AS within
     FROM window_tokens t
-    LEFT JOIN usual o ON o.token_no = t.token_no AND o.days >= $days
-    LEFT JOIN usual_subjects s ON s.subject = t.subject AND s.days >= $days
+    LEFT JOIN usual o ON o.token_no = t.token_no
+    LEFT JOIN usual_subjects s ON s.subject = t.subject
     WHERE coalesce(o.days, s.days) IS NOT NULL
 ), candidates AS (
     SELECT token_no FROM window_uses JOIN expected USING (token_no) WHERE outcome = 'valid'

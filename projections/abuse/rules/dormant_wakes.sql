@@ -1,16 +1,19 @@
 -- version: 1
 -- finds: a token that nobody used for long and that is then used from a network that its owner is not known by: an old
 --   token that was found in a backup, a log or a repository.
--- spares: jobs that run once a month and people back from their holidays (from where they were before), and owners of
---   whom nothing is known yet.
+-- spares: jobs that run once a month and people back from their holidays (from where they were before), tokens that were
+--   never used often, and owners of whom nothing is known yet.
 -- entity: token
 -- quiet_seconds: 86400
 -- parameter: days = 14 (days; without a use, or since the issue of a token that was never used)
+-- parameter: factor = 4 (times; as long as between two days with uses before, on average)
 WITH ordered AS (
     SELECT *, lag(occurred_at) OVER (PARTITION BY token_no ORDER BY occurred_at, block_seq, use_index) AS used_before
     FROM window_uses
 ), last_uses AS (
-    SELECT token_no, max(last_at) AS last_at FROM history GROUP BY token_no
+    SELECT h.token_no, max(h.last_at) AS last_at,
+        CASE WHEN any_value(o.days) > 1 THEN (max(h.last_at) - min(h.first_at)) / (any_value(o.days) - 1) END AS gap
+    FROM history h LEFT JOIN usual o USING (token_no) GROUP BY h.token_no
 ), woken AS (
     SELECT o.*, t.subject, coalesce(o.used_before, l.last_at, t.issued_at) AS dormant_since
     FROM ordered o
@@ -19,6 +22,7 @@ WITH ordered AS (
     WHERE o.occurred_at >= $from AND o.occurred_at < $until AND o.network <> ''
         AND o.outcome IN ('valid', 'insufficient_scope', 'wrong_audience', 'ip_not_allowed')
         AND coalesce(o.used_before, l.last_at, t.issued_at) <= o.occurred_at - to_days($days::INTEGER)
+        AND coalesce(o.used_before, l.last_at, t.issued_at) <= o.occurred_at - $factor * coalesce(l.gap, to_days(0))
 ), known AS (
     SELECT subject, min(first_at) AS first_at FROM subject_networks GROUP BY subject
 )
