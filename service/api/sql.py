@@ -83,7 +83,7 @@ async def query_audit(call: Call[QueryBody, Nothing]) -> Response:
         parameters=parameters,
         limit=asked.limit,
     )
-    begun, data, ended = await _collected(call.runtime, request)
+    begun, data, ended = await call.incoming.while_connected(_collected(call.runtime, request))
     elapsed_ms = round((time.perf_counter() - started) * 1000, 1)
     if asked.format == "json":
         return Response(200, _json(begun, data, ended, reading, elapsed_ms), NO_STORE)
