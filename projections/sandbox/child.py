@@ -174,7 +174,7 @@ def _told(error: Exception, job: dict[str, Any]) -> dict[str, str] | None:
         return None
     if "max_expression_depth" in text:  # DuckDB's own advice is to set what is locked
         return {"code": "sql_invalid", "message": _TOO_DEEP, "fix": _FLATTER}
-    if "bad_alloc" in text or "realloc" in text or "malloc" in text:
+    if kind in {"INTERNAL", "FATAL"} and "alloc" in text:
         return {"code": "query_too_heavy", "message": _too_much_memory(job), "fix": _LESS}
     if job.get("wrapped"):  # the line that it shows is of our making
         text = text.partition("\n\nLINE ")[0]
