@@ -73,6 +73,11 @@ class Protocol:
         part: bytes = message.get("body", b"")
         return part
 
+    async def client_disconnect(self) -> None:
+        """Ends when the client has hung up. Only after the body was read, of which it would take parts."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
     def response_bytes(self, status: int, headers: Any, body: bytes) -> None:
         self._answer = (status, headers, body)
 

@@ -10,8 +10,9 @@ import ipaddress
 import os
 import re
 import time
+from collections.abc import Coroutine
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from granian.rsgi import ProtocolClosed, ProtocolError  # type: ignore[attr-defined]  # they have no stubs
@@ -21,6 +22,8 @@ from service.errors import BodyTooLarge, InvalidRequest, RequestTimeout, Unsuppo
 from service.outgoing import FileResponse, Response
 from service.settings import Network, Settings
 from service.tokens import redacted, uuid7_hex
+
+T = TypeVar("T")
 
 _numbers = count(1)
 _SWEEP_SECONDS = 1.0
@@ -152,6 +155,26 @@ class Incoming:
         if len(data) > bytes_max:
             raise _too_large(bytes_max)
         return data
+
+    async def while_connected(self, work: Coroutine[Any, Any, T]) -> T:
+        """What `work` gives, after the body was read; it is ended when the client hangs up before that.
+
+        Raises: what `work` raises; InvalidRequest when the client is gone, which only the log can tell.
+        """
+        working = asyncio.ensure_future(work)
+        gone = asyncio.ensure_future(self._gone())
+        try:
+            await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise InvalidRequest("the client went away before the answer was complete")
+            return working.result()
+        finally:
+            gone.cancel()
+            working.cancel()
+            await asyncio.gather(working, gone, return_exceptions=True)
+
+    async def _gone(self) -> None:
+        await self._protocol.client_disconnect()
 
     async def _parts(self, bytes_max: int) -> bytes:
         """A body whose length was not announced, as far as it may be kept.

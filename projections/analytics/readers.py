@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -97,13 +97,8 @@ class Readers:
         what = "query" if request.export is None else "export"
         answer = _Answer(self._nc, message.reply, request.read_id)
         try:
-            async with asyncio.timeout(_PLACE_SECONDS_MAX):
-                await self._places[what].acquire()
-        except TimeoutError:
-            await answer.refuse(QueryRefused("busy", f"{self._limits.at_once_max} of these are running already"))
-            return
-        try:
-            async with answer:
+            # In this order: who waits for a place may go away meanwhile.
+            async with answer, self._place(what):
                 await self._answer(request, answer)
         except QueryRefused as error:
             await answer.refuse(error)
@@ -115,6 +110,17 @@ class Readers:
             await answer.refuse(
                 QueryRefused("unavailable", "the analytics process could not publish; its log says why")
             )
+
+    @contextlib.asynccontextmanager
+    async def _place(self, what: str) -> AsyncIterator[None]:
+        """Raises: QueryRefused."""
+        try:
+            async with asyncio.timeout(_PLACE_SECONDS_MAX):
+                await self._places[what].acquire()
+        except TimeoutError:
+            raise QueryRefused("busy", f"{self._limits.at_once_max} of these are running already") from None
+        try:
+            yield
         finally:
             self._places[what].release()
 

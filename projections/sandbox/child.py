@@ -4,8 +4,9 @@ It is given a job on standard input, the files that it may read among it, and an
 needs nothing of this project, has no secret, no network and no file but those, and can write none: the kernel holds it
 to that (`_confine`), DuckDB's own locks do (`_database`), and a query is looked at before it runs (`_check`).
 
-A frame is one letter, the length of what follows (4 bytes, big endian), and that: `H` the columns (JSON), `D` bytes of
-the answer, `E` that it is complete (JSON), `X` why there is none, or no more of it (JSON).
+A frame is one letter, the length of what follows (4 bytes, big endian), and that: `S` that it has loaded and the
+query's time begins, `H` the columns (JSON), `D` bytes of the answer, `E` that it is complete (JSON), `X` why there is
+none, or no more of it (JSON).
 """
 
 from __future__ import annotations
@@ -22,10 +23,13 @@ import struct
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 FRAME_BYTES = 256 * 1024
-_ADDRESS_SPACE_BYTES = 3 * 1024**3  # beside DuckDB's memory: libraries, thread stacks, Arrow; reserved more than used
+# Beside DuckDB's memory, for rows on their way out. DuckDB does not count all that it takes: a value of 1 GB is none
+# of its memory. So the limit is that of the kernel.
+_ROOM_BYTES = 192 * 1024**2
 _BATCH_ROWS = 8192
 _ROW_GROUP_ROWS = 122_880
 _POLL_SECONDS = 0.02
@@ -42,13 +46,15 @@ _LANDLOCK_FILES_NEWEST = (1 << 16) - 1
 
 # What a query may read besides the views, none of which leaves this process.
 _TABLE_FUNCTIONS = {"generate_series", "json_each", "json_tree", "range", "repeat", "repeat_row", "unnest"}
-_SCHEMA_TABLES = {"columns", "tables"}  # of information_schema
 _NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
 # They tell of this process, or take what only the database itself may give them.
+_NAME = re.compile(r"[^\W\d]\w*")  # no file's, which would have a dot
 _FUNCTIONS_REFUSED = re.compile(r"current_setting|pg_get_viewdef|write_log|setval|nextval|currval|__internal_.*")
 _REFUSED_FIX = 'read the documented views with one SELECT; the README lists them under "SQL for auditors"'
 _FORMULA = "'^[=+@\\t\\r\\n-]'"
 _NUMBER = re.compile(r"TINYINT|SMALLINT|INTEGER|BIGINT|HUGEINT|UTINYINT|USMALLINT|UINTEGER|UBIGINT|UHUGEINT|BIGNUM")
+_WIDE = re.compile(r"U?HUGEINT|BIGNUM")
+_TOO_WIDE = "a HUGEINT has more than the 38 digits that Arrow can hold: cast it to VARCHAR"
 _NESTED = re.compile(r"\]$|^(STRUCT|MAP|UNION|TUPLE)\b")
 _NOT_IN_ARROW = re.compile(r"UHUGEINT|BIGNUM|BIT|GEOMETRY|VARIANT|TIME WITH TIME ZONE|UNION")
 
@@ -121,16 +127,17 @@ def main() -> None:
     try:
         database = _database(job)
         parser = duckdb.connect(":memory:", config={"threads": 1})
+        out.frame(b"S", b"")
         threading.Thread(target=_interrupt_late, args=(database, job, out), daemon=True).start()
         _confine(libc, job)
-        sql = job["sql"] if job["trusted"] else _check(parser, job["sql"], set(job["names"]))
+        sql = job["sql"] if job["trusted"] else _check(parser, database, job["sql"], set(job["names"]))
         _answer(database, sql, job, out)
     except Refused as error:
         out.tell_json(b"X", {"code": error.code, "message": str(error), "fix": error.fix})
     except MemoryError:
         out.tell_json(b"X", {"code": "query_too_heavy", "message": _too_much_memory(job), "fix": _LESS})
     except RecursionError:
-        out.tell_json(b"X", {"code": "sql_invalid", "message": "the query is nested too deeply", "fix": ""})
+        out.tell_json(b"X", {"code": "sql_invalid", "message": _TOO_DEEP, "fix": _FLATTER})
     except Exception as error:
         out.tell_json(b"X", _told(error, job) or {"code": "failed", "message": _where(error), "fix": ""})
     # DuckDB's threads may still be at work, and there is nothing to keep.
@@ -138,6 +145,10 @@ def main() -> None:
 
 
 _LESS = "ask for less: a shorter time, fewer columns or groups, or the views of usage by minute, hour and day"
+
+
+_TOO_DEEP = "the query is nested too deeply"
+_FLATTER = "nest fewer expressions and subqueries: name parts of it in WITH, and use IN (…) for many values"
 
 
 def _too_much_memory(job: dict[str, Any]) -> str:
@@ -161,6 +172,12 @@ def _told(error: Exception, job: dict[str, Any]) -> dict[str, str] | None:
     kind, is_duckdb, _ = text.partition(" Error: ")
     if not is_duckdb or len(kind) > _KIND_CHARS_MAX:
         return None
+    if "max_expression_depth" in text:  # DuckDB's own advice is to set what is locked
+        return {"code": "sql_invalid", "message": _TOO_DEEP, "fix": _FLATTER}
+    if kind in {"INTERNAL", "FATAL"} and "alloc" in text:
+        return {"code": "query_too_heavy", "message": _too_much_memory(job), "fix": _LESS}
+    if job.get("wrapped"):  # the line that it shows is of our making
+        text = text.partition("\n\nLINE ")[0]
     text = text if len(text) <= _MESSAGE_CHARS_MAX else text[:_MESSAGE_CHARS_MAX] + "…"
     match kind:
         case "INTERRUPT":
@@ -218,7 +235,7 @@ def _confine(libc: Any, job: dict[str, Any]) -> None:
         resource.RLIMIT_FSIZE: 0,  # a byte written to any file ends the process
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_NOFILE: 256 + len(job["files"]),
-        resource.RLIMIT_AS: job["memory_bytes_max"] + _ADDRESS_SPACE_BYTES,
+        resource.RLIMIT_AS: _address_space() + job["memory_bytes_max"] + _ROOM_BYTES,
         resource.RLIMIT_NPROC: 0,  # the threads are there
     }
     for limit, value in limits.items():
@@ -230,6 +247,11 @@ def _confine(libc: Any, job: dict[str, Any]) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     _landlock(libc, job["files"])
+
+
+def _address_space() -> int:
+    """Bytes that are mapped now: libraries, and stacks of threads that are there already."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 class _Ruleset(ctypes.Structure):
@@ -267,7 +289,7 @@ def _landlock(libc: Any, files: list[str]) -> None:
 # The query
 
 
-def _check(parser: Any, sql: str, views: set[str]) -> str:
+def _check(parser: Any, database: Any, sql: str, views: set[str]) -> str:
     """The one SELECT that the text is, without what ends it. Raises: Refused."""
     import duckdb  # noqa: PLC0415
 
@@ -286,14 +308,17 @@ def _check(parser: Any, sql: str, views: set[str]) -> str:
     ((text,),) = parser.execute("SELECT json_serialize_sql(?::VARCHAR)", [sql]).fetchall()
     tree = json.loads(text)
     if tree["error"]:
-        raise Refused("sql_invalid", tree.get("error_message", "the statement cannot be parsed"))
+        why = tree.get("error_message", "the statement cannot be parsed")
+        if "max_expression_depth" in why:
+            raise Refused("sql_invalid", _TOO_DEEP, _FLATTER)
+        raise Refused("sql_invalid", why)
     nodes = list(_nodes(tree))
-    allowed = views | {entry["key"] for node in nodes for entry in (node.get("cte_map") or {}).get("map", ())}
-    allowed |= {node["cte_name"] for node in nodes if isinstance(node.get("cte_name"), str)}
-    allowed |= {node["ctename"] for node in nodes if isinstance(node.get("ctename"), str)}
-    known = {name.lower() for name in allowed}
+    given = {entry["key"].lower() for node in nodes for entry in (node.get("cte_map") or {}).get("map", ())}
+    given |= {node[key].lower() for node in nodes for key in ("cte_name", "ctename") if isinstance(node.get(key), str)}
+    for name in sorted(given - views):
+        _check_given_name(database, name)
     for node in nodes:
-        _check_node(node, known)
+        _check_node(node, views, given)
     return re.sub(r"[\s;]+\Z", "", sql)
 
 
@@ -309,7 +334,23 @@ def _nodes(value: Any) -> Any:
             waiting += one
 
 
-def _check_node(node: dict[str, Any], known: set[str]) -> None:
+def _check_given_name(database: Any, name: str) -> None:
+    """A name in WITH must mean nothing where it is not in force: whether it is there, only the database knows.
+
+    So it is asked what it would read by that name.
+    """
+    import duckdb  # noqa: PLC0415
+
+    if _NAME.fullmatch(name):
+        try:
+            database.execute(f'SELECT 1 FROM "{name}" LIMIT 0').fetchall()  # noqa: S608 - it is a word
+        except duckdb.CatalogException:
+            return
+    fix = "call it by letters, digits and _, and not as something that the database has"
+    raise Refused("sql_not_allowed", f"{name[:100]} cannot be a name in WITH", fix)
+
+
+def _check_node(node: dict[str, Any], views: set[str], given: set[str]) -> None:
     kind = node.get("type")
     if isinstance(kind, str) and kind.endswith("_NODE") and kind not in _NODES:
         raise Refused("sql_not_allowed", f"{kind.removesuffix('_QUERY_NODE')} is not SELECT", _REFUSED_FIX)
@@ -321,17 +362,18 @@ def _check_node(node: dict[str, Any], known: set[str]) -> None:
         if name not in _TABLE_FUNCTIONS:
             raise Refused("sql_not_allowed", f"the table function {name} cannot be called here", _REFUSED_FIX)
     elif kind == "BASE_TABLE":
-        _check_table(node, known)
+        _check_table(node, views, views | given)
+    elif kind == "SHOW_REF" and not node.get("query"):
+        _check_table(node, views, views | {"tables"})
 
 
-def _check_table(node: dict[str, Any], known: set[str]) -> None:
+def _check_table(node: dict[str, Any], views: set[str], known: set[str]) -> None:
     path = [str(part).lower() for part in (node.get("qualified_name") or {}).get("path", [node.get("table_name")])]
-    if len(path) == 1 and path[0] in known:
+    if len(path) == 1 and (path[0].strip('"') if node["type"] == "SHOW_REF" else path[0]) in known:
         return
-    if len(path) == 2 and path[0] == "information_schema" and path[1] in _SCHEMA_TABLES:
-        return
-    views = ", ".join(sorted(name for name in known if re.fullmatch(r"[a-z_]+_v\d+", name)))
-    raise Refused("sql_not_allowed", f"there is no view {'.'.join(path)[:100]}", f"the views are {views}")
+    names = ", ".join(sorted(views))
+    fix = f"the views are {names}; DESCRIBE tells their columns"
+    raise Refused("sql_not_allowed", f"there is no view {'.'.join(path)[:100]}", fix)
 
 
 def _answer(database: Any, sql: str, job: dict[str, Any], out: Frames) -> None:
@@ -348,6 +390,7 @@ def _answer(database: Any, sql: str, job: dict[str, Any], out: Frames) -> None:
     wrapped = f"SELECT {_projected(form, names, columns, types)}{extra} FROM (\n{sql}\n) AS answer({', '.join(names)})"  # noqa: S608
     if job["limit"] is not None:
         wrapped += f" LIMIT {job['limit'] + 1}"
+    job["wrapped"] = True
     parameters = {"params": job["parameters"]} if job["parameters"] else {}
     reader = database.sql(wrapped, **parameters).to_arrow_reader(_BATCH_ROWS)
     out.tell_json(b"H", {"columns": columns, "types": types})
@@ -401,7 +444,7 @@ def _json(name: str, kind: str) -> str:
         return f"CASE WHEN isfinite({name}) THEN to_json({name}) ELSE to_json({name}::VARCHAR) END"
     if kind.startswith(("TIMESTAMP", "DECIMAL")) and not _NESTED.search(kind):
         return _text(name, kind)
-    if _NESTED.search(kind) and re.search(r"DOUBLE|FLOAT|DECIMAL", kind):
+    if _WIDE.fullmatch(kind) or (_NESTED.search(kind) and re.search(r"DOUBLE|FLOAT|DECIMAL|HUGEINT|BIGNUM", kind)):
         return f"{name}::VARCHAR"
     return name
 
@@ -418,7 +461,11 @@ def _cell(name: str, kind: str) -> str:
 
 def _in_arrow(name: str, kind: str) -> str:
     if kind == "HUGEINT":
-        return f"{name}::DECIMAL(38, 0) AS {name}"  # refuses what does not fit, where Arrow would change it
+        # Refuses what does not fit, where Arrow would change it.
+        return (
+            f"CASE WHEN {name} NOT BETWEEN {1 - 10**38} AND {10**38 - 1} THEN error('{_TOO_WIDE}') "
+            f"ELSE {name}::DECIMAL(38, 0) END AS {name}"
+        )
     if _NOT_IN_ARROW.search(kind) or (_NESTED.search(kind) and "HUGEINT" in kind):
         return f"{name}::VARCHAR AS {name}"
     return f"{name}::VARCHAR AS {name}" if kind == "NULL" else name

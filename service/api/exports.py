@@ -135,7 +135,7 @@ async def export_audit(call: Call[None, ExportQuery]) -> FileResponse:
     path = _spool(call.runtime, reading.read_id)
     try:
         asked = ReadRequest(read_id=reading.read_id.removeprefix("exp_"), format=form, export=request)
-        begun, ended, size, digest = await _written(call.runtime, asked, path)
+        begun, ended, size, digest = await call.incoming.while_connected(_written(call.runtime, asked, path))
         event = AuditExported(
             id=uuid7_hex(),
             occurred_at=now(),

@@ -38,7 +38,7 @@ class QueryBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class QueryAnswer(Struct, frozen=True, kw_only=True):
     """True at `ledger_seq` of LEDGER and `usage_seq` of USAGE. `truncated`: there are more rows.
 
-    DECIMAL, NaN and infinities are texts; times are UTC. `read_seq`: of the event that this was read.
+    DECIMAL, HUGEINT, NaN and infinities are texts; times are UTC. `read_seq`: of the event that this was read.
     """
 
     columns: list[str]
@@ -83,7 +83,7 @@ async def query_audit(call: Call[QueryBody, Nothing]) -> Response:
         parameters=parameters,
         limit=asked.limit,
     )
-    begun, data, ended = await _collected(call.runtime, request)
+    begun, data, ended = await call.incoming.while_connected(_collected(call.runtime, request))
     elapsed_ms = round((time.perf_counter() - started) * 1000, 1)
     if asked.format == "json":
         return Response(200, _json(begun, data, ended, reading, elapsed_ms), NO_STORE)

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -206,6 +207,30 @@ def _foreign(process: Process) -> list[str]:
 def sandbox(service: Service) -> Process | None:
     found = [one for one in service.tree() if one.command_line.endswith(str(service.projector("analytics").pid))]
     return next((one for one in found if "sandbox/child.py" in one.command_line), None)
+
+
+def hung_up(service: Service, method: str, path: str, body: bytes) -> None:
+    """Asks, and hangs up as soon as the query runs."""
+    request = (
+        f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {service.admin_token}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    address = httpx.URL(service.url)
+    with socket.create_connection((address.host, address.port)) as connection:
+        connection.sendall(request.encode() + body)
+        until(lambda: sandbox(service), what="the query runs")
+
+
+@pytest.mark.parametrize("proxies", [None, "192.0.2.1/32"], ids=["RSGI", "ASGI, behind a proxy"])
+def test_query_ends_when_its_client_hangs_up(own_service: Callable[..., Service], proxies: str | None) -> None:
+    """Its time is longer than this waits."""
+    more = {"trusted_proxies": proxies} if proxies else {}
+    service = own_service(audit_query_seconds_max=300, **more)
+    body = json.dumps({"sql": "SELECT count(*) FROM range(1000000) a, range(1000000) b, range(1000000) c"}).encode()
+    for _ in range(3):  # more than have a place at once
+        hung_up(service, "POST", "/v1/audit/query", body)
+        until(lambda: sandbox(service) is None, what="the query ended")
+    assert rows(service, "SELECT 1") == [[1]]
 
 
 def test_killed_query_is_said_to_be_and_disturbs_nothing(service: Service, used: dict[str, Any]) -> None:

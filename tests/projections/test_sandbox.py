@@ -115,10 +115,19 @@ async def test_uses_are_there_with_their_tokens(published: Publication) -> None:
 
 async def test_roll_ups_count_what_the_uses_do(published: Publication) -> None:
     for view in ("usage_minutes_v1", "usage_hours_v1", "usage_days_v1"):
-        assert await rows(published, f"SELECT sum(uses), count(*) > 1 FROM {view}") == [[len(USES), True]]
+        assert await rows(published, f"SELECT sum(uses)::BIGINT, count(*) > 1 FROM {view}") == [[len(USES), True]]
 
 
 # What is not one SELECT over the views, or reaches for something else
+
+SYSTEM_VIEWS = (
+    "pg_settings",
+    "duckdb_views",
+    "duckdb_logs",
+    "sqlite_master",
+    "pragma_database_list",
+    "pg_class",
+)
 
 ESCAPES: dict[str, tuple[str, str]] = {
     "nothing": ("", "sql_invalid"),
@@ -163,7 +172,39 @@ ESCAPES: dict[str, tuple[str, str]] = {
     "glob": ("FROM glob('/etc/*')", "sql_not_allowed"),
     "file as a table": ("FROM '/etc/passwd'", "sql_not_allowed"),
     "file as a table in quotes": ('FROM "/etc/passwd"', "sql_not_allowed"),
-    "file named like a common table": ("WITH \"/etc/passwd.csv\" AS (SELECT 1) FROM '/etc/passwd.csv'", ""),
+    "file named like a common table": (
+        "WITH \"/etc/passwd.csv\" AS (SELECT 1) FROM '/etc/passwd.csv'",
+        "sql_not_allowed",
+    ),
+    "published file named so": (
+        'FROM "{file}", (WITH "{file}" AS (SELECT 1 x) SELECT x FROM "{file}")',
+        "sql_not_allowed",
+    ),
+    **{
+        f"{name} under a name of another scope": (
+            f"SELECT * FROM {name}, (WITH {name} AS (SELECT 1 x) SELECT x FROM {name})",
+            "sql_not_allowed",
+        )
+        for name in SYSTEM_VIEWS
+    },
+    "name given after it is read": (
+        "WITH a AS (FROM pg_settings), PG_Settings AS (SELECT 1) FROM a",
+        "sql_not_allowed",
+    ),
+    "name given to itself": ("WITH pg_settings AS (FROM pg_settings) FROM pg_settings", "sql_not_allowed"),
+    "name given by recursion": (
+        "FROM pg_class, (WITH RECURSIVE pg_class AS (SELECT 1 x UNION SELECT x FROM pg_class) FROM pg_class)",
+        "sql_not_allowed",
+    ),
+    "name out of its scope": ("SELECT * FROM mine, (WITH mine AS (SELECT 1 x) FROM mine)", "sql_invalid"),
+    "quoted name that ends itself": ('WITH "a"" LIMIT 0; DROP VIEW uses_v1" AS (SELECT 1) SELECT 1', "sql_not_allowed"),
+    "columns of what is behind the views": ("FROM information_schema.columns", "sql_not_allowed"),
+    "SHOW of a setting": ("SHOW allowed_paths", "sql_not_allowed"),
+    "SHOW of a system view": ("SHOW pg_settings", "sql_not_allowed"),
+    "SHOW ALL TABLES": ("SHOW ALL TABLES", "sql_not_allowed"),
+    "SHOW TABLES of a schema": ("SHOW TABLES FROM published", "sql_not_allowed"),
+    "SHOW DATABASES": ("FROM (SHOW DATABASES)", "sql_not_allowed"),
+    "DESCRIBE of what is behind the views": ("DESCRIBE published.events", "sql_not_allowed"),
     "URL": ("FROM 'https://127.0.0.1/x.parquet'", "sql_not_allowed"),
     "query()": ("FROM query('SELECT * FROM read_text(''/etc/passwd'')')", "sql_not_allowed"),
     "query_table()": ("FROM query_table('uses_v1')", "sql_not_allowed"),
@@ -194,6 +235,7 @@ async def test_what_is_not_one_select_over_the_views_is_refused(
 ) -> None:
     sql, code = ESCAPES[name]
     text = sql.replace("{directory}", str(store.path.parent)).replace("{store}", str(store.path))
+    text = text.replace("{file}", published.files["events"][0].name)
     before = sorted(store.path.parent.rglob("*"))
     if code:
         refused = await refusal(published, text)
@@ -201,7 +243,7 @@ async def test_what_is_not_one_select_over_the_views_is_refused(
         assert SECRET not in str(refused)
         assert str(store.path.parent) not in str(refused).replace(text, "")
     else:
-        await answer(job(published, text))
+        await answer(job(published, text, seconds_max=30.0))
     assert sorted(store.path.parent.rglob("*")) == before
 
 
@@ -210,6 +252,9 @@ HEAVY = {
     "cross join": "SELECT count(*) FROM range(1000000) a, range(1000000) b, range(1000000) c",
     "sleep": "SELECT sleep_ms(100000)",
     "a string of 4 GB": "SELECT length(repeat('x', 4000000000))",
+    "a string of 2 GB": "SELECT repeat('x', 2000000000)",
+    "a string of 400 MB": "SELECT repeat('x', 400000000)",
+    "a string of 400 MB in Python": "SELECT repeat('x', 100000000) FROM range(4)",
     "all in one list": "SELECT len(list(range)) FROM range(10000000000)",
     "sort of too much": "SELECT range, hash(range) h FROM range(1000000000) ORDER BY h",
     "regular expression": """SELECT sum(regexp_matches(repeat('a', 30000) || range, '(a?){1000}(a){1000}b')::INT)
@@ -223,6 +268,35 @@ async def test_too_heavy_query_is_ended_and_said_to_be(published: Publication, n
     refused = await refusal(published, HEAVY[name])
     assert refused.code == "query_too_heavy", refused
     assert refused.fix
+
+
+async def test_value_of_2_gb_takes_no_more_memory_than_the_limit_and_a_little(published: Publication) -> None:
+    """DuckDB does not count it, so its own limit does not hold it."""
+    watched = job(published, "SELECT repeat('x', 2000000000)", memory_bytes_max=512 * 1024**2)
+    answering = asyncio.create_task(answer(watched))
+    child, most = await child_of_this_process(), 0
+    while not answering.done():
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            status = Path(f"/proc/{child}/status").read_text()  # noqa: ASYNC240 - no disk is read
+            most = max(most, int(status.partition("VmHWM:")[2].split()[0]) * 1024)
+        await asyncio.sleep(0.01)
+    with pytest.raises(QueryRefused) as raised:
+        await answering
+    assert raised.value.code == "query_too_heavy"
+    assert "512 MiB" in str(raised.value)
+    assert 0 < most < 1024**3
+
+
+async def test_query_that_sees_no_interruption_is_killed_soon_after_its_time(published: Publication) -> None:
+    """One value that takes minutes to compute, in a process that may use the processor for as long."""
+    sql = "SELECT levenshtein(repeat('a', 1000000), repeat('b', 1000000))"
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    refused = await refusal(published, sql, cpu_seconds_max=600.0)
+    assert refused.code == "query_too_heavy"
+    assert "within the 2 s" in str(refused)
+    # It would take minutes, or until the processor's limit; loading is not counted and has its own limit.
+    assert loop.time() - began < 2 + process._STOP_SECONDS + process._START_SECONDS
 
 
 async def test_killed_process_is_no_answer(published: Publication) -> None:
@@ -339,12 +413,12 @@ async def test_json_has_every_type(published: Publication) -> None:
     found = dict(zip(begun["columns"], json.loads(data), strict=True))
     assert {name: found[name] for name in ("big", "huge", "exact", "nan", "inf", "real", "widest")} == {
         "big": 9007199254740993,
-        "huge": 2**127 - 1,
+        "huge": str(2**127 - 1),
         "exact": "1.10",
         "nan": "nan",
         "inf": "-inf",
         "real": 1.5,
-        "widest": 2**128 - 1,
+        "widest": str(2**128 - 1),
     }
     assert found["at_"] == "2026-01-31T12:00:00.500000Z"
     assert (found["never"], found["day"], found["span"]) == ("infinity", "2026-01-31", "1 day")
@@ -383,7 +457,37 @@ async def test_arrow_and_parquet_have_every_type(published: Publication, form: s
 
 
 async def test_arrow_refuses_a_number_that_it_would_change(published: Publication) -> None:
-    assert (await refusal(published, VALUES, format="arrow")).code == "sql_invalid"
+    refused = await refusal(published, VALUES, format="arrow")
+    assert refused.code == "sql_invalid"
+    assert "cast it to VARCHAR" in str(refused)
+    assert "LINE" not in str(refused)
+    edge = (
+        "SELECT (10::HUGEINT ** 0)::HUGEINT * 99999999999999999999999999999999999999::HUGEINT AS n, NULL::HUGEINT AS no"
+    )
+    _, data, _ = await answer(job(published, edge, format="arrow"))
+    assert pa.ipc.open_stream(data).read_all().to_pylist() == [{"n": 10**38 - 1, "no": None}]
+
+
+async def test_json_has_wide_integers_within_lists_as_text(published: Publication) -> None:
+    assert await rows(published, "SELECT [9007199254740993::HUGEINT]") == [["[9007199254740993]"]]
+
+
+@pytest.mark.parametrize("sql", ["SELECT " + "1+" * 5000 + "1", "SELECT " + "(" * 1500 + "1" + ")" * 1500])
+async def test_too_deep_query_is_told_what_can_be_done(published: Publication, sql: str) -> None:
+    refused = await refusal(published, sql)
+    assert (refused.code, str(refused)) == ("sql_invalid", "the query is nested too deeply")
+    assert "WITH" in refused.fix
+    assert "SET" not in refused.fix
+
+
+async def test_error_of_the_last_step_shows_no_sql_that_the_auditor_did_not_write(published: Publication) -> None:
+    for form in ("json", "csv", "arrow"):
+        refused = await refusal(
+            published, "SELECT CASE WHEN range > 5 THEN 'x' ELSE '1' END::INT FROM range(9)", format=form
+        )
+        assert refused.code == "sql_invalid"
+        assert "answer(c0" not in str(refused)
+        assert "json_array" not in str(refused)
 
 
 async def test_same_column_name_twice_is_kept(published: Publication) -> None:
@@ -419,14 +523,19 @@ async def test_answer_ends_at_its_bytes_and_says_so(published: Publication, form
         ("DESCRIBE uses_v1", "occurred_at"),
         ("SHOW TABLES", "events_v1"),
         ("SUMMARIZE SELECT outcome FROM uses_v1", "outcome"),
-        ("SELECT table_name FROM information_schema.tables WHERE table_name = 'gaps_v1'", "gaps_v1"),
+        ("SHOW uses_v1", "occurred_at"),
+        ("FROM (DESCRIBE uses_v1)", "occurred_at"),
+        ("WITH Übersicht AS (FROM uses_v1) SELECT 'a' FROM Übersicht", "a"),
+        ("WITH RECURSIVE n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n WHERE i < 3) SELECT max(i) FROM n", 3),
+        ("WITH uses_v1 AS (SELECT 'mine' AS a) FROM uses_v1", "mine"),
+        ("WITH a AS (SELECT 'a' AS x), b AS (FROM a) SELECT x FROM b, (WITH c AS (FROM a) SELECT 1 FROM c)", "a"),
         ("WITH mine AS (FROM uses_v1) SELECT outcome FROM MINE ORDER BY 1 LIMIT 1", "expired"),
         ("FROM (VALUES ('a')) AS t(x) -- comment", "a"),
         ("SELECT 'a';  ", "a"),
         ("FROM (PIVOT uses_v1 ON outcome IN ('valid') GROUP BY endpoint) SELECT endpoint ORDER BY 1", "api"),
     ],
 )
-async def test_what_reads_only_is_answered(published: Publication, sql: str, first: str) -> None:
+async def test_what_reads_only_is_answered(published: Publication, sql: str, first: Any) -> None:
     assert (await rows(published, sql))[0][0] == first
 
 
