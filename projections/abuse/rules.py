@@ -129,7 +129,7 @@ def changed(rule: Rule, name: str, value: str) -> Rule:
     except ValueError:
         number = math.nan
     if not 0 < number <= _VALUE_MAX:
-        raise RuleError(f"{rule.name}.{name} is {value!r} and must be a number above 0")
+        raise RuleError(f"{rule.name}.{name} is {value!r} and must be a number above 0, at most {_VALUE_MAX:g}")
     seconds_max = {"seconds": WINDOW_SECONDS_MAX, "long_seconds": LONG_SECONDS_MAX}.get(name)
     if seconds_max is not None and number > seconds_max:
         raise RuleError(f"{rule.name}.{name} must be at most {seconds_max}")
