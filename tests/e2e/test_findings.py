@@ -54,9 +54,9 @@ def test_probing_is_found_and_its_token_revoked(guarded: Service) -> None:
     assert (revoked["reason"], revoked["by"], revoked["request_id"]) == ("abuse", "system", item["finding_id"])
     shown = guarded.done("GET", f"{FINDINGS}/{item['finding_id']}")
     assert shown["revoked_seq"] == revoked["ledger_seq"]
-    assert len(shown["evidence"]) == 5
+    assert len(shown["evidence"]) == 4
     assert all(one["kept"] and one["outcome"] == "insufficient_scope" for one in shown["evidence"])
-    assert {one["scope"] for one in shown["evidence"]} == {f"admin:{number}" for number in range(5)}
+    assert {one["scope"] for one in shown["evidence"]} == {f"admin:{number}" for number in range(4)}
     assert shown["sql"]["statement"].startswith("WITH counted AS")
     assert shown["sql"]["parameters"] == {"scopes": 4.0, "long_seconds": 7200.0}
 
