@@ -183,14 +183,14 @@ def test_hosts_files_and_secrets_are_out_of_reach(service: Service) -> None:
 def test_process_of_a_query_has_no_secret_and_no_other_file(service: Service) -> None:
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(query, service, "SELECT sleep_ms(100000)")
-        child = until(lambda: sandbox(service), what="the query runs")
+        child = until(lambda: sandbox(service), seconds=60, what="the query runs")
         # Not readable even by its own user, since it may not be dumped; by root it is.
         try:
             environment = Path(f"/proc/{child.pid}/environ").read_bytes()
         except PermissionError:
             environment = b""
         assert b"TOKEN_LEDGER" not in environment
-        until(lambda: not _foreign(child), what="it has nothing open but what it needs")
+        until(lambda: not _foreign(child), seconds=60, what="it has nothing open but what it needs")
         problem(asked.result(), 400, "query_too_heavy")
 
 
@@ -218,7 +218,7 @@ def hung_up(service: Service, method: str, path: str, body: bytes) -> None:
     address = httpx.URL(service.url)
     with socket.create_connection((address.host, address.port)) as connection:
         connection.sendall(request.encode() + body)
-        until(lambda: sandbox(service), what="the query runs")
+        until(lambda: sandbox(service), seconds=60, what="the query runs")
 
 
 @pytest.mark.parametrize("proxies", [None, "192.0.2.1/32"], ids=["RSGI", "ASGI, behind a proxy"])
@@ -229,7 +229,7 @@ def test_query_ends_when_its_client_hangs_up(own_service: Callable[..., Service]
     body = json.dumps({"sql": "SELECT count(*) FROM range(1000000) a, range(1000000) b, range(1000000) c"}).encode()
     for _ in range(3):  # more than have a place at once
         hung_up(service, "POST", "/v1/audit/query", body)
-        until(lambda: sandbox(service) is None, what="the query ended")
+        until(lambda: sandbox(service) is None, seconds=60, what="the query ended")
     assert rows(service, "SELECT 1") == [[1]]
 
 
@@ -237,7 +237,7 @@ def test_killed_query_is_said_to_be_and_disturbs_nothing(service: Service, used:
     before = service.projector("analytics").pid
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(query, service, "SELECT sleep_ms(100000)")
-        until(lambda: sandbox(service), what="the query runs").kill(signal.SIGKILL)
+        until(lambda: sandbox(service), seconds=60, what="the query runs").kill(signal.SIGKILL)
         told = problem(asked.result(), 503, "unavailable")
     assert "ended from outside" in told["detail"]
     assert service.code(used["token"]) == "valid"
@@ -248,9 +248,9 @@ def test_killed_query_is_said_to_be_and_disturbs_nothing(service: Service, used:
 def test_killed_analytics_takes_its_queries_along(service: Service, used: dict[str, Any]) -> None:
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(query, service, "SELECT sleep_ms(3000)")
-        child = until(lambda: sandbox(service), what="the query runs")
+        child = until(lambda: sandbox(service), seconds=60, what="the query runs")
         service.projector("analytics").kill(signal.SIGKILL)
-        until(lambda: not child.alive(), what="the query ended with it")
+        until(lambda: not child.alive(), seconds=60, what="the query ended with it")
         with pytest.raises(AssertionError):
             assert asked.result(timeout=40).status_code == 200
     until(lambda: query(service, "SELECT 1").status_code == 200, seconds=40)
@@ -424,7 +424,7 @@ def test_broken_export_has_a_manifest_that_says_so(service: Service) -> None:
     before = len(reads(service))
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(service.call, "GET", "/v1/audit/export", params={"dataset": "uses", "format": "csv"})
-        killed = until(lambda: sandbox(service), what="the export runs")
+        killed = until(lambda: sandbox(service), seconds=60, what="the export runs")
         killed.kill(signal.SIGKILL)
         response = asked.result()
     if response.status_code == 200:

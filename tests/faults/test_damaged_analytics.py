@@ -129,7 +129,7 @@ def test_analytics_file_damaged_in_use_is_rebuilt_while_validation_goes_on(
     progress = logged(service, "projector_catching_up")
     assert progress
     assert all(0 <= one["percent"] <= 100 and one["projector"] == "analytics" for one in progress)
-    until(lambda: logged(service, "projector_caught_up"), what="it says that it has arrived")
+    until(lambda: logged(service, "projector_caught_up"), seconds=60, what="it says that it has arrived")
     compared(service, before, uses=validations)
     told_by_doctor(service)
 
