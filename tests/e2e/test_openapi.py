@@ -507,7 +507,11 @@ def test_invalid_form_is_answered_as_documented(
         surface.check(key, changed.send(service, *key))
     changed = copy.copy(call)
     changed.auth = (call.auth[0] if call.auth else "", "wrong")
-    answer = changed.send(service, *key)
+    try:
+        answer = changed.send(service, *key)
+    except httpx.RemoteProtocolError:
+        # Who is answered before all was read loses the connection, and learns that from the next request.
+        answer = changed.send(service, *key)
     assert answer.status_code == 401
     surface.check(key, answer)
 
