@@ -422,20 +422,19 @@ class Service:
         return descendants(self.process.pid)
 
     def nats_server(self) -> Process:
-        found = [process for process in self.tree() if "nats-server" in process.command_line.split(" ")[0]]
-        assert len(found) == 1, self.tree()
-        return found[0]
+        return self._child(lambda command: "nats-server" in command.split(" ")[0])
 
     def projector(self, name: str) -> Process:
         """`current` or `analytics`."""
-        found = [process for process in self.tree() if process.command_line.endswith(f"project {name}")]
-        assert len(found) == 1, self.tree()
-        return found[0]
+        return self._child(lambda command: command.endswith(f"project {name}"))
 
     def api_server(self) -> Process:
         """The parent of the API workers."""
-        ours = [process for process in self.tree() if process.parent == self.process.pid]
-        found = [process for process in ours if process.command_line.endswith(" serve")]
+        return self._child(lambda command: command.endswith(" serve"))
+
+    def _child(self, is_it: Callable[[str], bool]) -> Process:
+        """The one that the service itself started: what that forks has its command line until it executes another."""
+        found = [one for one in self.tree() if one.parent == self.process.pid and is_it(one.command_line)]
         assert len(found) == 1, self.tree()
         return found[0]
 
