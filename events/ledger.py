@@ -12,7 +12,7 @@ import contextlib
 import json
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -341,7 +341,7 @@ class Ledger:
         self._end_next = None
         return await self._ask_end()
 
-    def follow(self, after: int) -> AsyncIterator[list[RawMessage]]:
+    def follow(self, after: int) -> AsyncGenerator[list[RawMessage]]:
         """Every event after `after`, in order, for ever; see `streams.follow`."""
         return follow(self.nc, LEDGER, after)
 

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -426,7 +426,7 @@ class _Delivery:
 
 async def follow(
     nc: Connection, stream: str, after: int, *, batch_max: int = 5000, idle_seconds: float = 0.5
-) -> AsyncIterator[list[RawMessage]]:
+) -> AsyncGenerator[list[RawMessage]]:
     """Every message of `stream` after sequence `after`, in order, for ever, in batches of what has arrived.
 
     An empty batch comes about every `idle_seconds` when nothing arrives. Survives reconnects, restarts of the server

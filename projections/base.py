@@ -118,7 +118,7 @@ async def _feed(nc: Connection, projection: Projection, stream: str, *, until_ca
     end = _end(await stream_state(nc, stream)) if until_caught_up else None
     if end is not None and projection.position(stream) >= end:
         return
-    async with contextlib.aclosing(follow(nc, stream, projection.position(stream))) as batches:  # type: ignore[type-var]
+    async with contextlib.aclosing(follow(nc, stream, projection.position(stream))) as batches:
         async for batch in batches:
             projection.apply(stream, batch)
             if end is not None and projection.position(stream) >= end:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from datetime import datetime
 from typing import Any, Literal
 
@@ -101,7 +101,7 @@ class Refusal(Struct, frozen=True):
     fix: str
 
 
-async def read(nc: Client, request: ReadRequest) -> AsyncIterator[ReadBegun | bytes | ReadEnded]:
+async def read(nc: Client, request: ReadRequest) -> AsyncGenerator[ReadBegun | bytes | ReadEnded]:
     """How the answer begins, its bytes in pieces, and how it ended; without the last, it is not whole.
 
     To be closed (`contextlib.aclosing`), which ends the query. Raises: ReadFailed.

@@ -101,8 +101,8 @@ def http_server(target: str, settings: Settings, *, factory: bool, interface: st
     RSGI, Granian's own interface, hands over a request for less than ASGI does.
     """
     from granian.constants import HTTPModes, Interfaces, Loops  # noqa: PLC0415 - the other processes need no server
-    from granian.http import HTTP1Settings  # noqa: PLC0415
-    from granian.server import Server  # noqa: PLC0415
+    from granian.http import HTTP1Settings  # noqa: PLC0415 - as above
+    from granian.server import Server  # noqa: PLC0415 - as above
 
     return Server(
         target,
@@ -268,10 +268,10 @@ class CatchingUp:
 
 async def _project_analytics(settings: Settings) -> None:
     from projections import analytics  # noqa: PLC0415 - the other processes need no DuckDB
-    from projections.abuse.backtest import Backtests  # noqa: PLC0415
-    from projections.abuse.engine import Engine  # noqa: PLC0415
-    from projections.abuse.rules import configured  # noqa: PLC0415
-    from projections.asking_findings import BacktestRequest, EngineRequest  # noqa: PLC0415
+    from projections.abuse.backtest import Backtests  # noqa: PLC0415 - as above
+    from projections.abuse.engine import Engine  # noqa: PLC0415 - as above
+    from projections.abuse.rules import configured  # noqa: PLC0415 - as above
+    from projections.asking_findings import BacktestRequest, EngineRequest  # noqa: PLC0415 - as above
 
     store = analytics.open_analytics(
         settings.data_dir / "analytics",
@@ -500,4 +500,4 @@ async def _announce(settings: Settings) -> None:
                     break
             await asyncio.sleep(0.1)
     path = settings.data_dir.absolute() / "bootstrap.json"
-    print(f"token-ledger is ready at {url}; the administrator's token is in {path}", flush=True)  # noqa: T201
+    print(f"token-ledger is ready at {url}; the administrator's token is in {path}", flush=True)  # noqa: T201 - for a person, not for the log

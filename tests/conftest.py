@@ -11,7 +11,7 @@ import pytest_asyncio
 
 pytest.register_assert_rewrite("tests.running", "tests.leaks", "tests.attacks", "tests.faults.load")
 
-from tests import leaks, running  # noqa: E402
+from tests import leaks, running  # noqa: E402 - once they are registered
 
 if TYPE_CHECKING:
     from events.server import EmbeddedServer

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]  # it has no stub
+from granian.rsgi import ProtocolClosed
 from msgspec import Struct
 
 from service.incoming import Incoming

@@ -33,6 +33,8 @@ from click.testing import CliRunner
 from events import server, streams
 from events.errors import LedgerUnavailable
 from events.server import Node, find_nats_server, write_cluster
+from service.cli import main
+from service.settings import Settings, known_names
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS_MAX = 45
@@ -115,8 +117,6 @@ def test_commands_of_compose_and_image_are_commands_of_the_cli(services: dict[st
 
 
 def test_settings_of_compose_and_image_are_settings(services: dict[str, Service], dockerfile: str) -> None:
-    from service.settings import known_names  # noqa: PLC0415
-
     used = set(re.findall(r"TOKEN_LEDGER_\w+", dockerfile))
     for service in services.values():
         used |= service.get("environment", {}).keys()
@@ -126,8 +126,6 @@ def test_settings_of_compose_and_image_are_settings(services: dict[str, Service]
 def test_settings_of_every_service_are_accepted_together(
     services: dict[str, Service], dockerfile: str, tmp_path: Path
 ) -> None:
-    from service.settings import Settings  # noqa: PLC0415
-
     seed, key = tmp_path / "role.nk", tmp_path / "master_key"
     seed.write_text("seed")
     key.write_text("MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=")
@@ -195,8 +193,6 @@ def test_service_runs_without_root_and_privileges(services: dict[str, Service], 
 def test_port_of_the_api_is_the_default_one_and_published_on_loopback(
     services: dict[str, Service], dockerfile: str
 ) -> None:
-    from service.settings import Settings  # noqa: PLC0415
-
     port = Settings().port
     assert services["api"]["ports"] == [f"127.0.0.1:{port}:{port}"]
     assert f"\nEXPOSE {port}\n" in dockerfile
@@ -242,8 +238,6 @@ def test_image_of_nats_is_the_version_that_the_tests_run_on(services: dict[str, 
 @pytest.fixture(scope="module")
 def written(services: dict[str, Service], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The directory that compose's own call of `nats-config` writes, and where it stands in the container."""
-    from service.cli import main  # noqa: PLC0415
-
     (call,) = _invocations(services["init"])
     directory = tmp_path_factory.mktemp("cluster")
     place = call[1]

@@ -626,7 +626,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.usefixtures("processes")
-class TestLedger(LedgerMachine.TestCase):  # type: ignore[name-defined,misc]
+class TestLedger(LedgerMachine.TestCase):
     settings = settings(
         max_examples=80,
         stateful_step_count=35,

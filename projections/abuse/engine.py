@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import secrets
 import time
@@ -83,7 +84,7 @@ def load_state(directory: Path) -> State | None:
     except FileNotFoundError:
         return None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        log.error("abuse_state_unreadable", alarm=True, file=str(path), error=str(error))  # noqa: TRY400
+        log.error("abuse_state_unreadable", alarm=True, file=str(path), error=str(error))  # noqa: TRY400 - a trace says no more
         return None
 
 
@@ -269,7 +270,7 @@ class Engine:
         incidents = {key: (one.first_at, one.last_at) for key, one in detector.incidents.items()}
         self.state = State(usage=end, ledger=ledger, salt=state.salt, incidents=incidents)
         if found or time.monotonic() - self._saved_at > _SAVE_SECONDS:
-            await self._in_thread(lambda: save_state(self._directory, self.state))  # type: ignore[arg-type]
+            await self._in_thread(functools.partial(save_state, self._directory, self.state))
             self._saved_at = time.monotonic()
         return busy
 

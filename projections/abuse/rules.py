@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -16,6 +16,8 @@ from msgspec.structs import replace
 from events.types import RuleMode
 
 Entity = Literal["token", "grant", "address"]
+T = TypeVar("T")
+
 MODES: tuple[RuleMode, ...] = get_args(RuleMode)
 WINDOW_SECONDS_MAX = 3600  # all uses are kept in memory for the rules at most so long
 LONG_SECONDS_MAX = 10_800  # and what is rare: refused requests and scopes, and what people's tokens are used for
@@ -86,8 +88,8 @@ def parse(name: str, text: str) -> Rule:
             version=int(head["version"][0]),
             finds=head["finds"][0],
             spares=head["spares"][0],
-            entity=_one_of(head["entity"][0], get_args(Entity)),  # type: ignore[arg-type]
-            mode=_one_of(head["mode"][0], MODES) if "mode" in head else "observe",  # type: ignore[arg-type]
+            entity=_one_of(head["entity"][0], get_args(Entity)),
+            mode=_one_of(head["mode"][0], MODES) if "mode" in head else "observe",
             quiet_seconds=int(head["quiet_seconds"][0]),
             parameters=tuple(_parameter(one) for one in head.get("parameter", ())),
             sql="\n".join(lines[body:]).strip(),
@@ -100,10 +102,11 @@ def parse(name: str, text: str) -> Rule:
     return rule
 
 
-def _one_of(word: str, words: Iterable[str]) -> str:
-    if word not in words:
-        raise ValueError(f"{word!r} is none of {', '.join(words)}")
-    return word
+def _one_of(word: str, words: tuple[T, ...]) -> T:
+    found = next((one for one in words if one == word), None)
+    if found is None:
+        raise ValueError(f"{word!r} is none of {', '.join(map(str, words))}")
+    return found
 
 
 def _parameter(text: str) -> Parameter:

@@ -70,8 +70,8 @@ def finding_facts(row: tuple[Any, ...]) -> FindingFacts:
         fields[name] = fields[name] and fields[name].replace(tzinfo=UTC)
     fields["token_id"] = fields["token_id"] and f"tok_{fields['token_id'].hex}"
     fields["grant_id"] = fields["grant_id"] and f"grt_{fields['grant_id'].hex}"
-    for name, kind in (("counts", Quantity), ("parameters", Quantity), ("evidence", EvidencePlace)):
-        fields[name] = msgspec.json.decode(fields[name], type=list[kind])  # type: ignore[valid-type]
+    for name, kind in (("counts", list[Quantity]), ("parameters", list[Quantity]), ("evidence", list[EvidencePlace])):
+        fields[name] = msgspec.json.decode(fields[name], type=kind)
     absent: Any = UNSET
     return FindingFacts(**{name: absent if value is None else value for name, value in fields.items()})
 

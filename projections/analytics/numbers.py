@@ -45,7 +45,7 @@ class Numbers(Generic[K]):
         """Goes on behind the highest number of the table."""
         self._kept.clear()
         # All rows, always: a result that is not read to its end keeps a transaction open, and so no checkpoint.
-        ((self._last,),) = cursor.execute(f"SELECT coalesce(max({self._number}), 0) FROM {self._table}").fetchall()  # noqa: S608
+        ((self._last,),) = cursor.execute(f"SELECT coalesce(max({self._number}), 0) FROM {self._table}").fetchall()  # noqa: S608 - names of ours
 
     def forget(self) -> None:
         """Rows have left the table."""
@@ -72,7 +72,7 @@ class Numbers(Generic[K]):
         same = " AND ".join(f"t.{name}::VARCHAR IS NOT DISTINCT FROM w.{name}" for name in self._keys)
         if self._keys == ["token_id"]:
             same = "t.token_id = w.token_id::UUID"
-        found = cursor.execute(f"SELECT w.i, t.{self._number} FROM wanted w JOIN {self._table} t ON {same}").fetchall()  # noqa: S608
+        found = cursor.execute(f"SELECT w.i, t.{self._number} FROM wanted w JOIN {self._table} t ON {same}").fetchall()  # noqa: S608 - names of ours
         cursor.unregister("wanted")
         return found
 

@@ -129,7 +129,7 @@ class Readers:
         publication = await self._published()
         try:
             job, parameters = self._job(request, publication)
-            async with contextlib.aclosing(process.run(job)) as frames:  # type: ignore[type-var]
+            async with contextlib.aclosing(process.run(job)) as frames:
                 async for frame in frames:
                     match frame.kind:
                         case "H":

@@ -146,7 +146,7 @@ def drop(cursor: duckdb.DuckDBPyConnection, directory: Path, before: datetime) -
     if dropped:
         numbers = [number for number, _ in dropped]
         for table in ("segments", *ROLL_UPS):
-            cursor.execute(f"DELETE FROM {table} WHERE segment_no IN (SELECT unnest(?))", [numbers])  # noqa: S608
+            cursor.execute(f"DELETE FROM {table} WHERE segment_no IN (SELECT unnest(?))", [numbers])  # noqa: S608 - names of ours
         _show(cursor, directory)
     return [directory / name for _, name in dropped]
 
@@ -159,15 +159,15 @@ def files(cursor: duckdb.DuckDBPyConnection, directory: Path) -> list[Path]:
 
 def _show(cursor: duckdb.DuckDBPyConnection, directory: Path) -> None:
     named = ", ".join(_text(str(file).translate(_GLOB)) for file in files(cursor, directory))
-    sealed = f"SELECT {_COLUMNS} FROM read_parquet([{named}], hive_partitioning = false) UNION ALL " if named else ""  # noqa: S608
-    cursor.execute(f"CREATE OR REPLACE VIEW uses AS {sealed}SELECT {_COLUMNS} FROM recent_uses")  # noqa: S608
+    sealed = f"SELECT {_COLUMNS} FROM read_parquet([{named}], hive_partitioning = false) UNION ALL " if named else ""  # noqa: S608 - names of ours
+    cursor.execute(f"CREATE OR REPLACE VIEW uses AS {sealed}SELECT {_COLUMNS} FROM recent_uses")  # noqa: S608 - names of ours
 
 
 def _write(cursor: duckdb.DuckDBPyConnection, file: Path) -> tuple[int, bytes]:
     """Size and SHA-256 of the file, which is on disk under its name then."""
     unfinished = file.with_suffix(".unfinished")
     # In the order in which they were inserted, that is by block_seq.
-    cursor.execute(f"COPY (SELECT {_COLUMNS} FROM recent_uses) TO {_text(unfinished)} ({_PARQUET})")  # noqa: S608
+    cursor.execute(f"COPY (SELECT {_COLUMNS} FROM recent_uses) TO {_text(unfinished)} ({_PARQUET})")  # noqa: S608 - names of ours
     _sync(unfinished)
     size, sha256 = unfinished.stat().st_size, _sha256(unfinished)
     unfinished.rename(file)

@@ -538,7 +538,7 @@ class Analytics:
                 cursor.begin()
                 self._dropped = segments.drop(cursor, self.segments, before)
                 for table in ("recent_uses", "refused", "gaps"):
-                    cursor.execute(f"DELETE FROM {table} WHERE recorded_at < ?", [moment])  # noqa: S608
+                    cursor.execute(f"DELETE FROM {table} WHERE recorded_at < ?", [moment])  # noqa: S608 - one of these
                 if self._dropped:
                     cursor.execute(_FORGET_ORIGINS)
                 cursor.commit()

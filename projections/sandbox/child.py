@@ -119,7 +119,7 @@ def main() -> None:
     os.nice(19)
     for name in _LOADED_BEFORE:
         importlib.import_module(name)
-    import duckdb  # noqa: PLC0415
+    import duckdb
 
     job = json.loads(sys.stdin.buffer.read())
     os.chdir(job["directory"])
@@ -201,7 +201,7 @@ def _too_slow(job: dict[str, Any]) -> str:
 
 def _database(job: dict[str, Any]) -> Any:
     """An empty database in memory whose views read the given files, and which can reach nothing else."""
-    import duckdb  # noqa: PLC0415
+    import duckdb
 
     database = duckdb.connect(
         ":memory:",
@@ -291,7 +291,7 @@ def _landlock(libc: Any, files: list[str]) -> None:
 
 def _check(parser: Any, database: Any, sql: str, views: set[str]) -> str:
     """The one SELECT that the text is, without what ends it. Raises: Refused."""
-    import duckdb  # noqa: PLC0415
+    import duckdb
 
     if "\0" in sql:
         raise Refused("sql_invalid", "there is a NUL in it", "leave it out; chr(0) is one")
@@ -339,7 +339,7 @@ def _check_given_name(database: Any, name: str) -> None:
 
     So it is asked what it would read by that name.
     """
-    import duckdb  # noqa: PLC0415
+    import duckdb
 
     if _NAME.fullmatch(name):
         try:
@@ -387,7 +387,7 @@ def _answer(database: Any, sql: str, job: dict[str, Any], out: Frames) -> None:
     form = job["format"]
     names = [f"c{number}" for number in range(len(columns))]
     extra = f", {names[columns.index(job['sequence'])]} AS sequence" if job["sequence"] else ""
-    wrapped = f"SELECT {_projected(form, names, columns, types)}{extra} FROM (\n{sql}\n) AS answer({', '.join(names)})"  # noqa: S608
+    wrapped = f"SELECT {_projected(form, names, columns, types)}{extra} FROM (\n{sql}\n) AS answer({', '.join(names)})"  # noqa: S608 - names of ours, and the query that was looked at
     if job["limit"] is not None:
         wrapped += f" LIMIT {job['limit'] + 1}"
     job["wrapped"] = True
@@ -473,25 +473,26 @@ def _in_arrow(name: str, kind: str) -> str:
 
 def _write(form: str, reader: Any, columns: list[str], job: dict[str, Any], out: Frames) -> dict[str, Any]:
     """How many rows were written, whether there are more than `limit` and `bytes_max` allow, and which sequences."""
-    import pyarrow.compute as pc  # noqa: PLC0415
+    import pyarrow.compute as pc
 
     sequenced = bool(job["sequence"])
     sink = _sink(form, list(reader.schema)[:-1] if sequenced else reader.schema, columns, out)
     rows, limit, bytes_max = 0, job["limit"], job["bytes_max"]
     truncated = False
     first = last = None
-    for batch in reader:
+    for read in reader:
+        batch = read
         if sequenced and batch.num_rows:
             ends = pc.min_max(batch.column(batch.num_columns - 1)).as_py()
             first = ends["min"] if first is None else min(first, ends["min"])
             last = ends["max"] if last is None else max(last, ends["max"])
-            batch = batch.select(range(batch.num_columns - 1))  # noqa: PLW2901
+            batch = batch.select(range(batch.num_columns - 1))
         if limit is not None and rows + batch.num_rows > limit:
-            batch, truncated = batch.slice(0, limit - rows), True  # noqa: PLW2901
+            batch, truncated = batch.slice(0, limit - rows), True
         if bytes_max is not None and batch.num_rows and out.written + batch.get_total_buffer_size() > bytes_max:
             room = max(0, bytes_max - out.written)
             fitting = batch.num_rows * room // max(1, batch.get_total_buffer_size())
-            batch, truncated = batch.slice(0, fitting), True  # noqa: PLW2901
+            batch, truncated = batch.slice(0, fitting), True
         if batch.num_rows:
             sink.write(batch, rows)
             rows += batch.num_rows
@@ -524,7 +525,7 @@ class _Arrow:
         self._schema = schema
 
     def write(self, batch: Any, before: int) -> None:
-        import pyarrow as pa  # noqa: PLC0415
+        import pyarrow as pa
 
         self._writer.write_batch(pa.RecordBatch.from_arrays(batch.columns, schema=self._schema))
 
@@ -547,7 +548,7 @@ class _Rows(_Arrow):
             self._flush()
 
     def _flush(self) -> None:
-        import pyarrow as pa  # noqa: PLC0415
+        import pyarrow as pa
 
         batches = [pa.RecordBatch.from_arrays(batch.columns, schema=self._schema) for batch in self._waiting]
         self._writer.write_table(pa.Table.from_batches(batches, self._schema))
@@ -560,8 +561,8 @@ class _Rows(_Arrow):
 
 
 def _sink(form: str, schema: Any, columns: list[str], out: Frames) -> Any:
-    import pyarrow as pa  # noqa: PLC0415
-    from pyarrow import csv, parquet  # noqa: PLC0415
+    import pyarrow as pa
+    from pyarrow import csv, parquet
 
     if form in {"json", "ndjson"}:
         return _Lines(out, "," if form == "json" else "")

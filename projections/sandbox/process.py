@@ -9,7 +9,7 @@ import signal
 import struct
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,7 +91,7 @@ class Frame(Struct, frozen=True):
     data: bytes
 
 
-async def run(job: Job) -> AsyncIterator[Frame]:
+async def run(job: Job) -> AsyncGenerator[Frame]:
     """The frames of the answer, the last of which is E. The process runs on only as fast as they are taken.
 
     To be closed (`contextlib.aclosing`), which ends the process if it still runs. Raises: QueryRefused.

@@ -236,7 +236,7 @@ async def _written(runtime: Runtime, asked: ReadRequest, path: Path) -> tuple[Re
             file.write(part)
 
         try:
-            async with contextlib.aclosing(read(runtime.nc, asked)) as answer:  # type: ignore[type-var]
+            async with contextlib.aclosing(read(runtime.nc, asked)) as answer:
                 async for part in answer:
                     match part:
                         case ReadBegun():

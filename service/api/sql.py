@@ -95,7 +95,7 @@ async def _collected(runtime: Runtime, request: ReadRequest) -> tuple[ReadBegun,
     begun: ReadBegun | None = None
     parts: list[bytes] = []
     try:
-        async with contextlib.aclosing(read(runtime.nc, request)) as answer:  # type: ignore[type-var]
+        async with contextlib.aclosing(read(runtime.nc, request)) as answer:
             async for part in answer:
                 match part:
                     case ReadBegun():

@@ -93,9 +93,8 @@ def _raid(
     def make() -> list[Entry]:
         entries: list[Entry] = []
         fleet = inside.fleet if isinstance(inside, Machine) else None
-        for index, (at, ip, agent) in enumerate(moves):
-            if fleet is not None:
-                ip, agent = fleet.addresses[0], fleet.agent  # noqa: PLW2901
+        for index, (at, *seen) in enumerate(moves):
+            ip, agent = (fleet.addresses[0], fleet.agent) if fleet is not None else seen
             method, path, scope = chosen[index % len(chosen)]
             asked = scopes[index % len(scopes)] if scopes else scope
             rest = use(token, at, gateway, ip, agent, path=path, scope=asked, method=method)

@@ -73,7 +73,7 @@ class Ground:
     def label(self, kind: str, *, rule: str = "", also: Iterable[str] = (), **fields: object) -> Label:
         self._number += 1
         times = {"first_us": fields.get("start_us")} | fields
-        made = Label(number=self._number, kind=kind, rule=rule, also=tuple(also), **times)  # type: ignore[arg-type]
+        made = Label(number=self._number, kind=kind, rule=rule, also=tuple(also), **times)
         self.labels.append(made)
         return made
 

@@ -63,7 +63,7 @@ async def test_append_returns_the_sequence_and_read_returns_the_event(ledger: Le
 async def test_recorded_time_is_the_same_however_it_is_read(ledger: Ledger) -> None:
     [seq] = await ledger.append(first(unique()))
     found = await ledger.get(seq)
-    async with contextlib.aclosing(ledger.follow(seq - 1)) as batches:  # type: ignore[type-var]
+    async with contextlib.aclosing(ledger.follow(seq - 1)) as batches:
         batch = await next_with_messages(batches)
     assert found is not None
     assert batch[0].recorded_at == found.recorded_at
@@ -429,7 +429,7 @@ async def test_acknowledged_events_survive_kill_in_mid_load(tmp_path: Path) -> N
 
 async def everything(ledger: Ledger) -> AsyncIterator[RawMessage]:
     end = int((await stream_state(ledger.nc, LEDGER))["last_seq"])
-    async with contextlib.aclosing(ledger.follow(0)) as batches:  # type: ignore[type-var]
+    async with contextlib.aclosing(ledger.follow(0)) as batches:
         async for batch in batches:
             for message in batch:
                 yield message
@@ -450,7 +450,7 @@ async def next_with_messages(batches: AsyncIterator[list[RawMessage]]) -> list[R
 async def test_follow_begins_behind_a_sequence_and_goes_on(ledger: Ledger) -> None:
     subject = unique()
     seqs = await ledger.append(*(Append(subject, event()) for _ in range(10)))
-    async with contextlib.aclosing(ledger.follow(seqs[4])) as batches:  # type: ignore[type-var]
+    async with contextlib.aclosing(ledger.follow(seqs[4])) as batches:
         batch = await next_with_messages(batches)
         assert seqs[5] == batch[0].seq
         later = first(unique())
@@ -462,7 +462,7 @@ async def test_follow_begins_behind_a_sequence_and_goes_on(ledger: Ledger) -> No
 
 async def test_follow_of_a_quiet_log_says_so(ledger: Ledger) -> None:
     end = await ledger.last_seq()
-    async with contextlib.aclosing(ledger.follow(end)) as batches:  # type: ignore[type-var]
+    async with contextlib.aclosing(ledger.follow(end)) as batches:
         assert await asyncio.wait_for(anext(batches), 5) == []
 
 
@@ -473,7 +473,7 @@ async def test_follow_survives_kill_without_gap_or_duplicate(tmp_path: Path) -> 
         seen: list[int] = []
 
         async def follow() -> None:
-            async with contextlib.aclosing(follower.follow(0)) as batches:  # type: ignore[type-var]
+            async with contextlib.aclosing(follower.follow(0)) as batches:
                 async for batch in batches:
                     seen.extend(message.seq for message in batch)
 

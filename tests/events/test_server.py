@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 import nats.errors
 import nats.js.errors
+import nats.micro
 import pytest
 import pytest_asyncio
 from nats.js import api
@@ -385,8 +386,6 @@ async def test_projector_publishes_revocations_and_findings(connect: Connect) ->
 
 
 async def test_analytics_service_of_projector_answers_service(connect: Connect) -> None:
-    import nats.micro  # noqa: PLC0415
-
     service, projector = await connect("service"), await connect("projector")
     analytics = await nats.micro.add_service(projector.nc, name="analytics", version="1.0.0")
 

@@ -257,7 +257,7 @@ async def test_follow_of_a_stream_that_forgot_begins_at_what_is_left(tmp_path: P
             state = await streams.stream_state(nc, USAGE)
             assert 1 < state["first_seq"] < state["last_seq"] == 100
             seen: list[int] = []
-            async with contextlib.aclosing(streams.follow(nc, USAGE, 3, batch_max=5)) as batches:  # type: ignore[type-var]
+            async with contextlib.aclosing(streams.follow(nc, USAGE, 3, batch_max=5)) as batches:
                 async for batch in batches:
                     assert len(batch) <= 5
                     seen += [message.seq for message in batch]
@@ -277,7 +277,7 @@ async def test_follower_that_takes_long_holds_bounded_bytes_and_misses_nothing(t
                 await future
         async with connected(server, "projector") as nc:
             seen: list[int] = []
-            async with contextlib.aclosing(streams.follow(nc, USAGE, 0, batch_max=1)) as batches:  # type: ignore[type-var]
+            async with contextlib.aclosing(streams.follow(nc, USAGE, 0, batch_max=1)) as batches:
                 async for batch in batches:
                     seen += [message.seq for message in batch]
                     if seen and seen[-1] == 60:

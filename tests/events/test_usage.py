@@ -59,7 +59,7 @@ async def blocks_of(log: UsageLog, server: EmbeddedServer) -> list[UseBlock]:
         state = await stream_state(reader, USAGE)
         if not state["messages"]:
             return found
-        async with contextlib.aclosing(follow(reader, USAGE, 0)) as batches:  # type: ignore[type-var]
+        async with contextlib.aclosing(follow(reader, USAGE, 0)) as batches:
             async for batch in batches:
                 found += [block for message in batch if (block := _block(message)).writer == log._writer]
                 if batch and batch[-1].seq >= int(state["last_seq"]):

@@ -165,7 +165,7 @@ async def test_killed_at_any_moment_loses_and_doubles_no_finding(tmp_path: Path)
             have = len(await findings(nc))
             if kill % 2:
                 deadline = asyncio.get_running_loop().time() + 30
-                while len(await findings(nc)) == have and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
+                while len(await findings(nc)) == have and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 - others append
                     await asyncio.sleep(0)
             os.kill(process.pid, signal.SIGKILL)
             await process.wait()

@@ -14,7 +14,7 @@ import pytest
 
 from events import streams
 from events.streams import LEDGER, USAGE
-from projections import analytics
+from projections import analytics, base
 from projections.analytics.readers import ReadLimits
 from projections.reading import (
     AHEAD_MAX,
@@ -28,14 +28,16 @@ from projections.reading import (
     read,
 )
 from tests import running
-from tests.projections.test_analytics import Log, LogFactory, answering, block, start_log  # noqa: F401 - a fixture
+from tests.projections.test_analytics import Log, LogFactory, answering, block, start_log
 from tests.projections.test_analytics_usage import FIRST, issued, t, use
+
+__all__ = ["start_log"]  # a fixture
 
 MANY = "SELECT repeat('x', 1000) FROM range({})"
 
 
 @pytest.fixture(scope="module")
-async def log(start_log: LogFactory, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Log]:  # noqa: F811
+async def log(start_log: LogFactory, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Log]:
     """A log with one token and three uses, and the analytics that answers."""
     directory = tmp_path_factory.mktemp("readers")
     started = await start_log(directory / "log")
@@ -58,8 +60,6 @@ async def log(start_log: LogFactory, tmp_path_factory: pytest.TempPathFactory) -
 
 
 async def analytics_run(nc: streams.Connection, opened: analytics.Analytics) -> None:
-    from projections import base  # noqa: PLC0415
-
     await base.run(nc, opened, (LEDGER, USAGE))
 
 
@@ -69,7 +69,7 @@ def asked(sql: str = "", **more: Any) -> ReadRequest:
 
 
 async def whole(nc: streams.Connection, request: ReadRequest) -> tuple[ReadBegun, bytes, ReadEnded]:
-    async with contextlib.aclosing(read(nc, request)) as answer:  # type: ignore[type-var]
+    async with contextlib.aclosing(read(nc, request)) as answer:
         parts: list[Any] = [part async for part in answer]
     begun, *data, ended = parts
     assert isinstance(begun, ReadBegun)
@@ -109,7 +109,7 @@ async def test_answer_waits_for_who_reads_it(log: Log) -> None:
         received += len(message.data)
 
     watching = await log.nc.subscribe(inbox.rpartition(".")[0] + ".>", cb=count)
-    async with contextlib.aclosing(read(log.nc, asked(MANY.format(40_000)))) as answer:  # type: ignore[type-var]
+    async with contextlib.aclosing(read(log.nc, asked(MANY.format(40_000)))) as answer:
         first = await anext(answer)
         assert isinstance(first, ReadBegun)
         await child_blocked()
@@ -126,13 +126,13 @@ async def child_blocked() -> None:
     still = 0
     while still < 20:
         (child,) = children()
-        state = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0]  # noqa: ASYNC240
+        state = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0]  # noqa: ASYNC240 - no disk is behind it
         still = still + 1 if state == "S" else 0
         await asyncio.sleep(0.02)
 
 
 async def test_query_ends_when_nobody_reads_its_answer_any_more(log: Log) -> None:
-    async with contextlib.aclosing(read(log.nc, asked(MANY.format(400_000)))) as answer:  # type: ignore[type-var]
+    async with contextlib.aclosing(read(log.nc, asked(MANY.format(400_000)))) as answer:
         await anext(answer)
         await anext(answer)
     await place(log)
@@ -141,12 +141,12 @@ async def test_query_ends_when_nobody_reads_its_answer_any_more(log: Log) -> Non
 async def test_query_that_is_given_up_before_its_first_row_ends(log: Log) -> None:
     await place(log)
     answer = read(log.nc, asked("SELECT sleep_ms(20000)"))
-    waiting = asyncio.ensure_future(anext(answer))  # type: ignore[arg-type]
+    waiting = asyncio.ensure_future(anext(answer))
     while not children():  # noqa: ASYNC110 - a process of the system's
         await asyncio.sleep(0.02)
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
-    await answer.aclose()  # type: ignore[attr-defined]
+    await answer.aclose()
     await place(log)
 
 
@@ -168,7 +168,7 @@ async def test_error_in_the_middle_is_told_after_what_was_there(log: Log) -> Non
 
 async def test_second_query_is_told_that_one_is_running(log: Log) -> None:
     await place(log)
-    async with contextlib.aclosing(read(log.nc, asked(MANY.format(400_000)))) as answer:  # type: ignore[type-var]
+    async with contextlib.aclosing(read(log.nc, asked(MANY.format(400_000)))) as answer:
         await anext(answer)
         with pytest.raises(ReadFailed) as raised:
             await whole(log.nc, asked("SELECT 1"))
@@ -188,7 +188,7 @@ async def test_request_that_is_none_is_refused(log: Log) -> None:
         assert b"sql_invalid" in reply.data
 
 
-async def test_nobody_there_is_said_at_once(start_log: LogFactory, tmp_path: Path) -> None:  # noqa: F811
+async def test_nobody_there_is_said_at_once(start_log: LogFactory, tmp_path: Path) -> None:
     alone = await start_log(tmp_path / "log")
     with pytest.raises(ReadFailed) as raised:
         await whole(alone.nc, asked("SELECT 1"))

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import csv
+import ctypes
 import io
 import json
 import os
 import signal
+import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -375,10 +379,6 @@ print(json.dumps(found))
 
 async def test_kernel_refuses_what_the_process_itself_would_do(published: Publication) -> None:
     """Landlock: without it only the limits are left, and this test has nothing to hold."""
-    import ctypes  # noqa: PLC0415
-    import socket  # noqa: PLC0415
-    import sys  # noqa: PLC0415
-
     if ctypes.CDLL(None, use_errno=True).syscall(444, None, 0, 1) < 4:
         pytest.skip("this kernel has no Landlock that knows TCP")
     file = published.files["events"][0]
@@ -427,8 +427,6 @@ async def test_json_has_every_type(published: Publication) -> None:
 
 
 async def test_csv_has_every_type_and_no_formula(published: Publication) -> None:
-    import csv  # noqa: PLC0415
-
     begun, data, _ = await answer(job(published, VALUES.replace("AS ok", 'AS "@ok"'), format="csv"))
     header, values = csv.reader(io.StringIO(data.decode(), newline=""))
     found = dict(zip(header, values, strict=True))

@@ -190,7 +190,7 @@ def test_cli_broken_bootstrap_is_refused(bare: Run, content: bytes, says: str) -
 
 def test_cli_sends_the_bootstrap_token_to_no_other_address(bare: Run, elsewhere: Any) -> None:
     asked: list[str] = []
-    url = elsewhere(lambda path: (asked.append(path), (200, "application/json", b'{"items": []}'))[1])  # type: ignore[func-returns-value]
+    url = elsewhere(lambda path: (asked.append(path), (200, "application/json", b'{"items": []}'))[1])
     Path("data").mkdir()
     Path("data/bootstrap.json").write_text(json.dumps({"api_url": "http://127.0.0.1:1", "admin_token": "tl_sat_x"}))
     for result in (bare("token", "list", "--url", url), bare("token", "list", environ={"TOKEN_LEDGER_URL": url})):
@@ -498,8 +498,7 @@ def test_cli_secrets_are_shown_once_and_said_to_be(run: Run, done: Callable[...,
     created = run("client", "create", unique("app"), "--scope", scope, "--access-token-format", "opaque")
     assert created.exit_code == DONE, created.output
     client_id, secret = (
-        re.search(rf"^{name} +(\S+)$", created.stdout, re.MULTILINE)[1]  # type: ignore[index]
-        for name in ("client_id", "client_secret")
+        re.search(rf"^{name} +(\S+)$", created.stdout, re.MULTILINE)[1] for name in ("client_id", "client_secret")
     )
     assert "client_secret is shown this once and never again" in created.stdout
     rotated = run("client", "rotate-secret", client_id, "--overlap", "1h")

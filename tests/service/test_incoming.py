@@ -211,7 +211,7 @@ async def test_slow_bodies_end_each_and_fast_ones_do_not() -> None:
 
 async def test_cancelled_request_is_cancelled_and_forgotten() -> None:
     task = asyncio.create_task(incoming(body=[]).body(10, 60))
-    await until(lambda: task._fut_waiter is not None)  # type: ignore[attr-defined]
+    await until(lambda: task._fut_waiter is not None)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -171,7 +171,7 @@ async def test_signing_keys_are_made_though_the_view_comes_late(tmp_path: Path) 
                 one = Host(server, runtime, writer)
                 await one.settle()
                 assert [key["kid"] for key in runtime.signing_keys.jwks()["keys"]] == [
-                    runtime.signing_keys.active("EdDSA").kid  # type: ignore[union-attr]
+                    runtime.signing_keys.active("EdDSA").kid
                 ]
         finally:
             await runtime.stop()
@@ -182,7 +182,7 @@ def _waits(runtime: Runtime) -> list[object]:
 
 
 async def _first_event(nc: Connection) -> None:
-    async with contextlib.aclosing(streams.follow(nc, LEDGER, 0)) as batches:  # type: ignore[type-var]
+    async with contextlib.aclosing(streams.follow(nc, LEDGER, 0)) as batches:
         async for batch in batches:
             if batch:
                 return
@@ -201,7 +201,7 @@ async def test_rotated_key_signs_and_the_old_one_stays_to_be_verified_by(tmp_pat
 
 
 async def _with_view(one: Host, work: object) -> object:
-    task = asyncio.ensure_future(work)  # type: ignore[arg-type]
+    task = asyncio.ensure_future(work)
     while not task.done():
         await one.project()
         await asyncio.sleep(0.005)

@@ -109,13 +109,13 @@ def test_hash_is_of_the_whole_string() -> None:
 
 @pytest.mark.parametrize("prefix", ["tok", "grt", "cli", "usr"])
 def test_ids_are_uuid7_and_told_to_the_letter(prefix: str) -> None:
-    made = tokens.new_id(prefix)  # type: ignore[arg-type]
+    made = tokens.new_id(prefix)
     assert re.fullmatch(rf"{prefix}_[0-9a-f]{{12}}7[0-9a-f]{{3}}[89ab][0-9a-f]{{15}}", made)
-    assert tokens.is_id(made, prefix)  # type: ignore[arg-type]
+    assert tokens.is_id(made, prefix)
     for wrong in (made.upper(), made[:-1], made + "0", made[4:], " " + made[1:], made[:-1] + " ", made[:-1] + "\n", ""):
-        assert not tokens.is_id(wrong, prefix)  # type: ignore[arg-type]
+        assert not tokens.is_id(wrong, prefix)
     for other in {"tok", "grt", "cli", "usr"} - {prefix}:
-        assert not tokens.is_id(made, other)  # type: ignore[arg-type]
+        assert not tokens.is_id(made, other)
 
 
 def test_ids_tell_when_they_were_made_and_do_not_repeat() -> None:

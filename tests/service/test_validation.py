@@ -236,7 +236,7 @@ def test_bearer_token_is_taken_from_exactly_one_header(values: list[str], wanted
         return
     with pytest.raises(wanted) as caught:
         bearer(values)
-    challenge = caught.value.headers["WWW-Authenticate"]  # type: ignore[attr-defined]
+    challenge = caught.value.headers["WWW-Authenticate"]
     assert challenge.startswith('Bearer realm="token-ledger"')
     assert ("error=" in challenge) == (wanted is MalformedAuthorization)  # RFC 6750 §3.1
 
