@@ -9,16 +9,13 @@ import pytest
 from click.testing import CliRunner
 from msgspec import UNSET
 
-from events.ledger import Append
-from events.types import Kind, MintedToken, TokenIssued
-from projections.current import KEPT_AFTER_EXPIRY
 from service import past
 from service.api.tokens import find_past
 from service.cli import main
-from service.commands import subject
 from service.errors import Unavailable
 from service.runtime import Runtime
-from service.tokens import mint_kind, new_id, now, sha256, uuid7_hex
+from service.tokens import new_id, now
+from tests.api.conftest import LongExpired
 from tests.running import Service, problem, until
 
 MICROSECOND = timedelta(microseconds=1)
@@ -170,34 +167,14 @@ def test_question_that_is_none_is_refused(service: Service, query: dict[str, str
     problem(service.call("GET", path, params=query), 400)
 
 
-async def test_token_that_has_left_the_view_is_explained_from_the_log(service: Service, runtime: Runtime) -> None:
-    """Its events are real; they only happened long ago by the clock of the host that wrote them."""
-    issued_at = now() - KEPT_AFTER_EXPIRY - timedelta(days=30)
-    minted = MintedToken(
-        token_id=new_id("tok"),
-        sha256=sha256(mint_kind(Kind.PAT)).hex(),
-        kind=Kind.PAT,
-        scope="a",
-        audience=(),
-        expires_at=issued_at + timedelta(days=1),
-    )
-    event = TokenIssued(
-        id=uuid7_hex(),
-        occurred_at=issued_at,
-        by="system",
-        grant_id=new_id("grt"),
-        subject=service.user()["user_id"],
-        client_id=None,
-        scope="a",
-        audience=(),
-        tokens=(minted,),
-    )
-    (seq,) = await runtime.ledger.append(Append(subject("grant", event.grant_id), event, 0))
-    await runtime.applied(seq)
-    until(lambda: runtime.view.hit(minted.token_id) is None, what="the view has let it go")
-    path = f"/v1/tokens/{minted.token_id}/explain"
+def test_token_that_has_left_the_view_is_explained_from_the_log(service: Service, long_expired: LongExpired) -> None:
+    path = f"/v1/tokens/{long_expired.token_id}/explain"
     seen = until(lambda: answer if (answer := service.call("GET", path)).status_code == 200 else None).json()
-    assert (seen["code"], because(seen), seen["because"][0]["ledger_seq"]) == ("expired", ["token.issued"], seq)
+    assert (seen["code"], because(seen), seen["because"][0]["ledger_seq"]) == (
+        "expired",
+        ["token.issued"],
+        long_expired.seq,
+    )
 
 
 async def test_token_with_more_events_than_are_read_is_not_answered(

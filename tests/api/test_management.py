@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from events.ledger import Append
-from events.types import Kind, MintedToken, TokenIssued
-from projections.current import KEPT_AFTER_EXPIRY
-from service.commands import subject
 from service.registry import profile_of, read_sealed
 from service.runtime import Runtime
-from service.tokens import mint_kind, new_id, now, sha256, uuid7_hex
+from service.tokens import new_id
+from tests.api.conftest import LongExpired
 from tests.running import CANARY_NAME, CANARY_USERNAME, Service, problem, unique, until
 
 
@@ -184,36 +180,18 @@ def test_lists_take_a_username_where_they_take_a_user_id(service: Service) -> No
 # Tokens that have left the view
 
 
-async def test_token_that_has_left_the_view_is_shown_from_analytics(service: Service, runtime: Runtime) -> None:
-    """Its events are real; they only happened long ago by the clock of the host that wrote them."""
-    issued_at = now() - KEPT_AFTER_EXPIRY - timedelta(days=30)
-    minted = MintedToken(
-        token_id=new_id("tok"),
-        sha256=sha256(mint_kind(Kind.PAT)).hex(),
-        kind=Kind.PAT,
-        scope="a",
-        audience=(),
-        expires_at=issued_at + timedelta(days=1),
-    )
-    event = TokenIssued(
-        id=uuid7_hex(),
-        occurred_at=issued_at,
-        by="system",
-        grant_id=new_id("grt"),
-        subject=service.user()["user_id"],
-        client_id=None,
-        scope="a",
-        audience=(),
-        tokens=(minted,),
-    )
-    (seq,) = await runtime.ledger.append(Append(subject("grant", event.grant_id), event, 0))
-    await runtime.applied(seq)
-    until(lambda: runtime.view.hit(minted.token_id) is None, what="the view has let it go")
-    path = f"/v1/tokens/{minted.token_id}"
+def test_token_that_has_left_the_view_is_shown_from_analytics(service: Service, long_expired: LongExpired) -> None:
+    path = f"/v1/tokens/{long_expired.token_id}"
     seen = until(lambda: answer if (answer := service.call("GET", path)).status_code == 200 else None).json()
-    assert (seen["status"], seen["grant_id"], seen["ledger_seq"]) == ("expired", event.grant_id, seq)
-    assert [(one["type"], one["ledger_seq"]) for one in service.history(minted.token_id)] == [("token.issued", seq)]
-    assert "sha256" not in json.dumps(service.history(minted.token_id))
+    assert (seen["status"], seen["grant_id"], seen["ledger_seq"]) == (
+        "expired",
+        long_expired.grant_id,
+        long_expired.seq,
+    )
+    assert [(one["type"], one["ledger_seq"]) for one in service.history(long_expired.token_id)] == [
+        ("token.issued", long_expired.seq)
+    ]
+    assert "sha256" not in json.dumps(service.history(long_expired.token_id))
 
 
 def test_token_that_never_was_is_not_found(service: Service) -> None:
