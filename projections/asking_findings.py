@@ -143,12 +143,14 @@ class EngineAnswer(Struct, frozen=True, kw_only=True):
 class BacktestRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Begins a backtest, or tells how far the one with this id is. `stop`: ends it.
 
-    `changes`: as in settings, `factor=4`. `until`: the end of the last day, a midnight in UTC.
+    `sql`: the text of a rule's file, to be run instead of the repository's. `changes`: as in settings, `factor=4`.
+    `until`: the end of the last day, a midnight in UTC.
     """
 
     backtest_id: str | None = None
     stop: bool = False
     rule: str = ""
+    sql: str | None = None
     changes: list[str] = msgspec.field(default_factory=list)
     until: datetime | None = None
     days: int = 30

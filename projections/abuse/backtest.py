@@ -26,7 +26,7 @@ from events.streams import LEDGER, USAGE
 from events.types import Quantity
 from projections.abuse import feed
 from projections.abuse.detector import Detector, Found
-from projections.abuse.rules import Rule, RuleError, all_rules, changed
+from projections.abuse.rules import Rule, RuleError, all_rules, changed, parse
 from projections.analytics.store import Analytics
 from projections.asking_findings import BacktestAnswer, BacktestClient, BacktestRequest
 
@@ -35,6 +35,7 @@ log = structlog.get_logger()
 _DAY = timedelta(days=1)
 _KEPT_MAX = 10
 _EXAMPLES_MAX = 20
+_FOUND_MAX = 100_000
 _CHUNK_USES_MAX = 1_000_000
 _NICENESS_MAX = 19
 _RECORDED = """
@@ -52,6 +53,7 @@ class Report(Struct):
     uses: int = 0
     found: list[Found] = msgspec.field(default_factory=list)
     recorded: list[tuple[Any, ...]] = msgspec.field(default_factory=list)
+    detector: Detector | None = None  # while it runs
 
 
 def run(
@@ -62,6 +64,7 @@ def run(
     Raises: RuleError; duckdb.InterruptException when it is interrupted.
     """
     detector = Detector((rule,), secrets.token_bytes(16))
+    report.detector = detector
     try:
         with _reading(cursor):
             feed.seed(cursor, detector, until=2**62, before=since)
@@ -79,12 +82,15 @@ def run(
                     start = day + timedelta(hours=hour)
                     end = min(start + timedelta(hours=hours), day + _DAY)
                     report.found += detector.look(feed.occurred(cursor, detector, start, end))
+                    if len(report.found) > _FOUND_MAX:
+                        raise RuleError(f"rule {rule.name} finds more than {_FOUND_MAX:,} incidents: it is too wide")
             report.uses += count
             report.days_done = number + 1
         with _reading(cursor):
             until = since + report.days * _DAY
             report.recorded = cursor.execute(_RECORDED, [rule.name, since, until]).fetchall()
     finally:
+        report.detector = None
         detector.close()
 
 
@@ -191,8 +197,11 @@ class _Job:
 
     def stop(self) -> None:
         self._stopping.set()
+        detector = self.report.detector
         with contextlib.suppress(duckdb.Error):
             self._cursor.interrupt()
+            if detector is not None:
+                detector.interrupt()
 
     def answer(self) -> BacktestAnswer:
         report, rule = self.report, self.rule
@@ -232,6 +241,26 @@ def _example(found: Found) -> dict[str, Any]:
     return {name: value for name, value in members.items() if value is not None}
 
 
+def _rule_of(request: BacktestRequest) -> Rule:
+    """Raises: RuleError."""
+    if request.sql is not None:
+        rule = parse(request.rule, request.sql)
+        try:
+            kinds = [statement.type for statement in duckdb.extract_statements(rule.sql)]
+        except duckdb.Error as error:
+            raise RuleError(f"rule {rule.name} cannot be read: {error}") from error
+        if kinds != [duckdb.StatementType.SELECT]:
+            raise RuleError(f"rule {rule.name} is not one SELECT")
+    elif request.rule in all_rules():
+        rule = all_rules()[request.rule]
+    else:
+        raise RuleError(f"there is no rule {request.rule!r}; there are {', '.join(all_rules())}")
+    for change in request.changes:
+        name, _, value = change.partition("=")
+        rule = changed(rule, name, value)
+    return rule
+
+
 class Backtests:
     """Backtests of this process: one at a time, and the last few."""
 
@@ -255,15 +284,13 @@ class Backtests:
         if any(one.thread.is_alive() for one in self._jobs):
             raise ServiceError("400", "a backtest is already running; wait for it, or stop it")
         try:
-            rule = all_rules()[request.rule]
-            for change in request.changes:
-                name, _, value = change.partition("=")
-                rule = changed(rule, name, value)
-        except KeyError:
-            raise ServiceError("400", f"there is no rule {request.rule!r}") from None
+            rule = _rule_of(request)
         except RuleError as error:
             raise ServiceError("400", str(error)) from error
-        until = request.until or datetime.now(UTC)
+        now = datetime.now(UTC)
+        until = request.until or now
+        if until > now + _DAY:
+            raise ServiceError("400", "`to` lies in the future")
         midnight = until.astimezone(UTC).replace(tzinfo=None, hour=0, minute=0, second=0, microsecond=0)
         if midnight < until.astimezone(UTC).replace(tzinfo=None):
             midnight += _DAY  # the day that has begun counts too

@@ -18,6 +18,8 @@ from projections.abuse.rules import LONG_SECONDS_MAX, Rule, RuleError
 
 _SLACK = timedelta(minutes=10)  # what comes so much late still finds what happened just before it
 _COMPACT_ROWS = 500_000
+_COLUMNS = {"occurred_at": "TIMESTAMP", "first_at": "TIMESTAMP", "entity": "VARCHAR", "reported": "BOOLEAN"}
+_TRIGGERS_MAX = 1_000_000  # of one rule, in one look: as many rows are in memory
 _STANDARD = frozenset(
     {
         *("occurred_at", "entity", "first_at", "reported", "token_no", "block_seq", "use_index", "ip", "caller"),
@@ -150,6 +152,7 @@ class Detector:
         )
         for statement in relations.TABLES:
             self._database.execute(statement)
+        self._database.execute("SET lock_configuration = true")
 
     def close(self) -> None:
         self._database.close()
@@ -252,12 +255,19 @@ class Detector:
                 continue
             try:
                 cursor = self._database.execute(rule.sql, {**rule.values, "from": since, "until": until})
-                names = [column[0] for column in cursor.description or ()]
-                rows = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+                types = {column[0]: str(column[1]) for column in cursor.description or ()}
+                wrong = [f"{name} {wanted}" for name, wanted in _COLUMNS.items() if types.get(name) != wanted]
+                if "token_no" in types:
+                    wrong += [name for name in ("block_seq", "use_index") if name not in types]
+                if wrong:
+                    raise RuleError(f"rule {rule.name} does not select {', '.join(wrong)}")
+                rows = [dict(zip(types, row, strict=True)) for row in cursor.fetchmany(_TRIGGERS_MAX + 1)]
             except duckdb.InterruptException:
                 raise
             except duckdb.Error as error:
                 raise RuleError(f"rule {rule.name} does not run: {error}") from error
+            if len(rows) > _TRIGGERS_MAX:
+                raise RuleError(f"rule {rule.name} triggers more than {_TRIGGERS_MAX:,} times at once")
             self._name_tokens(rows)
             rows.sort(key=lambda row: (row["occurred_at"], row.get("block_seq") or 0, row.get("use_index") or 0))
             found += [self._found(rule, row) for row in rows if self._begins(rule, row)]

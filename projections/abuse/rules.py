@@ -94,8 +94,10 @@ def parse(name: str, text: str) -> Rule:
             parameters=tuple(_parameter(one) for one in head.get("parameter", ())),
             sql="\n".join(lines[body:]).strip(),
         )
-    except (KeyError, ValueError) as error:
-        raise RuleError(f"rule {name} cannot be read: {error!r} in its head") from error
+    except KeyError as error:
+        raise RuleError(f"rule {name} cannot be read: its head has no line `-- {error.args[0]}: …`") from error
+    except ValueError as error:
+        raise RuleError(f"rule {name} cannot be read: {error} in its head") from error
     unused = set(re.findall(r"\$(\w+)", rule.sql)) ^ (rule.values.keys() | {"from", "until"})
     if unused:
         raise RuleError(f"rule {name}: its SQL and its head do not have the same parameters: {', '.join(unused)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import click
@@ -104,8 +105,16 @@ def audit_rules(session: Session) -> None:
 )
 @asks_service
 def audit_backtest(session: Session, rule: str, days: int, to: str | None, changes: tuple[str, ...]) -> None:
-    """What a rule would have found, and revoked, by client; nothing is recorded. Ctrl-C stops it."""
+    """What a rule would have found, and revoked, by client; nothing is recorded. Ctrl-C stops it.
+
+    RULE is one of `audit rules`, or a file of your own, as `./burst.sql`: one that was changed, or a new one.
+    """
     body = {"rule": rule, "days": days, "to": to, "set": _numbers(changes)}
+    if rule.endswith(".sql"):
+        try:
+            body |= {"rule": Path(rule).stem, "sql": Path(rule).read_text(encoding="utf-8")}
+        except (OSError, UnicodeDecodeError) as error:
+            raise click.BadParameter(f"{rule} cannot be read: {error}", param_hint="RULE") from None
     answer = session.call("POST", "/v1/audit/backtests", body)
     path = f"/v1/audit/backtests/{segment(answer['backtest_id'])}"
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

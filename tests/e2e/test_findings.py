@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,20 @@ from tests.running import Service, StartService, problem, until
 
 FINDINGS, RULES, BACKTESTS = "/v1/audit/findings", "/v1/audit/rules", "/v1/audit/backtests"
 CHANGES = "scope_probing.mode=revoke,refresh_reuse.mode=revoke,scanning.requests=20"
+HEAD = """-- version: 7
+-- finds: a token that was refused.
+-- spares: nobody.
+-- entity: token
+-- quiet_seconds: 86400
+"""
+REFUSALS = """-- parameter: refusals = 3 (uses; so many)
+WITH counted AS (
+    SELECT *, count(*) OVER (PARTITION BY token_no ORDER BY occurred_at) AS refusals FROM window_uses
+    WHERE outcome = 'insufficient_scope'
+)
+SELECT occurred_at, token_no::VARCHAR AS entity, token_no, block_seq, use_index, occurred_at AS first_at, reported
+FROM counted WHERE occurred_at >= $from AND occurred_at < $until AND refusals >= $refusals
+"""
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +50,13 @@ def found(service: Service, **query: Any) -> dict[str, Any]:
 
     [item] = until(probe, seconds=60, what=f"a finding with {query}")
     return item
+
+
+def used_and_found(service: Service) -> None:
+    """The store has uses of today."""
+    made = service.pat()
+    probe(service, made["token"])
+    found(service, token_id=made["token_id"])
 
 
 def test_probing_is_found_and_its_token_revoked(guarded: Service) -> None:
@@ -182,13 +204,76 @@ def test_backtest_tells_what_a_rule_would_have_found(guarded: Service) -> None:
 @pytest.mark.parametrize(
     ("body", "detail"),
     [
-        ({"rule": "nonsense"}, "no such rule"),
+        ({"rule": "nonsense"}, "there is no rule 'nonsense'"),
+        ({"rule": "burst", "to": "2999-01-01T00:00:00Z"}, "in the future"),
+        ({"rule": "mine", "sql": "SELECT 1"}, "its head has no line `-- version: …`"),
+        ({"rule": "mine", "sql": HEAD + "SELECT $from; SELECT $until"}, "not one SELECT"),
+        ({"rule": "mine", "sql": HEAD + "DELETE FROM tokens WHERE $from < $until"}, "not one SELECT"),
+        ({"rule": "mine", "sql": HEAD + "SELEC $from, $until"}, "syntax error"),
+        ({"rule": "mine", "sql": HEAD + "SELECT $from, $until, $factor"}, "the same parameters: factor"),
         ({"rule": "burst", "set": {"speed": 1}}, "burst has no parameter 'speed'"),
         ({"rule": "burst", "set": {"factor": 0}}, "must be a number above 0"),
     ],
 )
 def test_backtest_of_what_is_no_rule_is_refused(guarded: Service, body: dict[str, Any], detail: str) -> None:
     assert detail in problem(guarded.call("POST", BACKTESTS, json=body), 400)["detail"]
+
+
+def test_backtest_of_ones_own_rule_tells_what_it_would_have_found(guarded: Service, tmp_path: Path) -> None:
+    made = guarded.pat()
+    probe(guarded, made["token"], scopes=5)
+    found(guarded, token_id=made["token_id"])
+    sql = HEAD + REFUSALS
+    own = until(
+        lambda: answer if (answer := backtest(guarded, rule="mine", sql=sql))["found"] else None, what="it is found"
+    )
+    assert (own["state"], own["rule"], own["rule_version"]) == ("done", "mine", 7)
+    assert made["token_id"] in {one["token_id"] for one in own["examples"]}
+    assert backtest(guarded, rule="mine", sql=sql, set={"refusals": 1000})["found"] == 0
+    file = tmp_path / "mine.sql"
+    file.write_text(sql)
+    words = ("backtest", str(file), "--days", "1", "-o", "json")
+    assert json.loads(command(guarded, *words))["found"] == own["found"]
+    command(guarded, "backtest", str(tmp_path / "none.sql"), code=2)
+    # It is not switched on by that.
+    assert "mine" not in {one["rule"] for one in guarded.done("GET", RULES)["items"]}
+
+
+@pytest.mark.parametrize(
+    ("select", "error"),
+    [
+        ("FROM window_uses WHERE occurred_at >= $from AND occurred_at < $until", "does not select first_at TIMESTAMP"),
+        (
+            "SELECT occurred_at, token_no, occurred_at AS first_at, token_no::VARCHAR AS entity, reported "
+            + "FROM window_uses WHERE occurred_at >= $from AND occurred_at < $until",
+            "does not select block_seq, use_index",
+        ),
+        ("FROM no_such_table WHERE now() BETWEEN $from AND $until -- window_uses", "no_such_table"),
+        ("SELECT $from, $until FROM read_csv('/etc/passwd') -- window_uses", "disabled"),
+    ],
+)
+def test_backtest_of_a_rule_that_does_not_run_says_why(guarded: Service, select: str, error: str) -> None:
+    used_and_found(guarded)
+    failed = backtest(guarded, rule="mine", sql=HEAD + select)
+    assert failed["state"] == "failed"
+    assert error in failed["error"]
+
+
+def test_backtest_that_would_take_for_ever_can_be_stopped(guarded: Service) -> None:
+    used_and_found(guarded)
+    for_ever = "SELECT $from, $until, sum(a.range * b.range) FROM range(10000000) a, range(10000000) b, window_uses"
+    begun = guarded.done("POST", BACKTESTS, json={"rule": "mine", "sql": HEAD + for_ever, "days": 1})
+    path = f"{BACKTESTS}/{begun['backtest_id']}"
+    problem(guarded.call("POST", BACKTESTS, json={"rule": "burst"}), 400)
+    assert guarded.done("DELETE", path)["state"] == "stopped"
+    assert backtest(guarded, rule="burst")["state"] == "done"
+
+
+def test_backtest_of_ones_own_rule_needs_an_administrator(guarded: Service) -> None:
+    auditor = guarded.bearer("ledger:audit")
+    body = {"rule": "mine", "sql": HEAD + REFUSALS}
+    told = problem(guarded.call("POST", BACKTESTS, json=body, token=auditor), 403)
+    assert (told["code"], told["scope"]) == ("insufficient_scope", "ledger:admin")
 
 
 def test_backtest_that_is_not_there_is_404(guarded: Service) -> None:
