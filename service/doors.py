@@ -19,7 +19,7 @@ from service.caller import Caller
 from service.errors import InsufficientScope, InvalidRequest, InvalidToken
 from service.incoming import Incoming, parse_form
 from service.outgoing import NO_STORE, Response
-from service.parsing import check_address, decode_json, json_body
+from service.parsing import decode_json, ip_address, json_body
 from service.runtime import Runtime
 from service.tokens import now, redacted
 from service.validation import (
@@ -99,11 +99,16 @@ _encode = msgspec.json.Encoder().encode
 
 def _asked(request: ValidateRequest) -> Asked:
     """Raises: InvalidRequest."""
-    if request.context is not None and request.context.ip is not None:
-        check_address(request.context.ip, "context.ip")
     audience = request.audience
     names = (audience,) if isinstance(audience, str) and audience else tuple(audience)
-    return Asked(request.scope, names, request.context.ip if request.context else None, request.min_seq)
+    return Asked(request.scope, names, _ip(request), request.min_seq)
+
+
+def _ip(request: ValidateRequest) -> str | None:
+    """Of whom the token came from. Raises: InvalidRequest."""
+    if request.context is None or request.context.ip is None:
+        return None
+    return ip_address(request.context.ip, "context.ip")
 
 
 def _context(request: ValidateRequest) -> Context | None:
@@ -113,7 +118,7 @@ def _context(request: ValidateRequest) -> Context | None:
     agent, path = given.user_agent, given.path
     # No query string is kept: it may hold secrets of the application.
     return Context(
-        given.ip,
+        _ip(request),
         redacted(agent)[:256] if agent else None,
         given.method,
         redacted(path.partition("?")[0])[:256] if path else None,
@@ -168,8 +173,7 @@ def _limit(runtime: Runtime, caller: Caller, verdicts: list[Verdict]) -> None:
 
 
 def _refused(runtime: Runtime, caller: Caller, request: ValidateRequest, code: Code, endpoint: str) -> None:
-    ip = request.context.ip if request.context else None
-    runtime.usage.count_refused(caller=caller.token_id, ip=ip, outcome=code.value, endpoint=endpoint)
+    runtime.usage.count_refused(caller=caller.token_id, ip=_ip(request), outcome=code.value, endpoint=endpoint)
 
 
 async def validate_batch(runtime: Runtime, incoming: Incoming) -> Response:

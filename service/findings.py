@@ -38,7 +38,7 @@ async def load_finding(runtime: Runtime, finding_id: str) -> Finding | None:
 
 
 async def judge(runtime: Runtime, asker: Asker, finding_id: str, as_: Judgement, reason: str) -> int:
-    """Acknowledges or dismisses; returns the sequence of the event, now or before. Raises: NotFound, Unavailable."""
+    """Acknowledges or dismisses; returns the sequence of the event. Raises: NotFound, Unavailable."""
     known = await load_finding(runtime, finding_id)
     if known is None:
         raise NotFound("there is no such finding")
@@ -58,7 +58,7 @@ async def judge(runtime: Runtime, asker: Asker, finding_id: str, as_: Judgement,
 
     outcome = await execute(runtime, load, decide)
     await runtime.applied(outcome.seq)
-    return outcome.seq or (outcome.state.judged[-1].seq if outcome.state else 0)
+    return outcome.seq
 
 
 async def act(runtime: Runtime, finding_id: str) -> ActAnswer:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
 import os
 import re
@@ -107,22 +108,18 @@ class Incoming:
 
     def client_ip(self, settings: Settings) -> str | None:
         """The address the request comes from: of the peer, or what a trusted proxy says."""
-        ip: str | None = (
-            self._scope.client.rpartition(":")[0].strip("[]") or None
-        )  # `192.0.2.1:4711`, `[2001:db8::1]:4711`
+        # `192.0.2.1:4711`, `[2001:db8::1]:4711`
+        ip = address_of(self._scope.client.rpartition(":")[0].strip("[]"))
         if ip is None or not settings.trusted_proxies or not _within(ip, settings.trusted_proxies):
             return ip
         # From the right: each trusted proxy appends the address it saw; the first that is none of ours is the client.
         hops = [hop.strip() for value in self.header_values("x-forwarded-for") for hop in value.split(",")]
         for hop in reversed(hops):
-            try:
-                ipaddress.ip_address(hop)
-            except ValueError:
+            address = address_of(hop)
+            if address is None:
                 return ip
-            if "%" in hop:  # a zone means nothing here, and may be any text of any length
-                return ip
-            ip = hop
-            if not _within(hop, settings.trusted_proxies):
+            ip = address
+            if not _within(ip, settings.trusted_proxies):
                 break
         return ip
 
@@ -260,11 +257,24 @@ class _Within:
 _reading = _Deadlines()
 
 
-def _within(ip: str, networks: tuple[Network, ...]) -> bool:
+@functools.lru_cache(maxsize=10_000)
+def address_of(text: str) -> str | None:
+    """An IP address in the one form in which it is compared and recorded; None for what is none.
+
+    A zone (RFC 4007 §11) means nothing here, and may be any text of any length.
+    """
     try:
-        address = ipaddress.ip_address(ip)
+        address = ipaddress.ip_address(text)
     except ValueError:
-        return False
+        return None
+    if "%" in text:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return str(mapped or address)
+
+
+def _within(ip: str, networks: tuple[Network, ...]) -> bool:
+    address = ipaddress.ip_address(ip)
     return any(address in network for network in networks)
 
 

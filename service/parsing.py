@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import ipaddress
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -13,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from service.errors import InvalidRequest, UnsupportedMediaType
-from service.incoming import Incoming, parse_form
+from service.incoming import Incoming, address_of, parse_form
 from service.settings import Settings
 
 T = TypeVar("T")
@@ -81,19 +79,12 @@ def query(data: bytes, kind: type[Q]) -> Q:
         raise InvalidRequest(f"the query does not fit: {text}", fix=_SCHEMAS) from None
 
 
-def check_address(text: str, name: str) -> None:
-    """Raises: InvalidRequest for what is no IP address: it would be refused by some tokens and recorded for all."""
-    if not _is_address(text):
+def ip_address(text: str, name: str) -> str:
+    """The address as it is recorded, however it was written. Raises: InvalidRequest for what is none."""
+    address = address_of(text)
+    if address is None:
         raise InvalidRequest(f"{name} is not an IP address", fix="send it without port, brackets or prefix length")
-
-
-@functools.lru_cache(maxsize=10_000)
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
+    return address
 
 
 def moment(text: str, name: str) -> datetime:

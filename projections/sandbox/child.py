@@ -53,7 +53,7 @@ _FUNCTIONS_REFUSED = re.compile(r"current_setting|pg_get_viewdef|write_log|setva
 _REFUSED_FIX = 'read the documented views with one SELECT; the README lists them under "SQL for auditors"'
 _FORMULA = "'^[=+@\\t\\r\\n-]'"
 _NUMBER = re.compile(r"TINYINT|SMALLINT|INTEGER|BIGINT|HUGEINT|UTINYINT|USMALLINT|UINTEGER|UBIGINT|UHUGEINT|BIGNUM")
-_WIDE = re.compile(r"U?HUGEINT|BIGNUM")
+_WIDE = re.compile(r"U?HUGEINT")
 _TOO_WIDE = "a HUGEINT has more than the 38 digits that Arrow can hold: cast it to VARCHAR"
 _NESTED = re.compile(r"\]$|^(STRUCT|MAP|UNION|TUPLE)\b")
 _NOT_IN_ARROW = re.compile(r"UHUGEINT|BIGNUM|BIT|GEOMETRY|VARIANT|TIME WITH TIME ZONE|UNION")
@@ -444,7 +444,11 @@ def _json(name: str, kind: str) -> str:
         return f"CASE WHEN isfinite({name}) THEN to_json({name}) ELSE to_json({name}::VARCHAR) END"
     if kind.startswith(("TIMESTAMP", "DECIMAL")) and not _NESTED.search(kind):
         return _text(name, kind)
-    if _WIDE.fullmatch(kind) or (_NESTED.search(kind) and re.search(r"DOUBLE|FLOAT|DECIMAL|HUGEINT|BIGNUM", kind)):
+    if _WIDE.fullmatch(kind):
+        # What `sum` gives is a HUGEINT, and hardly ever wider than what readers of JSON know as a number.
+        fits = f"{name} BETWEEN {-(2**63)} AND {2**63 - 1}"
+        return f"CASE WHEN {fits} THEN to_json({name}::BIGINT) ELSE to_json({name}::VARCHAR) END"
+    if kind == "BIGNUM" or (_NESTED.search(kind) and re.search(r"DOUBLE|FLOAT|DECIMAL|HUGEINT|BIGNUM", kind)):
         return f"{name}::VARCHAR"
     return name
 

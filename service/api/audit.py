@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Annotated, Any
 
 import msgspec
@@ -24,7 +24,7 @@ from projections.grants import facts
 from service.api.analytics import ask_analytics, token_facts
 from service.api.routing import Call, operation
 from service.api.tokens import find_hit
-from service.api.wire import Id, Page, Seq, Time, cursor_of, page, position_of
+from service.api.wire import EndTime, Id, Page, Seq, Time, cursor_of, page, position_of
 from service.commands import refused, subject
 from service.errors import InvalidRequest, Unavailable
 from service.parsing import moment
@@ -51,7 +51,7 @@ class EventQuery(Page, frozen=True, kw_only=True, forbid_unknown_fields=True, re
     client_id: Id | UnsetType = UNSET
     token_id: Id | UnsetType = UNSET
     from_: Time | UnsetType = UNSET
-    to: Time | UnsetType = UNSET
+    to: EndTime | UnsetType = UNSET
     after_seq: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
 
 
@@ -117,9 +117,6 @@ async def list_events(call: Call[None, EventQuery]) -> dict[str, Any]:
 def _events_asked(runtime: Runtime, asked: EventQuery) -> EventsRequest:
     position = position_of(asked.cursor, _LIST)
     until = None if isinstance(asked.to, UnsetType) else moment(asked.to, "to")
-    if until is not None:
-        # Analytics takes the end as exclusive.
-        until = min(until, datetime.max.replace(tzinfo=UTC) - timedelta(seconds=1)) + timedelta(microseconds=1)
     tag = None
     if not isinstance(asked.type, UnsetType):
         tag = EVENT_TYPES.get(asked.type.partition("/")[0])

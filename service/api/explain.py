@@ -10,7 +10,7 @@ from service.api.routing import Call, operation
 from service.api.tokens import AtQuery, find_past
 from service.api.wire import Audience, ScopeText, audiences
 from service.explanation import Explanation, explain
-from service.parsing import check_address
+from service.parsing import ip_address
 from service.rules.registry import check_audience, check_scope
 from service.validation import Asked
 
@@ -44,9 +44,7 @@ async def explain_token(call: Call[None, ExplainQuery]) -> Explanation:
 
 def _asked(query: ExplainQuery) -> Asked:
     """Raises: InvalidRequest, InvalidScope."""
-    ip = None if isinstance(query.ip, UnsetType) else query.ip
-    if ip is not None:
-        check_address(ip, "ip")
+    ip = None if isinstance(query.ip, UnsetType) else ip_address(query.ip, "ip")
     audience = audiences(query.audience)
     check_audience(audience)
     return Asked(check_scope(query.scope, {}), audience, ip)

@@ -20,7 +20,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from events.types import AuditExported, AuditRead
+from events.types import AuditExported, AuditRead, RuleMode
+from projections.asking_findings import FindingStatus
 from projections.reading import (
     Dataset,
     ExportFormat,
@@ -35,6 +36,7 @@ from projections.sandbox.exports import DATASETS
 from service.api.audit import AUDIT
 from service.api.routing import Call, Nothing, operation
 from service.api.sql import CSV, refuse
+from service.api.usage import Endpoint, Outcome
 from service.api.wire import Id, Seq
 from service.auditing import Statement, bound, exported, record_exported, record_reading
 from service.errors import InvalidRequest, QueryTooHeavy, Unavailable
@@ -67,13 +69,13 @@ class ExportQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     subject: _Value | UnsetType = UNSET
     kind: Literal["access", "refresh", "pat", "sat"] | UnsetType = UNSET
     type: Annotated[_Value, Meta(description="Of events, as in `token.issued/1`.")] | UnsetType = UNSET
-    outcome: _Value | UnsetType = UNSET
-    endpoint: _Value | UnsetType = UNSET
+    outcome: Outcome | UnsetType = UNSET
+    endpoint: Endpoint | UnsetType = UNSET
     ip: _Value | UnsetType = UNSET
     caller: _Value | UnsetType = UNSET
     rule: _Value | UnsetType = UNSET
-    mode: _Value | UnsetType = UNSET
-    status: _Value | UnsetType = UNSET
+    mode: RuleMode | UnsetType = UNSET
+    status: FindingStatus | UnsetType = UNSET
     writer: _Value | UnsetType = UNSET
 
 

@@ -38,7 +38,8 @@ class QueryBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class QueryAnswer(Struct, frozen=True, kw_only=True):
     """True at `ledger_seq` of LEDGER and `usage_seq` of USAGE. `truncated`: there are more rows.
 
-    DECIMAL, HUGEINT, NaN and infinities are texts; times are UTC. `read_seq`: of the event that this was read.
+    DECIMAL, whole numbers of more than 64 bits, NaN and infinities are texts; times are UTC. `read_seq`: of the event
+    that this was read.
     """
 
     columns: list[str]

@@ -18,7 +18,7 @@ from service.api.audit import AUDIT
 from service.api.routing import Call, operation
 from service.api.wire import Id
 from service.errors import InvalidRequest
-from service.parsing import check_address, moment
+from service.parsing import ip_address, moment
 from service.registry import subject_id
 from service.runtime import Runtime
 from service.tokens import now
@@ -90,8 +90,6 @@ def _asked(runtime: Runtime, query: UsageQuery) -> UsageRequest:
     until = present if isinstance(query.to, UnsetType) else moment(query.to, "to")
     since = present - _FROM_DEFAULT if isinstance(query.from_, UnsetType) else moment(query.from_, "from")
     _check_range(query, since, until)
-    if not isinstance(query.ip, UnsetType):
-        check_address(query.ip, "ip")
     subject = query.subject or None
     return UsageRequest(
         group_by=query.group_by or None,
@@ -106,7 +104,7 @@ def _asked(runtime: Runtime, query: UsageQuery) -> UsageRequest:
         kind=query.kind or None,
         outcome=query.outcome or None,
         endpoint=query.endpoint or None,
-        ip=query.ip or None,
+        ip=None if isinstance(query.ip, UnsetType) else ip_address(query.ip, "ip"),
     )
 
 

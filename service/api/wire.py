@@ -36,6 +36,7 @@ AnyAudiences = Annotated[list[Audience], Meta(max_length=32)]
 Comment = Annotated[str, Meta(min_length=1, max_length=1000, description="Sealed under the key of whom it is about.")]
 Id = Annotated[str, Meta(min_length=1, max_length=64)]
 Time = Annotated[str, Meta(min_length=1, max_length=40, description="RFC 3339; by `recorded_at`, inclusive.")]
+EndTime = Annotated[str, Meta(min_length=1, max_length=40, description="RFC 3339; by `recorded_at`, exclusive.")]
 CallersReason = Literal["compromised", "logout", "rotated", "admin", "abuse", "unused"]
 
 

@@ -28,7 +28,7 @@ def audit() -> None:
 @click.option("--client-id")
 @click.option("--token-id")
 @click.option("--from", "from", metavar="TIME", help="RFC 3339, inclusive.")
-@click.option("--to", "to", metavar="TIME", help="RFC 3339, inclusive.")
+@click.option("--to", "to", metavar="TIME", help="RFC 3339, exclusive.")
 @click.option("--after-seq", type=click.IntRange(0), help="Events after this position of the ledger.")
 @paged
 @asks_service

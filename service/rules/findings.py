@@ -101,11 +101,9 @@ class Judge(Struct, frozen=True, kw_only=True):
 
 
 def decide_judge(command: Judge, finding: Finding | None) -> list[LedgerEvent]:
-    """Nothing when it is judged so already. Raises: NotFound."""
+    """An event each time, since each has its own reason. Raises: NotFound."""
     if finding is None:
         raise NotFound("there is no such finding")
-    if finding.status == command.as_:
-        return []
     kind = FindingAcknowledged if command.as_ == "acknowledged" else FindingDismissed
     stamp = command.stamp
     return [

@@ -25,7 +25,7 @@ def sums(groups: list[dict[str, Any]]) -> dict[str | None, tuple[int, int]]:
 
 def test_usage_counts_what_was_just_used(service: Service) -> None:
     made = service.pat()
-    for ip in ("192.0.2.1", "192.0.2.1", "192.0.2.2"):
+    for ip in ("192.0.2.1", "::ffff:192.0.2.1", "192.0.2.2"):
         service.validate(made["token"], context={"ip": ip})
     service.validate(made["token"], scope="no:such")
     of_it = {"token_id": made["token_id"]}
@@ -40,6 +40,7 @@ def test_usage_counts_what_was_just_used(service: Service) -> None:
     assert {"sql", "other"}.isdisjoint(seen)
     first = usage(service, **of_it, group_by="ip", limit=1)
     assert (sums(first["groups"]), first["other"]["uses"]) == ({"192.0.2.1": (2, 0)}, 2)
+    assert usage(service, **of_it, ip="::ffff:c000:201")["totals"]["uses"] == 2
 
 
 def test_usage_of_a_client_is_found_by_client_subject_and_kind(service: Service) -> None:

@@ -466,6 +466,12 @@ async def test_arrow_refuses_a_number_that_it_would_change(published: Publicatio
     assert pa.ipc.open_stream(data).read_all().to_pylist() == [{"n": 10**38 - 1, "no": None}]
 
 
+async def test_json_has_sums_as_numbers_and_what_is_wider_as_text(published: Publication) -> None:
+    edges = "SELECT sum(range), sum(range) FILTER (range > 9), (2::HUGEINT ** 62)::HUGEINT * 2 - 1 FROM range(4)"
+    assert await rows(published, edges) == [[6, None, 2**63 - 1]]
+    assert await rows(published, f"SELECT {2**63}::HUGEINT, {-(2**63)}::HUGEINT") == [[str(2**63), -(2**63)]]
+
+
 async def test_json_has_wide_integers_within_lists_as_text(published: Publication) -> None:
     assert await rows(published, "SELECT [9007199254740993::HUGEINT]") == [["[9007199254740993]"]]
 

@@ -60,12 +60,13 @@ def judging(as_: Any) -> Judge:
 
 
 @pytest.mark.parametrize(("as_", "kind"), [("acknowledged", FindingAcknowledged), ("dismissed", FindingDismissed)])
-def test_judgement_is_an_event_once(as_: str, kind: Any) -> None:
+def test_judgement_is_an_event(as_: str, kind: Any) -> None:
     finding = found(fnd(1))
     [event] = decide_judge(judging(as_), folded(finding))
     assert isinstance(event, kind)
     assert (event.finding_id, event.by, event.sealed_reason) == (fnd(1), tok(9), b"sealed")
-    assert decide_judge(judging(as_), folded(finding, event)) == []
+    # Somebody else has another reason.
+    assert len(decide_judge(judging(as_), folded(finding, event))) == 1
 
 
 def test_judgement_can_change() -> None:
