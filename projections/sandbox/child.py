@@ -446,8 +446,7 @@ def _json(name: str, kind: str) -> str:
         return _text(name, kind)
     if _WIDE.fullmatch(kind):
         # What `sum` gives is a HUGEINT, and hardly ever wider than what readers of JSON know as a number.
-        fits = f"{name} BETWEEN {-(2**63)} AND {2**63 - 1}"
-        return f"CASE WHEN {fits} THEN to_json({name}::BIGINT) ELSE to_json({name}::VARCHAR) END"
+        return f"coalesce(to_json(TRY_CAST({name} AS BIGINT)), to_json({name}::VARCHAR))"
     if kind == "BIGNUM" or (_NESTED.search(kind) and re.search(r"DOUBLE|FLOAT|DECIMAL|HUGEINT|BIGNUM", kind)):
         return f"{name}::VARCHAR"
     return name
