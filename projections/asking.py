@@ -149,7 +149,8 @@ Interval = Literal["minute", "hour", "day"]
 class UsageRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Uses with `from_` ≤ occurred_at < `to`, counted; of the filters all that are given must hold.
 
-    The `limit` groups with the most uses are told one by one, the others together. `explain`: with the SQL.
+    The `limit` groups with the most uses are told one by one, the others together. `distinct`: with the number of
+    tokens and addresses. `explain`: with the SQL.
     """
 
     group_by: GroupBy | None = None
@@ -157,6 +158,7 @@ class UsageRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     from_: datetime = msgspec.field(name="from")
     to: datetime
     limit: Limit = 10
+    distinct: bool = False
     explain: bool = False
     client_id: str | None = None
     subject: str | None = None
@@ -176,17 +178,18 @@ class UsagePoint(Struct, frozen=True, kw_only=True):
 
 
 class UsageCounts(Struct, frozen=True, kw_only=True):
-    """`refused`: the uses with another outcome than `valid`. `tokens`, `addresses`: how many different ones.
+    """`refused`: the uses with another outcome than `valid`.
 
-    `series` is there if an interval was asked for; it has no points without uses.
+    `tokens`, `addresses`: how many different ones, if `distinct` was
+    asked for. `series` is there if an interval was asked for; it has no points without uses.
     """
 
     uses: int = 0
     refused: int = 0
-    tokens: int = 0
-    addresses: int = 0
     first_used_at: datetime | UnsetType = UNSET
     last_used_at: datetime | UnsetType = UNSET
+    tokens: int | UnsetType = UNSET
+    addresses: int | UnsetType = UNSET
     series: list[UsagePoint] | UnsetType = UNSET
 
 

@@ -32,11 +32,11 @@ _GROUPS = {
     "subject": ("token_no", "token.subject"),
     "token_id": ("token_no", "used_token.token_id"),
     "kind": ("token_no", "token.kind"),
-    "outcome": ("outcome", "cell.outcome"),
-    "scope": ("scope", "cell.scope"),
+    "outcome": ("outcome", "cell.key"),
+    "scope": ("scope", "cell.key"),
     "ip": ("origin_no", "origin.ip"),
     "user_agent": ("origin_no", "origin.user_agent"),
-    "endpoint": ("endpoint", "cell.endpoint"),
+    "endpoint": ("endpoint", "cell.key"),
 }
 _OF_TOKENS = """token_no IN (
         SELECT token_no FROM used_tokens JOIN issued_tokens USING (token_id) WHERE {column} = ${column})"""
@@ -49,9 +49,13 @@ _FILTERS = {
     "endpoint": "endpoint = $endpoint",
     "ip": "origin_no IN (SELECT origin_no FROM origins WHERE ip = $ip)",
 }
-_TOKENS = """
-    LEFT JOIN used_tokens AS used_token ON used_token.token_no = cell.token_no
-    LEFT JOIN issued_tokens AS token ON token.token_id = used_token.token_id"""
+_NAMED = {
+    "token_no": """
+    LEFT JOIN used_tokens AS used_token ON used_token.token_no = cell.key
+    LEFT JOIN issued_tokens AS token ON token.token_id = used_token.token_id""",
+    "origin_no": """
+    LEFT JOIN origins AS origin ON origin.origin_no = cell.key""",
+}
 
 # The range is cut at the first and last whole hour and day in it: from < hours_from < days_from < days_to < hours_to
 # < to, all of which may be the same. What is added up is read from the roll-ups; one by one are read the uses at the
@@ -102,17 +106,15 @@ _MINUTES = f"""
     SELECT minute AS first_at, NULL AS client_id, NULL AS kind, outcome, endpoint, requests AS uses
     FROM refused WHERE minute >= $from::TIMESTAMP AND minute < $to::TIMESTAMP"""  # noqa: S608 - constants
 
-# First together what can be told of the same token, place and value: all that follows has fewer rows to go over.
+# First together what can be told of the same key: all that follows has few rows to go over.
 _COUNTED = """WITH recorded AS NOT MATERIALIZED ({recorded}
 ), cells AS (
-    SELECT {columns},
-        sum(uses)::BIGINT AS uses, coalesce(sum(uses) FILTER (outcome <> 'valid'), 0)::BIGINT AS refused,
+    SELECT {key} AS key, sum(uses)::BIGINT AS uses,
+        coalesce(sum(uses) FILTER (outcome <> 'valid'), 0)::BIGINT AS refused,
         min(first_at) AS first_at, max(last_at) AS last_at
     FROM recorded WHERE {conditions} GROUP BY ALL
 ), counted AS (
-    SELECT {value} AS value, {key} AS key, cell.token_no, origin.address_no,
-        cell.uses, cell.refused, cell.first_at, cell.last_at
-    FROM cells AS cell LEFT JOIN origins AS origin ON origin.origin_no = cell.origin_no{join}
+    SELECT {value} AS value, cell.* FROM cells AS cell{join}
 )"""
 # A group beyond the limit has no place.
 _PLACED = """, sized AS (
@@ -124,18 +126,36 @@ _PLACED = """, sized AS (
 ), placed AS (
     SELECT counted.*, top.place FROM counted LEFT JOIN top ON top.value IS NOT DISTINCT FROM counted.value
 )"""
+_UNPLACED = """, placed AS (
+    SELECT *, NULL AS place FROM counted
+)"""
 # One row for everything and one for each place.
-_SUMS = """
-SELECT {of_a_group} AS of_a_group, false AS of_an_interval, {place}, NULL AS starts_at,
-    any_value(value) AS value,
-    {beyond} AS groups_beyond,
-    coalesce(sum(uses), 0)::BIGINT AS uses,
-    coalesce(sum(refused), 0)::BIGINT AS refused,
-    count(DISTINCT token_no) AS tokens,
-    count(DISTINCT address_no) AS addresses,
-    min(first_at) AS first_used_at,
-    max(last_at) AS last_used_at
-FROM {source} GROUP BY GROUPING SETS ({sets})"""
+_SUMS = """, sums AS (
+    SELECT {of_a_group} AS of_a_group, {place}, any_value(value) AS value, {beyond} AS groups_beyond,
+        coalesce(sum(uses), 0)::BIGINT AS uses, coalesce(sum(refused), 0)::BIGINT AS refused,
+        min(first_at) AS first_used_at, max(last_at) AS last_used_at
+    FROM placed GROUP BY GROUPING SETS ({sets})
+)"""
+# How many tokens and addresses there are takes longest: each is looked at with each key that it was met with.
+_DISTINCT = """, met AS (
+    SELECT DISTINCT {key} AS key, token_no, origin_no FROM recorded WHERE {conditions}
+), met_places AS (
+    SELECT DISTINCT placed.place, met.token_no, origin.address_no
+    FROM met JOIN placed ON placed.key IS NOT DISTINCT FROM met.key
+    LEFT JOIN origins AS origin ON origin.origin_no = met.origin_no
+), kinds AS (
+    SELECT {of_a_group} AS of_a_group, {place}, count(DISTINCT token_no) AS tokens,
+        count(DISTINCT address_no) AS addresses
+    FROM met_places GROUP BY GROUPING SETS ({sets})
+)"""
+_ANSWER = """
+SELECT sums.of_a_group, false AS of_an_interval, sums.place, NULL AS starts_at, value, groups_beyond, uses, refused,
+    first_used_at, last_used_at
+FROM sums"""
+_ANSWER_DISTINCT = """
+SELECT sums.of_a_group, false AS of_an_interval, sums.place, NULL AS starts_at, value, groups_beyond, uses, refused,
+    first_used_at, last_used_at, tokens, addresses
+FROM sums JOIN kinds ON kinds.of_a_group = sums.of_a_group AND kinds.place IS NOT DISTINCT FROM sums.place"""
 # And of the narrower of these, one for each interval, without what would take long to count so often.
 _SERIES = """
 UNION ALL BY NAME
@@ -150,12 +170,11 @@ _ORDER = """
 ORDER BY of_a_group, place NULLS LAST, of_an_interval, starts_at"""
 _GROUPED = {
     "of_a_group": "grouping(place) = 0",
-    "place": "place",
     "beyond": "(SELECT count(*) FROM sized) - (SELECT count(*) FROM top)",
-    "source": "placed",
     "sets": "(), (place)",
+    "place": "place",
 }
-_UNGROUPED = {"of_a_group": "false", "place": "NULL AS place", "beyond": "0", "source": "counted", "sets": "()"}
+_UNGROUPED = {"of_a_group": "false", "beyond": "0", "sets": "()", "place": "NULL AS place"}
 
 
 def usage_sql(request: UsageRequest) -> tuple[str, dict[str, Any]]:
@@ -163,15 +182,14 @@ def usage_sql(request: UsageRequest) -> tuple[str, dict[str, Any]]:
     filters = {name: value for name in _FILTERS if (value := getattr(request, name)) is not None}
     key, value = _GROUPS[request.group_by] if request.group_by else ("NULL", "NULL")
     grouped = request.group_by is not None
-    sql = _COUNTED.format(
-        recorded=_DAYS,
-        columns=", ".join(dict.fromkeys(("token_no", "origin_no", *([key] if grouped else [])))),
-        conditions=" AND ".join(_FILTERS[name] for name in filters) or "true",
-        value=value,
-        key=f"cell.{key}" if grouped else key,
-        join=_TOKENS if key == "token_no" else "",
-    )
-    sql += (_PLACED if grouped else "") + _SUMS.format(**(_GROUPED if grouped else _UNGROUPED))
+    conditions = " AND ".join(_FILTERS[name] for name in filters) or "true"
+    shape = _GROUPED if grouped else _UNGROUPED
+    sql = _COUNTED.format(recorded=_DAYS, key=key, conditions=conditions, value=value, join=_NAMED.get(key, ""))
+    sql += (_PLACED if grouped else _UNPLACED) + _SUMS.format(**shape)
+    if request.distinct:
+        sql += _DISTINCT.format(key=key, conditions=conditions, **shape) + _ANSWER_DISTINCT
+    else:
+        sql += _ANSWER
     if request.interval is not None:
         sql += _series(request, key, set(filters))
     sql += _ORDER
@@ -190,7 +208,7 @@ def _series(request: UsageRequest, key: str, filters: set[str]) -> str:
         join = f"\nLEFT JOIN top ON top.value IS NOT DISTINCT FROM timed.{request.group_by}"
     else:
         # Which values of the key have a place is known by now; those without are the others.
-        keys = "(SELECT DISTINCT key, place FROM placed WHERE place IS NOT NULL)"
+        keys = "(SELECT key, place FROM placed WHERE place IS NOT NULL)"
         join = f"\nLEFT JOIN {keys} AS known ON known.key IS NOT DISTINCT FROM timed.{key}"
     return _SERIES.format(
         in_a_group="true" if grouped else "false",

@@ -67,6 +67,7 @@ class UsageQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
     outcome: Outcome | UnsetType = UNSET
     endpoint: Endpoint | UnsetType = UNSET
     ip: Annotated[str, Meta(min_length=2, max_length=45)] | UnsetType = UNSET
+    distinct: Annotated[bool, Meta(description="Also how many tokens and addresses. It takes longer.")] = False
     explain: Annotated[Literal["sql"], Meta(description="Also the query that counted.")] | UnsetType = UNSET
 
 
@@ -97,6 +98,7 @@ def _asked(runtime: Runtime, query: UsageQuery) -> UsageRequest:
         from_=since,
         to=until,
         limit=query.limit,
+        distinct=query.distinct,
         explain=query.explain == "sql",
         client_id=query.client_id or None,
         subject=subject and (subject_id(runtime, subject) or subject),

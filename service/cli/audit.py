@@ -42,6 +42,14 @@ def audit_events(session: Session, paging: dict[str, Any], **query: Any) -> None
         session.tell_more(page)
 
 
+def _explained(command: Any) -> Any:
+    return click.option("--explain", is_flag=True, help="Also the SQL that counted, and its parameters.")(command)
+
+
+def _asked(query: dict[str, Any], explain: bool) -> dict[str, Any]:
+    return {**query, "explain": "sql" if explain else None}
+
+
 @audit.command("usage")
 @click.option("--group-by", type=click.Choice(GROUPS), help="Count by each of its values.")
 @click.option("--interval", type=click.Choice(INTERVALS), help="A row for each, UTC.")
@@ -55,23 +63,16 @@ def audit_events(session: Session, paging: dict[str, Any], **query: Any) -> None
 @click.option("--outcome", help="As in valid or revoked.")
 @click.option("--endpoint", help="As in validate or introspect.")
 @click.option("--ip")
-@click.option("--explain", is_flag=True, help="Also the SQL that counted, and its parameters.")
+@click.option("--distinct", is_flag=True, help="Also how many tokens and addresses. It takes longer.")
+@_explained
 @asks_service
 def audit_usage(session: Session, explain: bool, **query: Any) -> None:
     """Uses of tokens, counted: by whom, by what, by time."""
-    answer = session.call("GET", "/v1/audit/usage", query={**query, "explain": "sql" if explain else None})
+    answer = session.call("GET", "/v1/audit/usage", query=_asked(query, explain))
     if session.output == "json":
         out.print_json(answer)
     else:
         out.print_usage(answer)
-
-
-def _explained(command: Any) -> Any:
-    return click.option("--explain", is_flag=True, help="Also the SQL that counted, and its parameters.")(command)
-
-
-def _asked(query: dict[str, Any], explain: bool) -> dict[str, Any]:
-    return {**query, "explain": "sql" if explain else None}
 
 
 def _show_list(session: Session, path: str, query: dict[str, Any], paging: dict[str, Any], columns: Any) -> None:

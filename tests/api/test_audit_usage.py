@@ -32,6 +32,8 @@ def test_usage_counts_what_was_just_used(service: Service) -> None:
     seen = usage(service, **of_it, group_by="outcome", interval="hour")
     assert sums(seen["groups"]) == {"valid": (3, 0), "insufficient_scope": (1, 1)}
     totals = seen["totals"]
+    assert [totals.get(name) for name in ("uses", "refused", "tokens", "addresses")] == [4, 1, None, None]
+    totals = usage(service, **of_it, distinct=True)["totals"]
     assert [totals[name] for name in ("uses", "refused", "tokens", "addresses")] == [4, 1, 1, 2]
     assert all(sum(point["uses"] for point in one["series"]) == one["uses"] for one in seen["groups"])
     assert seen["ledger_seq"] >= made["ledger_seq"]

@@ -90,7 +90,7 @@ def at(hours: int, uses: int, refused: int) -> dict[str, Any]:
 
 
 def test_everything_is_counted_with_the_unknown_tokens(opened: analytics.Analytics) -> None:
-    assert counted(opened) == {
+    assert counted(opened, distinct=True) == {
         "totals": {
             "uses": 10,
             "refused": 6,
@@ -130,7 +130,7 @@ GROUPED: dict[GroupBy, list[tuple[str | None, int, int]]] = {
 def test_every_group_and_filter_has_its_column() -> None:
     assert list(GROUPED) == list(_GROUPS) == list(typing.get_args(GroupBy))
     assert set(_FILTERS) == set(UsageRequest.__struct_fields__) - {
-        *("group_by", "interval", "from_", "to", "limit", "explain"),
+        *("group_by", "interval", "from_", "to", "limit", "distinct", "explain"),
     }
 
 
@@ -143,7 +143,7 @@ def test_groups_come_by_uses(opened: analytics.Analytics, name: str, groups: lis
 
 
 def test_groups_beyond_the_limit_are_other(opened: analytics.Analytics) -> None:
-    found = counted(opened, group_by="token_id", interval="hour", limit=2)
+    found = counted(opened, group_by="token_id", interval="hour", limit=2, distinct=True)
     assert [one["value"] for one in found["groups"]] == [None, FIRST]
     assert [one["series"] for one in found["groups"]] == [[at(1, 3, 3)], [at(0, 2, 0)]]
     assert found["other"] == {
