@@ -242,6 +242,13 @@ def hourly_job(story: Story) -> None:
                 story.use(4, day(number, hour) + seconds(count / 4))
 
 
+def nightly_job_with_more_to_do(story: Story) -> None:
+    story.issue(7, Kind.SAT, usr(7))
+    for number in range(DAYS + 1):
+        for count in range(200 if number == DAYS else 20):
+            story.use(7, day(number, 2) + seconds(count))
+
+
 def many_at_once(story: Story) -> None:
     """An editor asks for all it shows."""
     for number in range(50):
@@ -324,7 +331,8 @@ def resource_server_moves(story: Story) -> None:
 
 NOT_FOUND = [
     *(replay_within_the_window, old_token_at_home, phone_wakes_up_elsewhere, deployment, move_to_another_cloud),
-    *(roaming_phone, one_phone_on_two_networks, office, runners, first_runners, hourly_job, many_at_once, load_test),
+    *(roaming_phone, one_phone_on_two_networks, office, runners, first_runners, hourly_job, many_at_once),
+    *(nightly_job_with_more_to_do, load_test),
     *(retries, rotation, monthly_job, seldom_used, first_use_ever, upgrade_of_the_agent, tools_of_one_person),
     *(missing_scope, missing_scope_on_new_machines, noisy_gateway, old_secret, resource_server_moves),
 ]

@@ -1,7 +1,7 @@
 -- version: 1
 -- finds: a token that is used far more often within minutes than it, or its owner's other tokens, ever was: somebody
 --   fetches all there is.
--- spares: jobs that run every hour or day in one go, retries after a failure (a few times as many, or refused), a person's
+-- spares: jobs that run every hour or day in one go (sometimes they have more to do), retries after a failure (a few times as many, or refused), a person's
 --   script that asks for some hundred things, and tokens whose owner has no history of some days, such as those made for
 --   a load test.
 -- entity: token
@@ -10,6 +10,8 @@
 -- parameter: factor = 4 (times; as many as the most within ten minutes on the days before)
 -- parameter: days = 7 (days; on which the owner's tokens were used before; with fewer, the factors are so much larger and
 --   `uses` up to twice)
+-- parameter: job_share = 0.5 (days; what an average day has, within ten minutes: a job, whose factor and `uses` are twice
+--   as large, since it does at times what has piled up)
 -- parameter: seconds = 600 (seconds; within which the uses are counted)
 -- parameter: person_uses = 450 (uses; of a person's PAT, at least)
 -- parameter: person_factor = 1.2 (times; as many as the most within ten minutes on the days before)
@@ -17,8 +19,9 @@
 WITH expected AS (
     SELECT t.token_no, t.kind = 'pat' AS is_person, s.ten_minutes_uses_max AS uses_usual,
         greatest(1, $days / s.days) AS doubt,
+        doubt * CASE WHEN uses_usual * s.days >= $job_share * s.uses THEN 2 ELSE 1 END AS service_doubt,
         CASE WHEN is_person THEN greatest($person_uses, doubt * $person_factor * uses_usual)
-            ELSE greatest(least(2, doubt) * $uses, doubt * $factor * uses_usual) END AS uses_max,
+            ELSE greatest(least(2, service_doubt) * $uses, service_doubt * $factor * uses_usual) END AS uses_max,
         to_seconds(CASE WHEN is_person THEN $long_seconds ELSE $seconds END) AS within
     FROM window_tokens t JOIN usual_subjects s USING (subject)
 ), candidates AS (
