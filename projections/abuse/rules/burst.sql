@@ -1,9 +1,9 @@
 -- version: 1
 -- finds: a token that is used far more often within minutes than it, or its owner's other tokens, ever was: somebody
 --   fetches all there is.
--- spares: jobs that run every hour or day in one go (sometimes they have more to do), retries after a failure (a few times as many, or refused), a person's
---   script that asks for some hundred things, and tokens whose owner has no history of some days, such as those made for
---   a load test.
+-- spares: jobs that run every hour or day in one go (sometimes they have more to do), retries after a failure (a few times
+--   as many, or refused), a person's script that asks for some hundred things, and tokens whose owner has no history of
+--   some days, such as those made for a load test.
 -- entity: token
 -- quiet_seconds: 21600
 -- parameter: uses = 125 (uses; at least)

@@ -31,5 +31,6 @@ LEFT JOIN subject_agents a ON a.subject = t.subject AND a.agent = c.agent
     AND a.first_at <= c.occurred_at - to_hours($learning_hours::BIGINT)
 WHERE c.occurred_at >= $from AND c.occurred_at < $until AND (
     c.scopes >= $scopes
-    OR c.scopes >= $foreign_scopes AND c.network <> '' AND k.subject = t.subject AND n.subject IS NULL AND a.subject IS NULL
+    OR c.scopes >= $foreign_scopes AND c.network <> '' AND k.subject IS NOT NULL
+        AND n.subject IS NULL AND a.subject IS NULL
 )
