@@ -78,7 +78,8 @@ def test_probing_is_found_and_its_token_revoked(guarded: Service) -> None:
     assert all(one["kept"] and one["outcome"] == "insufficient_scope" for one in shown["evidence"])
     assert {one["scope"] for one in shown["evidence"]} == {f"admin:{number}" for number in range(4)}
     assert shown["sql"]["statement"].startswith("WITH counted AS")
-    assert shown["sql"]["parameters"] == {"scopes": 4.0, "long_seconds": 7200.0}
+    parameters = {"scopes": 4.0, "foreign_scopes": 1.0, "long_seconds": 7200.0, "learning_hours": 24.0}
+    assert shown["sql"]["parameters"] == parameters
 
 
 def test_reuse_of_a_refresh_token_is_found_and_its_grant_has_ended(guarded: Service) -> None:

@@ -57,6 +57,17 @@ def published(story: Story) -> None:
         story.use(1, NOON + seconds(5 * number), ip=f"203.0.{number}.5")
 
 
+def scraped(story: Story) -> None:
+    """A few networks are enough, if they are new and come within seconds."""
+    for number in range(3):
+        story.use(1, NOON + seconds(5 * number), ip=f"203.0.{number}.5")
+
+
+def scraped_with_the_thiefs_tool(story: Story) -> None:
+    for number in range(2):
+        story.use(1, NOON + seconds(5 * number), ip=f"203.0.{number}.5", agent="python-requests/2")
+
+
 def drained(story: Story) -> None:
     for number in range(300):
         story.use(4, NOON + seconds(number))
@@ -71,6 +82,12 @@ def woken(story: Story) -> None:
     story.use(1, NOON + timedelta(days=20), ip="203.0.113.5")
 
 
+def woken_by_a_stranger(story: Story) -> None:
+    """Of the owner nothing is known but one day."""
+    story.use(6, START + HOUR)
+    story.use(6, NOON + timedelta(days=20), ip="203.0.113.5", agent="Wget/1.21")
+
+
 def shared(story: Story) -> None:
     agents = ("okhttp/4", "Go-http-client/2", "Wget/1.21")
     for number in range(12):
@@ -80,6 +97,10 @@ def shared(story: Story) -> None:
 def probing(story: Story) -> None:
     for number in range(6):
         story.use(1, NOON + seconds(number), outcome="insufficient_scope", scope=f"admin:{number}")
+
+
+def probing_from_elsewhere(story: Story) -> None:
+    story.use(1, NOON, ip="203.0.113.5", agent="python-requests/2", outcome="insufficient_scope", scope="admin:1")
 
 
 def scanned(story: Story) -> None:
@@ -107,11 +128,15 @@ FOUND: list[tuple[str, Scene]] = [
     ("new_network", stolen),
     ("new_network", stolen_young_token),
     ("many_addresses", published),
+    ("many_addresses", scraped),
+    ("many_addresses", scraped_with_the_thiefs_tool),
     ("burst", drained),
     ("impossible_rate", hammered),
     ("dormant_wakes", woken),
+    ("dormant_wakes", woken_by_a_stranger),
     ("shared_agents", shared),
     ("scope_probing", probing),
+    ("scope_probing", probing_from_elsewhere),
     ("scanning", scanned),
     ("scanning", scanned_through_a_caller),
     ("client_secret_guessing", guessed),
@@ -197,11 +222,37 @@ def runners(story: Story) -> None:
             story.use(4, day(number) + seconds(30 * count), ip=f"203.{number}.{count}.5", agent="runner/2")
 
 
+def first_runners(story: Story) -> None:
+    """A new token's first jobs, all at once: nothing says where to expect them."""
+    story.issue(7, Kind.PAT, usr(1), at=NOON)
+    for number in range(5):
+        story.use(7, NOON + seconds(number), ip=f"203.0.{number}.5", agent="runner/2")
+
+
+def one_phone_on_two_networks(story: Story) -> None:
+    """From the wireless network at home to the carrier's."""
+    for number in range(10):
+        story.use(1, NOON + seconds(number), ip=f"203.0.{number % 2}.5")
+
+
 def hourly_job(story: Story) -> None:
     for number in range(DAYS + 1):
         for hour in range(24):
             for count in range(80):
                 story.use(4, day(number, hour) + seconds(count / 4))
+
+
+def nightly_job_with_more_to_do(story: Story) -> None:
+    story.issue(7, Kind.SAT, usr(7))
+    for number in range(DAYS + 1):
+        for count in range(200 if number == DAYS else 20):
+            story.use(7, day(number, 2) + seconds(count))
+
+
+def many_at_once(story: Story) -> None:
+    """An editor asks for all it shows."""
+    for number in range(50):
+        story.use(1, NOON + seconds(number / 100))
 
 
 def load_test(story: Story) -> None:
@@ -230,6 +281,12 @@ def monthly_job(story: Story) -> None:
         story.use(1, NOON + timedelta(days=30) + seconds(count))
 
 
+def seldom_used(story: Story) -> None:
+    """By somebody who uses it once in weeks, now from a journey."""
+    story.use(6, START + HOUR)
+    story.use(6, NOON + timedelta(days=20), ip="203.0.113.5")
+
+
 def first_use_ever(story: Story) -> None:
     story.use(6, NOON + timedelta(days=20), ip="203.0.113.5")
 
@@ -247,6 +304,12 @@ def tools_of_one_person(story: Story) -> None:
 def missing_scope(story: Story) -> None:
     for number in range(100):
         story.use(1, NOON + seconds(number), outcome="insufficient_scope", scope=f"orders:{number % 2}")
+
+
+def missing_scope_on_new_machines(story: Story) -> None:
+    for number in range(20):
+        story.use(1, NOON + seconds(number), ip="203.0.113.5", outcome="insufficient_scope", scope="orders:write")
+        story.use(3, NOON + seconds(number), agent="till/1.0", outcome="insufficient_scope", scope="orders:write")
 
 
 def noisy_gateway(story: Story) -> None:
@@ -268,8 +331,10 @@ def resource_server_moves(story: Story) -> None:
 
 NOT_FOUND = [
     *(replay_within_the_window, old_token_at_home, phone_wakes_up_elsewhere, deployment, move_to_another_cloud),
-    *(roaming_phone, office, runners, hourly_job, load_test, retries, rotation, monthly_job, first_use_ever),
-    *(upgrade_of_the_agent, tools_of_one_person, missing_scope, noisy_gateway, old_secret, resource_server_moves),
+    *(roaming_phone, one_phone_on_two_networks, office, runners, first_runners, hourly_job, many_at_once),
+    *(nightly_job_with_more_to_do, load_test),
+    *(retries, rotation, monthly_job, seldom_used, first_use_ever, upgrade_of_the_agent, tools_of_one_person),
+    *(missing_scope, missing_scope_on_new_machines, noisy_gateway, old_secret, resource_server_moves),
 ]
 
 

@@ -5,9 +5,9 @@
 --   ask again and again with a token that was refused.
 -- entity: token
 -- quiet_seconds: 21600
--- parameter: uses = 110 (uses; at least: more than one after another, each waiting for the one before)
+-- parameter: uses = 60 (uses; at least: more than one after another, each waiting for the one before)
 -- parameter: factor = 4 (times; as often as in the busiest ten minutes on the days before)
--- parameter: seconds = 20 (seconds; within which the uses are counted)
+-- parameter: seconds = 8 (seconds; within which the uses are counted)
 WITH candidates AS (
     SELECT u.token_no, greatest($uses, $factor * $seconds / 600 * coalesce(o.ten_minutes_uses_max, 0)) AS uses_max,
         coalesce(o.ten_minutes_uses_max, 0) AS uses_usual
