@@ -36,7 +36,7 @@ _DAY = timedelta(days=1)
 _KEPT_MAX = 10
 _EXAMPLES_MAX = 20
 _FOUND_MAX = 100_000
-_CHUNK_USES_MAX = 1_000_000
+_CHUNK_USES_MAX = 200_000  # about as many are looked at at once
 _NICENESS_MAX = 19
 _RECORDED = """
 SELECT client_id, 'tok_' || replace(token_id::VARCHAR, '-', '') AS token_id,

@@ -144,6 +144,7 @@ class Detector:
             config={
                 "threads": threads,
                 "memory_limit": f"{memory_bytes_max}B",
+                "temp_directory": "",  # it may write none; so what is too much is told as that
                 "enable_external_access": False,
                 "autoinstall_known_extensions": False,
                 "autoload_known_extensions": False,

@@ -36,8 +36,7 @@ NAMES = {
 }
 WAIT_SECONDS = 1.0  # between two runs of the rules while uses arrive
 _DAY = timedelta(days=1)
-_USES_PER_STEP_MAX = 1_000_000
-_MEMORY_BYTES_MAX = 1024**3
+_USES_PER_STEP_MAX = 200_000
 
 
 class Evaluation:
@@ -46,7 +45,7 @@ class Evaluation:
     def __init__(self, data_dir: Path, traffic: Traffic, written: Appended) -> None:
         self._traffic = traffic
         self._written = written
-        self._store = open_analytics(data_dir / "analytics", memory_bytes_max=_MEMORY_BYTES_MAX, threads=2)
+        self._store = open_analytics(data_dir / "analytics", threads=2)
         self._cursor = self._store.cursor()
 
     def close(self) -> None:
@@ -71,7 +70,7 @@ class Evaluation:
 
         But all rules at once, each with what the others need to know too. `progress` is told how far it is.
         """
-        detector = Detector(all_rules().values(), b"simulated", memory_bytes_max=_MEMORY_BYTES_MAX, threads=2)
+        detector = Detector(all_rules().values(), b"simulated", threads=2)
         findings: list[Finding] = []
         try:
             for number in range(days):
