@@ -145,15 +145,15 @@ class Detector:
                 "threads": threads,
                 "memory_limit": f"{memory_bytes_max}B",
                 "temp_directory": "",  # it may write none; so what is too much is told as that
-                "enable_external_access": False,
                 "autoinstall_known_extensions": False,
                 "autoload_known_extensions": False,
                 "python_enable_replacements": False,
             },
         )
+        self._database.execute("SET enable_external_access = false")
+        self._database.execute("SET lock_configuration = true")
         for statement in relations.TABLES:
             self._database.execute(statement)
-        self._database.execute("SET lock_configuration = true")
 
     def close(self) -> None:
         self._database.close()
