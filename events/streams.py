@@ -57,12 +57,16 @@ class StreamLimits(Struct, frozen=True, kw_only=True):
 
 
 class RawMessage(Struct, frozen=True, gc=False):
-    """A message of a stream as it is stored. `recorded_at_ns`: JetStream's time, nanoseconds since 1970, UTC."""
+    """A message of a stream as it is stored. `recorded_at_ns`: JetStream's time, nanoseconds since 1970, UTC.
+
+    `left`: how many messages of the stream came after it, when the server sent it.
+    """
 
     seq: int
     recorded_at_ns: int
     subject: str
     data: bytes
+    left: int = 0
 
     @property
     def recorded_at(self) -> datetime:
@@ -410,7 +414,7 @@ class _Delivery:
             self.broken = True
         else:
             self.position = seq
-            self.messages.append(RawMessage(seq, int(fields[7]), message.subject, message.data))
+            self.messages.append(RawMessage(seq, int(fields[7]), message.subject, message.data, int(fields[8])))
             self.size_bytes += len(message.data)
         self.arrived.set()
         if len(self.messages) >= _DELIVERED_MAX or self.size_bytes >= _DELIVERED_BYTES_MAX:
@@ -454,7 +458,7 @@ async def follow(
                     position = taken[-1].seq
                     quiet_since = time.monotonic()
                     yield taken
-                    # Applying is synchronous: let the client read what arrived meanwhile.
+                    # Applying may be synchronous: let the client read what arrived meanwhile.
                     await asyncio.sleep(0)
                 else:
                     yield []
