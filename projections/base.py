@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
-import functools
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, runtime_checkable
 
 import structlog
@@ -129,21 +130,23 @@ async def _feed(nc: Connection, projection: Projection, stream: str, *, until_ca
     if end is not None and projection.position(stream) >= end:
         return
     slow = projection if isinstance(projection, SlowProjection) else None
-    async with contextlib.aclosing(follow(nc, stream, projection.position(stream))) as batches:  # type: ignore[type-var]
-        async for batch in batches:
-            if slow is None:
-                projection.apply(stream, batch)
-            else:
-                while not slow.has_room(stream):  # noqa: ASYNC110 - another thread makes it
-                    await asyncio.sleep(_ROOM_SECONDS)
-                await _in_thread(functools.partial(slow.apply, stream, batch))
-            if end is not None and projection.position(stream) >= end:
-                return
+    # A thread of its own: what several take and give back in turn is not given back to the system.
+    with ThreadPoolExecutor(1, f"apply-{stream}") as thread:
+        async with contextlib.aclosing(follow(nc, stream, projection.position(stream))) as batches:  # type: ignore[type-var]
+            async for batch in batches:
+                if slow is None:
+                    projection.apply(stream, batch)
+                else:
+                    while not slow.has_room(stream):  # noqa: ASYNC110 - another thread makes it
+                        await asyncio.sleep(_ROOM_SECONDS)
+                    await _finished(thread.submit(slow.apply, stream, batch))
+                if end is not None and projection.position(stream) >= end:
+                    return
 
 
-async def _in_thread(work: Callable[[], None]) -> None:
+async def _finished(work: concurrent.futures.Future[None]) -> None:
     """Ends only when the work has, even if it is cancelled: whoever feeds the projection next goes on behind it."""
-    done = asyncio.get_running_loop().run_in_executor(None, work)
+    done = asyncio.wrap_future(work)
     cancelled: asyncio.CancelledError | None = None
     while not done.done():
         try:

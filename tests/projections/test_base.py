@@ -398,3 +398,26 @@ async def test_run_that_has_caught_up_always_ends(server: EmbeddedServer, tmp_pa
         async with asyncio.timeout(60):
             for _ in range(300):
                 await base.run(nc, read, (LEDGER,), until_caught_up=True)
+
+
+async def test_long_stream_waits_at_the_server_for_who_takes_it(tmp_path: Path) -> None:
+    """Not in the memory of the follower."""
+    size, count = 800_000, 150
+    async with (
+        server_with_streams(tmp_path) as server,
+        connected(server) as service,
+        connected(server, "projector") as nc,
+    ):
+        for _ in range(count):
+            await service.jetstream().publish("usage.main.w", bytes(size))
+        before = nc.stats["in_bytes"]
+        async with contextlib.aclosing(streams.follow(nc, streams.USAGE, 0)) as batches:
+            seen = [message.seq for message in await anext(batches)]
+            # Heartbeats of the stalled consumer, which come once in a second, must not let more of it come.
+            await until(lambda: nc.stats["in_bytes"] - before > 16 * 1024**2)
+            for _ in range(3):
+                await asyncio.sleep(1)
+                assert nc.stats["in_bytes"] - before < 80 * 1024**2
+            while len(seen) < count:
+                seen += [message.seq for message in await anext(batches)]
+    assert list(range(1, count + 1)) == seen
