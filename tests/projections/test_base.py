@@ -413,10 +413,12 @@ async def test_long_stream_waits_at_the_server_for_who_takes_it(tmp_path: Path) 
         before = nc.stats["in_bytes"]
         async with contextlib.aclosing(streams.follow(nc, streams.USAGE, 0)) as batches:
             seen = [message.seq for message in await anext(batches)]
-            # Heartbeats of the stalled consumer, which come once in a second, must not let more of it come.
-            await until(lambda: nc.stats["in_bytes"] - before > 16 * 1024**2)
-            for _ in range(3):
-                await asyncio.sleep(1)
+            # Heartbeats of the stalled consumer must not let more of it come.
+            heartbeats = 0
+            while heartbeats < 3:
+                known = dict(nc.stats)
+                await until(lambda known=known: nc.stats["in_msgs"] > known["in_msgs"])
+                heartbeats += nc.stats["in_bytes"] - known["in_bytes"] < size
                 assert nc.stats["in_bytes"] - before < 80 * 1024**2
             while len(seen) < count:
                 seen += [message.seq for message in await anext(batches)]

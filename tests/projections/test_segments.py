@@ -24,6 +24,7 @@ from events import types as t
 from events.streams import LEDGER, USAGE, RawMessage
 from projections import analytics
 from projections.analytics import origins, segments, store
+from projections.base import SlowProjection
 from tests import running
 from tests.projections.test_analytics import NOW, block, blocks, dump, issued, new_id, opening, recorded, rows, use
 
@@ -198,6 +199,11 @@ def test_uses_of_a_long_stream_become_segments_at_once(opening: Open, tmp_path: 
     for file in opened.segments.iterdir():
         order = [tuple(row.values()) for row in pyarrow.parquet.read_table(file, columns=ORDER).to_pylist()]
         assert order == sorted(order)
+
+
+def test_loop_that_feeds_the_store_does_not_wait_for_it(opening: Open) -> None:
+    """So queries are answered while it catches up; `test_base` says how."""
+    assert isinstance(opening(), SlowProjection)
 
 
 def test_who_waits_for_a_use_of_a_long_stream_gets_it_without_a_segment(opening: Open) -> None:
