@@ -432,6 +432,8 @@ class Analytics:
                 self._changed.notify_all()
                 if self._failure is not None or (self._closing and taken.reached is None):
                     return
+                if stream == USAGE:
+                    self._await_events()
             last_commit = time.monotonic()
             try:
                 commit(taken)
@@ -444,6 +446,13 @@ class Analytics:
                 self._committed[stream] = taken.reached[0]
                 self._changed.notify_all()
             self._tell()
+
+    def _await_events(self) -> None:
+        """Waits for the events that came before: uses of tokens of whose issue the store knows nothing look odd."""
+        seq = self._seen[LEDGER]
+        self._wanted[LEDGER] = max(seq, self._wanted.get(LEDGER, 0))
+        self._changed.notify_all()
+        self._changed.wait_for(lambda: self._committed[LEDGER] >= seq or self._stops())
 
     def _stops(self) -> bool:
         return self._closing or self._failure is not None

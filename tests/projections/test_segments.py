@@ -223,6 +223,19 @@ def test_events_are_committed_while_uses_are_collected(opening: Open) -> None:
     assert opened.position(USAGE) == 0
 
 
+def test_uses_are_committed_behind_the_events_that_came_before(opening: Open) -> None:
+    opened = opening(commit_seconds=3600)
+    opened.apply(LEDGER, issues())
+    opened.flush()  # the next commit is an hour later
+    again = [msgspec.structs.replace(one, seq=one.seq + len(TOKENS)) for one in issues()]
+    opened.apply(LEDGER, again)
+    assert opened.position(LEDGER) == len(TOKENS)
+    opened.apply(USAGE, some_blocks(1, 5))
+    opened.hasten(USAGE, 5)
+    running.until(lambda: opened.position(USAGE) == 5, seconds=10)
+    assert opened.position(LEDGER) == 2 * len(TOKENS)
+
+
 def test_uses_that_are_collected_while_a_segment_is_made_are_as_many_at_most(opening: Open) -> None:
     opened = opening(batch_rows_max=10, segment_uses=100)
     messages = left_behind(some_blocks(1, 200), left=FAR)
