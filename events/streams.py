@@ -42,6 +42,7 @@ DEDUPLICATION_SECONDS = 120
 _DELIVERED_MAX = 20_000  # messages held by one follower before it stops reading
 _DELIVERED_BYTES_MAX = 16 * 1024**2  # a block of uses has up to 0.9 MB
 _CLOSE_SECONDS_MAX = 2.0
+_STALLED = "Nats-Consumer-Stalled"
 _STORED_HEADERS = b"NATS/1.0\r\n"  # a status of the server, such as a heartbeat, stands in this line
 _NS = 1_000_000_000
 
@@ -57,12 +58,16 @@ class StreamLimits(Struct, frozen=True, kw_only=True):
 
 
 class RawMessage(Struct, frozen=True, gc=False):
-    """A message of a stream as it is stored. `recorded_at_ns`: JetStream's time, nanoseconds since 1970, UTC."""
+    """A message of a stream as it is stored. `recorded_at_ns`: JetStream's time, nanoseconds since 1970, UTC.
+
+    `left`: how many messages of the stream came after it, when the server sent it.
+    """
 
     seq: int
     recorded_at_ns: int
     subject: str
     data: bytes
+    left: int = 0
 
     @property
     def recorded_at(self) -> datetime:
@@ -77,6 +82,7 @@ class Connection(Client):
     def __init__(self) -> None:
         super().__init__()
         self.reads_headers = True  # of stored messages
+        self.holds_back = False
         self.lost_listeners: list[Callable[[], None]] = []
         self.back = asyncio.Event()
 
@@ -84,7 +90,20 @@ class Connection(Client):
         if not self.reads_headers and headers and headers.startswith(_STORED_HEADERS):
             return None
         found: dict[str, str] | None = await super()._process_headers(headers)
+        if found and self.holds_back:
+            found.pop(_STALLED, None)
         return found
+
+    def hold_back(self, subscription: Any) -> None:
+        """Asks the server for more only when what came was taken.
+
+        The client answers flow control at once, and a stalled consumer's heartbeats as well, however much waits: of a
+        long stream, all would lie in memory.
+        """
+        self.holds_back = True
+        inner = subscription._sub  # noqa: SLF001 - there is no public way
+        state, waiting = inner._jsi, inner._pending_queue  # noqa: SLF001
+        state.get_js_delivered = lambda: state._fciseq - waiting.qsize()  # noqa: SLF001
 
     @staticmethod
     def _parse_header_lines(raw: bytes) -> dict[str, str]:
@@ -410,7 +429,7 @@ class _Delivery:
             self.broken = True
         else:
             self.position = seq
-            self.messages.append(RawMessage(seq, int(fields[7]), message.subject, message.data))
+            self.messages.append(RawMessage(seq, int(fields[7]), message.subject, message.data, int(fields[8])))
             self.size_bytes += len(message.data)
         self.arrived.set()
         if len(self.messages) >= _DELIVERED_MAX or self.size_bytes >= _DELIVERED_BYTES_MAX:
@@ -454,7 +473,7 @@ async def follow(
                     position = taken[-1].seq
                     quiet_since = time.monotonic()
                     yield taken
-                    # Applying is synchronous: let the client read what arrived meanwhile.
+                    # Applying may be synchronous: let the client read what arrived meanwhile.
                     await asyncio.sleep(0)
                 else:
                     yield []
@@ -479,7 +498,7 @@ async def _subscribe(nc: Connection, stream: str, position: int, delivery: _Deli
         opt_start_seq=position + 1,
         inactive_threshold=30,
     )
-    return await js.subscribe(
+    subscription = await js.subscribe(
         subject,
         stream=stream,
         config=config,
@@ -489,6 +508,9 @@ async def _subscribe(nc: Connection, stream: str, position: int, delivery: _Deli
         pending_msgs_limit=-1,
         pending_bytes_limit=-1,
     )
+    if stream == USAGE:  # the others are applied by the loop itself, which reads no more meanwhile
+        nc.hold_back(subscription)
+    return subscription
 
 
 async def _is_behind(nc: Connection, stream: str, position: int) -> bool:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, runtime_checkable
 
 import structlog
@@ -17,6 +19,7 @@ log = structlog.get_logger()
 
 CONFIRM_SECONDS = 0.2
 _CANCEL_AGAIN_SECONDS = 0.05
+_ROOM_SECONDS = 0.01
 
 
 @runtime_checkable
@@ -44,6 +47,14 @@ class Projection(Protocol):
 
     def reset(self) -> None:
         """Throws everything away."""
+
+
+@runtime_checkable
+class SlowProjection(Projection, Protocol):
+    """One whose `apply` takes long: it is called in a thread, one at a time for each stream, when there is room."""
+
+    def has_room(self, stream: str) -> bool:
+        """Whether `apply` would not have to wait."""
 
 
 def boot_time_ns() -> int:
@@ -118,11 +129,34 @@ async def _feed(nc: Connection, projection: Projection, stream: str, *, until_ca
     end = _end(await stream_state(nc, stream)) if until_caught_up else None
     if end is not None and projection.position(stream) >= end:
         return
-    async with contextlib.aclosing(follow(nc, stream, projection.position(stream))) as batches:
-        async for batch in batches:
-            projection.apply(stream, batch)
-            if end is not None and projection.position(stream) >= end:
-                return
+    slow = projection if isinstance(projection, SlowProjection) else None
+    # A thread of its own: what several take and give back in turn is not given back to the system.
+    with ThreadPoolExecutor(1, f"apply-{stream}") as thread:
+        async with contextlib.aclosing(follow(nc, stream, projection.position(stream))) as batches:
+            async for batch in batches:
+                if slow is None:
+                    projection.apply(stream, batch)
+                else:
+                    while not slow.has_room(stream):  # noqa: ASYNC110 - another thread makes it
+                        await asyncio.sleep(_ROOM_SECONDS)
+                    await _finished(thread.submit(slow.apply, stream, batch))
+                if end is not None and projection.position(stream) >= end:
+                    return
+
+
+async def _finished(work: concurrent.futures.Future[None]) -> None:
+    """Ends only when the work has, even if it is cancelled: whoever feeds the projection next goes on behind it."""
+    done = asyncio.wrap_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not done.done():
+        try:
+            await asyncio.wait({done})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        done.exception()  # nobody else will look
+        raise cancelled
+    done.result()
 
 
 def _end(state: dict[str, Any]) -> int:

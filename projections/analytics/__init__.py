@@ -34,7 +34,8 @@ password hashes or anything sealed.
 The newest uses, at most some million or those of a day, are in `recent_uses`. Then they are sealed, while others are
 written: they become a segment, a Parquet file that never changes, and are added up in the roll-ups. A segment has all
 uses of its range of USAGE, in their order; it, its rows in the roll-ups and the end of its rows in
-`recent_uses` are one transaction. Retention drops whole segments with their rows. So at any time `uses` and
+`recent_uses` are one transaction. While so many uses are left in USAGE that they make a segment, they become one without
+having been in `recent_uses`, and the position is of the same transaction. Retention drops whole segments with their rows. So at any time `uses` and
 `all_usage_…` count the same. Sealing changes nothing that a reader of these views can see.
 
 The file is `analytics-<version>.duckdb`, and its segments are beside it in `….duckdb.segments/`. Other tables take

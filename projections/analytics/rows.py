@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import operator
 import re
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, assert_never
@@ -19,7 +18,6 @@ from events.types import (
     ClientRegistered,
     ClientRevoked,
     ClientSecretRotated,
-    Context,
     FindingAcknowledged,
     FindingDismissed,
     GrantRevoked,
@@ -40,22 +38,15 @@ from events.types import (
     TokenRefreshed,
     TokenRevoked,
     TokenSuperseded,
-    UseBlock,
     UserChanged,
     UserDisabled,
     UsernameClaimed,
     UserPasswordChanged,
     UserRegistered,
 )
-from projections.analytics.origins import network
 
 FOR_GOOD = 2**63 - 1  # a cut-off that no later grant escapes
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MINUTE_US = 60_000_000
-_NOWHERE = Context()
-_ORIGIN = operator.attrgetter("ip", "user_agent")
-# What these say of the address and the agent is what the caller wrote into its request; elsewhere we saw it.
-_TOLD_BY_THE_CALLER = frozenset({"validate", "batch"})
 _WELL_FORMED = re.compile(r"(?:tok|grt)_([0-9a-f]{32})")
 
 
@@ -234,33 +225,18 @@ def _without_secrets(value: Any) -> Any:
     return value
 
 
-class Pending:
-    """Rows that wait for one commit, with the positions that they reach.
-
-    `positions`: sequence and recorded time by stream. The columns of uses are lists of their own, since making an
-    object a use would cost more than all the rest.
-    """
+class PendingEvents:
+    """Rows of LEDGER that wait for one commit. `reached`: sequence and recorded time of the last event, if any."""
 
     def __init__(self) -> None:
         self.rows = 0
-        self.positions: dict[str, tuple[int, int]] = {}
+        self.reached: tuple[int, int] | None = None
         self.events: list[EventRow] = []
         self.grants: list[GrantRow] = []
         self.tokens: list[TokenRow] = []
         self.ends: list[EndRow] = []
-        self.refused: list[tuple[int, int, int, int, str, str | None, str | None, str, str, int]] = []
-        self.gaps: list[tuple[int, int, str, int]] = []
-        self.use_token_ids: list[str | None] = []
-        self.use_origins: list[Origin] = []
-        self.uses: dict[str, list[Any]] = {
-            name: []
-            for name in (
-                *("occurred_at", "recorded_at", "block_seq", "use_index", "token_sha256", "outcome", "endpoint"),
-                *("caller", "scope", "audience", "method", "path", "reported"),
-            )
-        }
 
-    def add_event(self, seq: int, recorded_us: int, event: LedgerEvent) -> None:
+    def add(self, seq: int, recorded_us: int, event: LedgerEvent) -> None:
         about = named(event)
         occurred_us = microseconds(event.occurred_at)
         tag, text = body(event)
@@ -291,39 +267,7 @@ class Pending:
         if isinstance(event, TokenIssued | TokenRefreshed):
             self.tokens += [_token_row(token, event, seq, occurred_us) for token in event.tokens]
             self.rows += len(event.tokens)
-
-    def add_block(self, seq: int, recorded_us: int, block: UseBlock) -> None:
-        count, columns = len(block.uses), self.uses
-        if count:
-            members = zip(*map(msgspec.structs.astuple, block.uses), strict=True)
-            occurred_at, token_ids, sha256s, outcomes, endpoints, callers, scopes, audiences, contexts = members
-            if None in contexts:
-                contexts = tuple(context or _NOWHERE for context in contexts)
-            columns["occurred_at"] += occurred_at
-            columns["recorded_at"] += [recorded_us] * count
-            columns["block_seq"] += [seq] * count
-            columns["use_index"] += range(count)
-            self.use_token_ids += token_ids
-            self.use_origins += map(_ORIGIN, contexts)
-            columns["token_sha256"] += sha256s
-            columns["outcome"] += outcomes
-            columns["endpoint"] += endpoints
-            columns["caller"] += callers
-            columns["scope"] += [scope or None for scope in scopes]
-            columns["audience"] += [audience or None for audience in audiences]
-            columns["method"] += [context.method for context in contexts]
-            columns["path"] += [context.path for context in contexts]
-            columns["reported"] += [
-                endpoint in _TOLD_BY_THE_CALLER and context is not _NOWHERE
-                for endpoint, context in zip(endpoints, contexts, strict=True)
-            ]
-        for index, one in enumerate(block.refused):
-            where, what = (one.caller, one.ip, network(one.ip)), (one.outcome, one.endpoint, one.count)
-            self.refused.append((one.minute * _MINUTE_US, recorded_us, seq, index, *where, *what))
-        if block.lost:
-            self.gaps.append((seq, recorded_us, block.writer, block.lost))
-        # An empty block is a row too, so that its position is committed.
-        self.rows += max(1, count + len(block.refused))
+        self.reached = (seq, recorded_us)
 
 
 def _raw_hash(sha256: str) -> bytes | None:

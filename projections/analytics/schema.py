@@ -138,6 +138,19 @@ _OTHERS = {
 }
 TABLES = (*_COLUMNS, *ROLL_UPS, *_OTHERS)
 
+# Calls of the management API are uses of the caller's own token, and no validations.
+CALLS = """
+WITH called AS (
+    SELECT date_trunc('day', occurred_at) AS day, caller, token_no, count(*) AS uses, min(occurred_at) AS first_at,
+        max(occurred_at) AS last_at
+    FROM {uses} WHERE caller <> '' GROUP BY ALL
+)
+SELECT day, caller, sum(uses)::BIGINT AS validations, min(first_at) AS first_at, max(last_at) AS last_at
+FROM called LEFT JOIN used_tokens USING (token_no)
+WHERE caller IS DISTINCT FROM 'tok_' || replace(token_id::VARCHAR, '-', '')
+GROUP BY day, caller
+"""
+
 # What is sealed and what is not. Uses of one day may be counted by several rows here too.
 _ALL_VIEWS = (
     *(
@@ -166,19 +179,7 @@ LEFT JOIN used_tokens u ON u.token_no = c.token_no
 LEFT JOIN issued_tokens t ON t.token_id = u.token_id
 GROUP BY ALL
 """,
-    # Calls of the management API are uses of the caller's own token, and no validations.
-    """
-CREATE VIEW recent_calls AS
-WITH called AS (
-    SELECT date_trunc('day', occurred_at) AS day, caller, token_no, count(*) AS uses, min(occurred_at) AS first_at,
-        max(occurred_at) AS last_at
-    FROM recent_uses WHERE caller <> '' GROUP BY ALL
-)
-SELECT day, caller, sum(uses)::BIGINT AS validations, min(first_at) AS first_at, max(last_at) AS last_at
-FROM called LEFT JOIN used_tokens USING (token_no)
-WHERE caller IS DISTINCT FROM 'tok_' || replace(token_id::VARCHAR, '-', '')
-GROUP BY day, caller
-""",
+    f"CREATE VIEW recent_calls AS {CALLS.format(uses='recent_uses')}",
     """
 CREATE VIEW all_caller_days AS
 SELECT day, caller, validations, first_at, last_at FROM caller_days
@@ -245,3 +246,10 @@ DDL = (
 ARROW_SCHEMAS: dict[str, Any] = {
     table: pa.schema([(name, arrow_type) for name, _, arrow_type in columns]) for table, columns in _COLUMNS.items()
 }
+
+
+def arrow_table(table: str, columns: dict[str, Any]) -> pa.Table:
+    """A batch for the table, of columns by their names."""
+    schema = ARROW_SCHEMAS[table]
+    arrays = [pa.array(columns[field.name], field.type) for field in schema]
+    return pa.Table.from_arrays(arrays, schema=schema)

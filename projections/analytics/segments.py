@@ -17,19 +17,21 @@ from pathlib import Path
 
 import duckdb
 
-from projections.analytics.schema import ARROW_SCHEMAS, ROLL_UPS
+from projections.analytics.schema import ARROW_SCHEMAS, CALLS, ROLL_UPS
 
 ROW_GROUP_USES = 100_000
 _PARQUET = f"FORMAT parquet, COMPRESSION zstd, PARQUET_VERSION v2, ROW_GROUP_SIZE {ROW_GROUP_USES}"
 _COLUMNS = ", ".join(ARROW_SCHEMAS["recent_uses"].names)
 _GLOB = str.maketrans({"[": "[[]", "*": "[*]"})
 
+# What has come since is sealed together with what is in the file already, and never written to it.
+WITH_HELD = f"(SELECT {_COLUMNS} FROM recent_uses UNION ALL SELECT {_COLUMNS} FROM held)"  # noqa: S608 - constants
 _ROLL_UP = {
     "usage_hours": """
 INSERT INTO usage_hours
 SELECT $segment_no, date_trunc('hour', occurred_at), token_no, origin_no, outcome, endpoint, scope,
     count(*), min(occurred_at), max(occurred_at)
-FROM recent_uses GROUP BY ALL ORDER BY 2, token_no, origin_no""",
+FROM {uses} GROUP BY ALL ORDER BY 2, token_no, origin_no""",
     "usage_days": """
 INSERT INTO usage_days
 SELECT $segment_no, date_trunc('day', hour), token_no, origin_no, outcome, endpoint, scope,
@@ -37,19 +39,14 @@ SELECT $segment_no, date_trunc('day', hour), token_no, origin_no, outcome, endpo
 FROM usage_hours WHERE segment_no = $segment_no GROUP BY ALL ORDER BY 2, token_no, origin_no""",
     "usage_minutes": """
 INSERT INTO usage_minutes
-WITH counted AS (
-    SELECT date_trunc('minute', occurred_at) AS minute, token_no, outcome, endpoint, count(*) AS uses
-    FROM recent_uses GROUP BY ALL
-)
-SELECT $segment_no, minute, token.client_id, token.kind, outcome, endpoint, sum(uses),
-    CASE WHEN token.token_id IS NULL THEN counted.token_no END AS unknown_no
-FROM counted
-LEFT JOIN used_tokens USING (token_no)
-LEFT JOIN issued_tokens AS token ON token.token_id = used_tokens.token_id
+WITH token AS (SELECT token_no, client_id, kind FROM used_tokens JOIN issued_tokens USING (token_id))
+SELECT $segment_no, date_trunc('minute', occurred_at) AS minute, token.client_id, token.kind, outcome, endpoint,
+    count(*), CASE WHEN token.token_no IS NULL THEN used.token_no END AS unknown_no
+FROM {uses} AS used LEFT JOIN token ON token.token_no = used.token_no
 GROUP BY ALL ORDER BY minute, client_id""",
-    "caller_days": """
+    "caller_days": f"""
 INSERT INTO caller_days
-SELECT $segment_no, day, caller, validations, first_at, last_at FROM recent_calls ORDER BY day, caller""",
+SELECT $segment_no, day, caller, validations, first_at, last_at FROM ({CALLS}) ORDER BY day, caller""",  # noqa: S608 - names of ours
 }
 
 
@@ -109,28 +106,36 @@ def seal(cursor: duckdb.DuckDBPyConnection, directory: Path) -> int:
     """
     cursor.begin()
     try:
-        row = cursor.execute(
-            "SELECT count(*), min(block_seq), max(block_seq), min(recorded_at), max(recorded_at) FROM recent_uses"
-        ).fetchall()[0]
-        uses, first_seq, last_seq, *recorded = row
-        if not uses:
-            cursor.rollback()
-            return 0
-        # A name that was never used: no file is ever written over.
-        file = directory / f"uses-{first_seq:012}-{last_seq:012}-{secrets.token_hex(4)}.parquet"
-        size, sha256 = _write(cursor, file)
-        for statement in _ROLL_UP.values():
-            cursor.execute(statement, {"segment_no": first_seq})
-        cursor.execute("DELETE FROM recent_uses")
-        now = datetime.now(UTC).replace(tzinfo=None)
-        values = [first_seq, last_seq, file.name, uses, *recorded, size, sha256, now]
-        cursor.execute("INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
-        _show(cursor, directory)
+        uses = cut(cursor, directory)
         cursor.commit()
     except BaseException:
         with contextlib.suppress(duckdb.Error):
             cursor.rollback()
         raise
+    return uses
+
+
+def cut(cursor: duckdb.DuckDBPyConnection, directory: Path, source: str = "recent_uses") -> int:
+    """Makes a segment of the uses of `source`, within the cursor's transaction; `recent_uses` is empty then.
+
+    `source` has all of `recent_uses`, and may have more: `WITH_HELD`. Answers the number of uses, 0 for none.
+    """
+    row = cursor.execute(
+        f"SELECT count(*), min(block_seq), max(block_seq), min(recorded_at), max(recorded_at) FROM {source}"  # noqa: S608 - names of ours
+    ).fetchall()[0]
+    uses, first_seq, last_seq, *recorded = row
+    if not uses:
+        return 0
+    # A name that was never used: no file is ever written over.
+    file = directory / f"uses-{first_seq:012}-{last_seq:012}-{secrets.token_hex(4)}.parquet"
+    size, sha256 = _write(cursor, file, source)
+    for statement in _ROLL_UP.values():
+        cursor.execute(statement.format(uses=source), {"segment_no": first_seq})
+    cursor.execute("DELETE FROM recent_uses")
+    now = datetime.now(UTC).replace(tzinfo=None)
+    values = [first_seq, last_seq, file.name, uses, *recorded, size, sha256, now]
+    cursor.execute("INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+    _show(cursor, directory)
     return int(uses)
 
 
@@ -163,11 +168,11 @@ def _show(cursor: duckdb.DuckDBPyConnection, directory: Path) -> None:
     cursor.execute(f"CREATE OR REPLACE VIEW uses AS {sealed}SELECT {_COLUMNS} FROM recent_uses")  # noqa: S608 - names of ours
 
 
-def _write(cursor: duckdb.DuckDBPyConnection, file: Path) -> tuple[int, bytes]:
+def _write(cursor: duckdb.DuckDBPyConnection, file: Path, source: str) -> tuple[int, bytes]:
     """Size and SHA-256 of the file, which is on disk under its name then."""
     unfinished = file.with_suffix(".unfinished")
     # In the order in which they were inserted, that is by block_seq.
-    cursor.execute(f"COPY (SELECT {_COLUMNS} FROM recent_uses) TO {_text(unfinished)} ({_PARQUET})")  # noqa: S608 - names of ours
+    cursor.execute(f"COPY (SELECT {_COLUMNS} FROM {source}) TO {_text(unfinished)} ({_PARQUET})")  # noqa: S608 - names of ours
     _sync(unfinished)
     size, sha256 = unfinished.stat().st_size, _sha256(unfinished)
     unfinished.rename(file)

@@ -21,8 +21,9 @@ from events.errors import UndecodableEvent
 from events.streams import LEDGER, USAGE, Connection, RawMessage
 from projections.analytics import segments
 from projections.analytics.numbers import origin_numbers, token_numbers
-from projections.analytics.rows import EventRow, Pending, TokenRow, user_of
-from projections.analytics.schema import ARROW_SCHEMAS, DDL, SCHEMA_VERSION, TABLES
+from projections.analytics.rows import EventRow, PendingEvents, TokenRow, user_of
+from projections.analytics.schema import ARROW_SCHEMAS, DDL, SCHEMA_VERSION, TABLES, arrow_table
+from projections.analytics.uses import PendingUses
 from projections.base import run
 
 log = structlog.get_logger()
@@ -31,6 +32,8 @@ STREAMS = (LEDGER, USAGE)
 SET_ASIDE_FILES_MAX = 2
 SEGMENT_USES = 1_000_000
 SEGMENT_SECONDS = 86_400.0  # between the first and the last use of a segment
+_HELD_SECONDS_MAX = 30.0
+_ORIGINS_MAX = 200_000  # of the uses that are held: some 50 MB, more than all else of them
 _TRIM_SECONDS = 3600.0
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - DuckDB's TIMESTAMP has no zone; all of ours are UTC
 _CORRUPT = ("corrupt", "checksum", "not a valid duckdb", "could not read enough bytes", "deserialize")
@@ -166,8 +169,12 @@ def _owned(path: Path) -> Iterator[None]:
 class Analytics:
     """The projection of LEDGER and USAGE into DuckDB.
 
-    `apply` decodes and collects; a thread of its own commits what has been collected, at most every
+    `apply` decodes and collects; a thread for each stream commits what has been collected, at most every
     `commit_seconds` unless `batch_rows_max` rows wait, and then `apply` waits too. `position` is what is committed.
+
+    While so many uses are left in USAGE that they make a segment, they do not go through the table of the newest: they
+    are collected until they are as many as a segment has, for half a minute at most, and become one while the next
+    are collected. Who waits for one of them gets it at once, by way of the table.
     """
 
     name = "analytics"
@@ -217,7 +224,8 @@ class Analytics:
     # Opening, closing, setting aside
 
     def _start(self) -> None:
-        self._pending = Pending()
+        self._pending: dict[str, PendingEvents | PendingUses] = {LEDGER: PendingEvents(), USAGE: PendingUses()}
+        self.far_behind = False  # whether the uses that are left make a segment
         self._wanted: dict[str, int] = {}
         self._failure: Exception | None = None
         self._closing = False
@@ -235,7 +243,11 @@ class Analytics:
         self._seen = dict(self._committed)
         self._threads = [
             threading.Thread(target=target, name=name, daemon=True)
-            for name, target in (("analytics-writer", self._write_for_ever), ("analytics-sealer", self._seal_for_ever))
+            for name, target in (
+                ("analytics-ledger", lambda: self._write_for_ever(LEDGER, self._commit_events)),
+                ("analytics-uses", lambda: self._write_for_ever(USAGE, self._commit_uses)),
+                ("analytics-sealer", self._seal_for_ever),
+            )
         ]
         for thread in self._threads:
             thread.start()
@@ -296,8 +308,10 @@ class Analytics:
     def _stop(self, *, discard: bool) -> None:
         with self._changed:
             self._closing = True
+            if discard or self.far_behind:  # they are still in USAGE
+                self._pending[USAGE] = PendingUses()
             if discard:
-                self._pending = Pending()
+                self._pending[LEDGER] = PendingEvents()
             self._changed.notify_all()
         sealer = self._sealer
         if sealer is not None:
@@ -330,7 +344,7 @@ class Analytics:
         self.confirmed[stream] = end
 
     def apply(self, stream: str, batch: list[RawMessage]) -> None:
-        """Collects what the batch holds; waits while `batch_rows_max` rows wait to be written.
+        """Collects what the batch holds; waits while there is no room for it.
 
         May be called from several threads, one a stream. Raises: UndecodableEvent; whatever stopped the writer.
         """
@@ -346,20 +360,35 @@ class Analytics:
                 log.error("undecodable", alarm=True, projection=self.name, stream=stream, seq=message.seq)  # noqa: TRY400
                 raise UndecodableEvent(f"{stream} sequence {message.seq}: {error}") from error
             with self._changed:
-                self._changed.wait_for(self._has_room)
+                self._changed.wait_for(lambda: self.has_room(stream))
                 self.check()
-                first = not self._pending.rows
-                if stream == LEDGER:
-                    self._pending.add_event(message.seq, recorded_us, decoded)  # type: ignore[arg-type]
+                pending, was_far_behind = self._pending[stream], self.far_behind
+                first = not pending.rows
+                if isinstance(pending, PendingUses):
+                    pending.add(message.seq, recorded_us, decoded, message.left)  # type: ignore[arg-type]
+                    self.far_behind = self._is_far_behind(pending)
                 else:
-                    self._pending.add_block(message.seq, recorded_us, decoded)  # type: ignore[arg-type]
-                self._pending.positions[stream] = (message.seq, recorded_us)
+                    pending.add(message.seq, recorded_us, decoded)  # type: ignore[arg-type]
                 self._seen[stream] = message.seq
-                if first or self._is_due():  # a wake-up for every message would cost more than the message
+                # A wake-up for every message would cost more than the message.
+                if first or self._is_due(stream) or was_far_behind != self.far_behind:
                     self._changed.notify_all()
 
-    def _has_room(self) -> bool:
-        return self._pending.rows < self._batch_rows_max or self._failure is not None or self._closing
+    def has_room(self, stream: str) -> bool:
+        return self._pending[stream].rows < self._rows_max(stream) or self._stops()
+
+    def _rows_max(self, stream: str) -> int:
+        return max(self._batch_rows_max, self._segment_uses if stream == USAGE and self.far_behind else 0)
+
+    def _is_far_behind(self, pending: PendingUses) -> bool:
+        # So few are left to the sealer, or the roll-ups would have many rows of the same.
+        enough = max(self._segment_uses // 4, self._batch_rows_max + 1)
+        return (
+            pending.left > 0
+            and pending.uses_to_come() >= enough
+            and pending.recorded_seconds() < SEGMENT_SECONDS
+            and pending.origins() < _ORIGINS_MAX
+        )
 
     def check(self) -> None:
         """Raises what stopped the writer, if anything did."""
@@ -385,43 +414,56 @@ class Analytics:
             )
             self.check()
 
-    # The writer's thread
+    # The writers' threads
 
-    def _write_for_ever(self) -> None:
+    def _write_for_ever(self, stream: str, commit: Callable[[Any], None]) -> None:
         last_commit = 0.0
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._pending.rows or self._closing)
-                self._changed.wait_for(self._is_due, timeout=last_commit + self._commit_seconds - time.monotonic())
-                # Were uses to come faster than they are sealed, they would pile up.
-                self._changed.wait_for(lambda: self._tail_uses < 3 * self._segment_uses or self._stops())
-                taken, self._pending = self._pending, Pending()
+                self._changed.wait_for(lambda: self._pending[stream].rows or self._stops())
+                pause = last_commit + self._commit_seconds - time.monotonic()
+                self._changed.wait_for(lambda: self._is_due(stream), timeout=pause)
+                if stream == USAGE:
+                    self._changed.wait_for(lambda: not self.far_behind or self._is_due(USAGE), _HELD_SECONDS_MAX)
+                    # Were uses to come faster than they are sealed, they would pile up.
+                    self._changed.wait_for(lambda: self._tail_uses < 3 * self._segment_uses or self._stops())
+                taken = self._pending[stream]
+                self._pending[stream] = type(taken)()
                 self._changed.notify_all()
-                if self._failure is not None or (self._closing and not taken.rows):
+                if self._failure is not None or (self._closing and taken.reached is None):
                     return
+                if stream == USAGE:
+                    self._await_events()
             last_commit = time.monotonic()
             try:
-                self._commit(taken)
+                commit(taken)
             except Exception as error:
-                self._fail(error)
+                if not (self._closing and isinstance(error, duckdb.InterruptException)):
+                    self._fail(error)
                 return
             with self._changed:
-                for stream, (seq, _) in taken.positions.items():
-                    self._committed[stream] = seq
+                assert taken.reached is not None
+                self._committed[stream] = taken.reached[0]
                 self._changed.notify_all()
             self._tell()
+
+    def _await_events(self) -> None:
+        """Waits for the events that came before: uses of tokens of whose issue the store knows nothing look odd."""
+        seq = self._seen[LEDGER]
+        self._wanted[LEDGER] = max(seq, self._wanted.get(LEDGER, 0))
+        self._changed.notify_all()
+        self._changed.wait_for(lambda: self._committed[LEDGER] >= seq or self._stops())
 
     def _stops(self) -> bool:
         return self._closing or self._failure is not None
 
-    def _is_due(self) -> bool:
+    def _is_due(self, stream: str) -> bool:
+        pending = self._pending[stream]
+        return self._stops() or pending.rows >= self._rows_max(stream) or self._is_wanted(stream, pending)
+
+    def _is_wanted(self, stream: str, pending: PendingEvents | PendingUses) -> bool:
         return (
-            self._closing
-            or self._pending.rows >= self._batch_rows_max
-            or any(
-                self._committed[stream] < self._wanted.get(stream, 0) <= seq
-                for stream, (seq, _) in self._pending.positions.items()
-            )
+            pending.reached is not None and self._committed[stream] < self._wanted.get(stream, 0) <= pending.reached[0]
         )
 
     def _tell(self) -> None:
@@ -451,7 +493,7 @@ class Analytics:
             self._changed.notify_all()
         self._tell()
 
-    def _commit(self, pending: Pending) -> None:
+    def _commit_events(self, pending: PendingEvents) -> None:
         with self._writing, self.cursor() as cursor:
             cursor.begin()
             tokens, events = _with_owners(cursor, pending)
@@ -459,23 +501,53 @@ class Analytics:
             _insert(cursor, "issued_tokens", tokens)
             _insert(cursor, "events", events)
             _insert(cursor, "ends", pending.ends)
-            if pending.use_token_ids:
-                columns = pending.uses | {
-                    "token_no": self._tokens.number(cursor, pending.use_token_ids),
-                    "origin_no": self._origins.number(cursor, pending.use_origins),
-                }
-                _insert_columns(cursor, "recent_uses", columns)
-            if pending.refused:
-                numbers = self._origins.number(cursor, [(row[5], None) for row in pending.refused])
-                refused = ((*row[:7], number, *row[7:]) for row, number in zip(pending.refused, numbers, strict=True))
-                _insert(cursor, "refused", refused)
-            _insert(cursor, "gaps", pending.gaps)
-            for stream, (seq, recorded_us) in pending.positions.items():
-                moment = _EPOCH + timedelta(microseconds=recorded_us)
-                cursor.execute("UPDATE positions SET seq = ?, recorded_at = ? WHERE stream = ?", [seq, moment, stream])
+            _note_position(cursor, LEDGER, pending.reached)
             cursor.commit()
-            if pending.use_token_ids:
+
+    def _commit_uses(self, pending: PendingUses) -> None:
+        is_segment = pending.uses >= max(self._segment_uses // 4, self._batch_rows_max + 1)
+        if is_segment and not self._is_wanted(USAGE, pending):
+            self._cut(pending)
+            return
+        with self._writing, self.cursor() as cursor:
+            cursor.begin()
+            if self._register(cursor, pending):
+                cursor.execute("INSERT INTO recent_uses SELECT * FROM held")
+            self._insert_others(cursor, pending)
+            cursor.commit()
+            if pending.uses:
                 self._measure_tail(cursor)
+
+    def _cut(self, pending: PendingUses) -> None:
+        """Commits them as a segment, together with those that are in the file already, beside others that write."""
+        with self._sealing, self.cursor() as cursor:
+            self._sealer = cursor
+            try:
+                cursor.begin()
+                self._register(cursor, pending)
+                segments.cut(cursor, self.segments, segments.WITH_HELD)
+                self._insert_others(cursor, pending)
+                cursor.commit()
+            finally:
+                self._sealer = None
+            self._measure_tail(cursor)
+
+    def _register(self, cursor: duckdb.DuckDBPyConnection, pending: PendingUses) -> bool:
+        """Shows the uses to the cursor as `held`, if there are any; their tokens and origins have numbers then."""
+        uses = pending.table(
+            lambda tokens: self._tokens.number(cursor, tokens), lambda origins: self._origins.number(cursor, origins)
+        )
+        if uses is not None:
+            cursor.register("held", uses)
+        return uses is not None
+
+    def _insert_others(self, cursor: duckdb.DuckDBPyConnection, pending: PendingUses) -> None:
+        if pending.refused:
+            numbers = self._origins.number(cursor, [(row[5], None) for row in pending.refused])
+            refused = ((*row[:7], number, *row[7:]) for row, number in zip(pending.refused, numbers, strict=True))
+            _insert(cursor, "refused", refused)
+        _insert(cursor, "gaps", pending.gaps)
+        _note_position(cursor, USAGE, pending.reached)
 
     # The sealer's thread
 
@@ -581,7 +653,7 @@ def _is_damage(error: Exception) -> bool:
     return any(part in text for part in _CORRUPT) or ".segments/" in text
 
 
-def _with_owners(cursor: duckdb.DuckDBPyConnection, pending: Pending) -> tuple[list[TokenRow], list[EventRow]]:
+def _with_owners(cursor: duckdb.DuckDBPyConnection, pending: PendingEvents) -> tuple[list[TokenRow], list[EventRow]]:
     """Tokens and events with the owner of their grant, which only the grant's first event names.
 
     Only an earlier event may name it, or the rows would depend on where batches end.
@@ -617,12 +689,13 @@ def _insert(cursor: duckdb.DuckDBPyConnection, table: str, rows: Iterable[tuple[
     columns = list(zip(*rows, strict=True))
     if columns:
         names = ARROW_SCHEMAS[table].names
-        _insert_columns(cursor, table, dict(zip(names, columns, strict=True)))
+        cursor.register("batch", arrow_table(table, dict(zip(names, columns, strict=True))))
+        cursor.execute(f"INSERT INTO {table} SELECT * FROM batch")  # noqa: S608 - the names are the schema's own
+        cursor.unregister("batch")
 
 
-def _insert_columns(cursor: duckdb.DuckDBPyConnection, table: str, columns: dict[str, Any]) -> None:
-    schema = ARROW_SCHEMAS[table]
-    arrays = [pa.array(columns[field.name], field.type) for field in schema]
-    cursor.register("batch", pa.Table.from_arrays(arrays, schema=schema))
-    cursor.execute(f"INSERT INTO {table} SELECT * FROM batch")  # noqa: S608 - the names are the schema's own
-    cursor.unregister("batch")
+def _note_position(cursor: duckdb.DuckDBPyConnection, stream: str, reached: tuple[int, int] | None) -> None:
+    assert reached is not None
+    seq, recorded_us = reached
+    moment = _EPOCH + timedelta(microseconds=recorded_us)
+    cursor.execute("UPDATE positions SET seq = ?, recorded_at = ? WHERE stream = ?", [seq, moment, stream])

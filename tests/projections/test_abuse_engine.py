@@ -19,7 +19,7 @@ from events.server import EmbeddedServer
 from events.streams import LEDGER, USAGE, Connection, stream_state
 from events.types import AbuseDetected, Kind, LedgerEvent, TokenUsed, UseBlock
 from projections import analytics, base
-from projections.abuse.engine import STATE_FILE, Engine, load_state
+from projections.abuse.engine import STATE_FILE, Engine, load_state, pause_seconds
 from projections.abuse.rules import configured
 from tests.abusing import block
 from tests.logs import connected, server_with_streams, until
@@ -173,3 +173,8 @@ async def test_killed_at_any_moment_loses_and_doubles_no_finding(tmp_path: Path)
             await looked_at_all(nc, engine)
         got = [one.token_id for one in await findings(nc)]
         assert sorted(got) == [tok(number) for number in range(1, tokens + 1)]
+
+
+def test_engine_leaves_the_cores_to_a_store_that_is_far_behind_but_never_stops() -> None:
+    """A quarter of a core at most, and a twentieth meanwhile."""
+    assert (pause_seconds(1.0, far_behind=False), pause_seconds(1.0, far_behind=True)) == (3.0, 19.0)

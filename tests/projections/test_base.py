@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from events.ledger import Append, Ledger
 from events.server import EmbeddedServer
 from events.streams import LEDGER, Connection, RawMessage
 from projections import base
-from projections.base import Projection, boot_time_ns
+from projections.base import Projection, SlowProjection, boot_time_ns
 from projections.current import CurrentReader, CurrentWriter, view_path
 from tests.logs import LIMITS, connected, event, first, kill, paused, server_with_streams, unique, until
 from tests.making import everything, subject_of
@@ -64,6 +65,27 @@ class Seen:
         self.seqs.clear()
 
 
+class Slow(Seen):
+    """One whose `apply` waits until it is told to go on, in a thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.applying = threading.Event()
+        self.go_on = threading.Event()
+        self.room = True
+        self.threads: set[threading.Thread] = set()
+
+    def has_room(self, stream: str) -> bool:
+        return self.room
+
+    def apply(self, stream: str, batch: list[RawMessage]) -> None:
+        self.threads.add(threading.current_thread())
+        if batch:
+            self.applying.set()
+            assert self.go_on.wait(20)
+        super().apply(stream, batch)
+
+
 @contextlib.asynccontextmanager
 async def running(nc: Connection, projection: Projection) -> AsyncIterator[asyncio.Task[None]]:
     task = asyncio.create_task(base.run(nc, projection, (LEDGER,)))
@@ -89,8 +111,11 @@ async def append(server: EmbeddedServer, count: int = 1) -> int:
 
 def test_projections_keep_the_protocol(tmp_path: Path) -> None:
     assert isinstance(Seen(), Projection)
+    assert isinstance(Slow(), SlowProjection)
     writer = CurrentWriter(view_path(tmp_path))
     assert isinstance(writer, Projection)
+    # It is on the way of every revocation, and a thread would cost it a tenth of a millisecond.
+    assert not isinstance(writer, SlowProjection)
     writer.close()
 
 
@@ -105,6 +130,68 @@ async def test_events_are_applied_in_order_once_and_confirmed(server: EmbeddedSe
         assert began < seen.confirmed[-1][1] < boot_time_ns()
         confirmations = len(seen.confirmed)
         await until(lambda: len(seen.confirmed) > confirmations + 2, what="it goes on confirming when nothing comes")
+
+
+async def test_messages_say_how_many_are_left(server: EmbeddedServer) -> None:
+    end, left = await append(server, 5), []
+    seen = Seen()
+    seen.on_apply = lambda batch: left.extend(message.left for message in batch)
+    async with connected(server, "projector") as nc:
+        await base.run(nc, seen, (LEDGER,), until_caught_up=True)
+    assert list(range(end - 1, -1, -1)) == left
+
+
+async def test_others_go_on_while_a_slow_projection_applies(server: EmbeddedServer) -> None:
+    end, slow = await append(server, 5), Slow()
+    async with connected(server, "projector") as nc, running(nc, slow):
+        await until(slow.applying.is_set)
+        await nc.flush()  # the loop is free: it would wait for itself
+        assert slow.seqs == slow.confirmed == []
+        slow.go_on.set()
+        await until(lambda: slow.confirmed and slow.confirmed[-1][0] == end)
+    assert list(range(1, end + 1)) == slow.seqs
+    assert threading.current_thread() not in slow.threads
+
+
+async def test_slow_projection_gets_nothing_before_there_is_room(server: EmbeddedServer) -> None:
+    end, slow = await append(server, 5), Slow()
+    slow.room = False
+    slow.go_on.set()
+    async with connected(server, "projector") as nc, running(nc, slow):
+        await nc.flush()
+        await until(lambda: slow.resets == 0 and slow.created)
+        assert not slow.applying.is_set()
+        slow.room = True
+        await until(lambda: slow.position(LEDGER) == end)
+
+
+async def test_run_that_is_cancelled_ends_behind_what_is_being_applied(server: EmbeddedServer) -> None:
+    """Else the next run would apply the same at the same time."""
+    end, slow = await append(server, 5), Slow()
+    async with connected(server, "projector") as nc:
+        task = asyncio.create_task(base.run(nc, slow, (LEDGER,)))
+        await until(slow.applying.is_set)
+        task.cancel()
+        await asyncio.wait([task], timeout=0.2)
+        assert not task.done()
+        slow.go_on.set()
+        await asyncio.wait([task], timeout=20)
+        assert task.cancelled()
+        await base.run(nc, slow, (LEDGER,), until_caught_up=True)
+    assert list(range(1, end + 1)) == slow.seqs
+
+
+async def test_failure_in_the_thread_ends_the_run(server: EmbeddedServer) -> None:
+    await append(server)
+    slow = Slow()
+    slow.go_on.set()
+
+    def fail(_: list[RawMessage]) -> None:
+        raise UndecodableEvent("as is")
+
+    slow.on_apply = fail
+    async with connected(server, "projector") as nc, running(nc, slow) as task:
+        assert isinstance(await end_of(task), UndecodableEvent)
 
 
 async def test_confirmation_is_as_old_as_the_question(server: EmbeddedServer) -> None:
@@ -311,3 +398,28 @@ async def test_run_that_has_caught_up_always_ends(server: EmbeddedServer, tmp_pa
         async with asyncio.timeout(60):
             for _ in range(300):
                 await base.run(nc, read, (LEDGER,), until_caught_up=True)
+
+
+async def test_long_stream_waits_at_the_server_for_who_takes_it(tmp_path: Path) -> None:
+    """Not in the memory of the follower."""
+    size, count = 800_000, 150
+    async with (
+        server_with_streams(tmp_path) as server,
+        connected(server) as service,
+        connected(server, "projector") as nc,
+    ):
+        for _ in range(count):
+            await service.jetstream().publish("usage.main.w", bytes(size))
+        before = nc.stats["in_bytes"]
+        async with contextlib.aclosing(streams.follow(nc, streams.USAGE, 0)) as batches:
+            seen = [message.seq for message in await anext(batches)]
+            # Heartbeats of the stalled consumer must not let more of it come.
+            heartbeats = 0
+            while heartbeats < 3:
+                known = dict(nc.stats)
+                await until(lambda known=known: nc.stats["in_msgs"] > known["in_msgs"])
+                heartbeats += nc.stats["in_bytes"] - known["in_bytes"] < size
+                assert nc.stats["in_bytes"] - before < 80 * 1024**2
+            while len(seen) < count:
+                seen += [message.seq for message in await anext(batches)]
+    assert list(range(1, count + 1)) == seen

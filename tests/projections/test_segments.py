@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import msgspec
 import pyarrow.parquet
 import pytest
 import structlog.testing
@@ -22,6 +24,7 @@ from events import types as t
 from events.streams import LEDGER, USAGE, RawMessage
 from projections import analytics
 from projections.analytics import origins, segments, store
+from projections.base import SlowProjection
 from tests import running
 from tests.projections.test_analytics import NOW, block, blocks, dump, issued, new_id, opening, recorded, rows, use
 
@@ -56,6 +59,8 @@ def some_blocks(seed: int, count: int, *, first: int = 1) -> list[RawMessage]:
 def issues() -> list[RawMessage]:
     return recorded(*(issued(new_id("grt"), (token,)) for token in TOKENS))
 
+
+ORDER = ["block_seq", "use_index"]
 
 # What the roll-ups must say, by plain SQL over the uses; and what they say.
 COUNTED = {
@@ -152,6 +157,110 @@ def test_full_tail_is_sealed_while_others_are_written(opening: Open) -> None:
     assert rows(
         opened, "SELECT count(DISTINCT block_seq) > 600, count(*) = count(DISTINCT (block_seq, use_index)) FROM uses"
     ) == [(True, True)]
+
+
+FAR = 10**6  # messages left
+
+
+def left_behind(messages: list[RawMessage], *, left: int = 0) -> list[RawMessage]:
+    """As they come from a long stream, of which so many are left after the last of these."""
+    return [msgspec.structs.replace(one, left=FAR) for one in messages[:-1]] + [
+        msgspec.structs.replace(messages[-1], left=left)
+    ]
+
+
+def without_ledger(dumped: dict[str, Any]) -> dict[str, Any]:
+    return {name: dumped[name] for name in ("uses", "refused", "gaps")}
+
+
+@pytest.mark.parametrize("tail", [0, 60], ids=["alone", "with the newest"])
+def test_uses_of_a_long_stream_become_segments_at_once(opening: Open, tmp_path: Path, tail: int) -> None:
+    messages = some_blocks(1, 1000)
+    plain = analytics.open_analytics(tmp_path / "plain")
+    plain.apply(LEDGER, issues())
+    plain.apply(USAGE, messages)
+    expected = dump(plain)
+    assert rows(plain, "SELECT * FROM segments") == []
+    plain.close()
+    opened = opening(batch_rows_max=50, segment_uses=1000)
+    opened.apply(LEDGER, issues())
+    opened.apply(USAGE, messages[:tail])
+    opened.flush()
+    for at in range(tail, 1000, 7):
+        opened.apply(USAGE, left_behind(messages[at : at + 7], left=max(0, 993 - at)))
+    running.until(lambda: opened.position(USAGE) == 1000, seconds=20)
+    assert rows(opened, "SELECT count(*) FROM recent_uses") == [(0,)]
+    assert without_ledger(dump(opened)) == without_ledger(expected)
+    check(opened)
+    cut = rows(opened, "SELECT segment_no, last_seq, uses FROM segments ORDER BY 1")
+    assert len(cut) >= 3
+    assert all(last < following for (_, last, _), (following, *_) in itertools.pairwise(cut))
+    assert sum(uses for *_, uses in cut) == len(expected["uses"])
+    for file in opened.segments.iterdir():
+        order = [tuple(row.values()) for row in pyarrow.parquet.read_table(file, columns=ORDER).to_pylist()]
+        assert order == sorted(order)
+
+
+def test_loop_that_feeds_the_store_does_not_wait_for_it(opening: Open) -> None:
+    """So queries are answered while it catches up; `test_base` says how."""
+    assert isinstance(opening(), SlowProjection)
+
+
+def test_who_waits_for_a_use_of_a_long_stream_gets_it_without_a_segment(opening: Open) -> None:
+    opened = opening(batch_rows_max=50, segment_uses=100_000)
+    opened.apply(USAGE, left_behind(some_blocks(1, 100), left=FAR))
+    assert opened.position(USAGE) == 0
+    opened.hasten(USAGE, 90)
+    running.until(lambda: opened.position(USAGE) == 100, seconds=10)
+    assert rows(opened, "SELECT * FROM segments") == []
+
+
+def test_events_are_committed_while_uses_are_collected(opening: Open) -> None:
+    opened = opening(batch_rows_max=50, segment_uses=100_000)
+    opened.apply(USAGE, left_behind(some_blocks(1, 100), left=FAR))
+    opened.apply(LEDGER, issues())
+    running.until(lambda: opened.position(LEDGER) == len(TOKENS), seconds=10)
+    assert opened.position(USAGE) == 0
+
+
+def test_uses_are_committed_behind_the_events_that_came_before(opening: Open) -> None:
+    opened = opening(commit_seconds=3600)
+    opened.apply(LEDGER, issues())
+    opened.flush()  # the next commit is an hour later
+    again = [msgspec.structs.replace(one, seq=one.seq + len(TOKENS)) for one in issues()]
+    opened.apply(LEDGER, again)
+    assert opened.position(LEDGER) == len(TOKENS)
+    opened.apply(USAGE, some_blocks(1, 5))
+    opened.hasten(USAGE, 5)
+    running.until(lambda: opened.position(USAGE) == 5, seconds=10)
+    assert opened.position(LEDGER) == 2 * len(TOKENS)
+
+
+def test_uses_that_are_collected_while_a_segment_is_made_are_as_many_at_most(opening: Open) -> None:
+    opened = opening(batch_rows_max=10, segment_uses=100)
+    messages = left_behind(some_blocks(1, 200), left=FAR)
+    sizes = list(itertools.accumulate(max(1, len(codec.decode_block(one.data).uses)) for one in messages))
+    applying = threading.Thread(target=opened.apply, args=(USAGE, messages))
+    with opened._sealing:  # no segment is made for so long
+        applying.start()
+        running.until(lambda: sizes[opened._seen[USAGE] - 1] >= 200 if opened._seen[USAGE] else False, seconds=10)
+        assert opened.position(USAGE) == 0
+        assert sizes[opened._seen[USAGE] - 1] < 200 + 2 * 8
+    applying.join()
+    opened.flush()
+    check(opened)
+    assert opened.position(USAGE) == 200
+
+
+def test_close_leaves_in_the_stream_what_was_collected(opening: Open) -> None:
+    messages = some_blocks(1, 100)
+    first = opening(batch_rows_max=50, segment_uses=100_000)
+    first.apply(USAGE, left_behind(messages, left=FAR))
+    first.close()
+    again = opening(batch_rows_max=50)
+    assert again.position(USAGE) == 0
+    again.apply(USAGE, messages)
+    assert len(dump(again)["uses"]) == sum(len(codec.decode_block(one.data).uses) for one in messages)
 
 
 def test_uses_of_a_day_are_sealed_however_few(opening: Open) -> None:
@@ -263,10 +372,10 @@ os._exit(0)
 """
 
 
-def seal_and_die(directory: Path, at: int) -> subprocess.CompletedProcess[str]:
+def seal_and_die(directory: Path, at: int, script: str = SEAL_AND_DIE) -> subprocess.CompletedProcess[str]:
     """Seals a second segment and kills itself before the given one of the lines that write; says how many they are."""
     return subprocess.run(
-        [sys.executable, "-c", SEAL_AND_DIE, str(directory), str(at)],
+        [sys.executable, "-c", script, str(directory), str(at)],
         cwd=running.ROOT, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
 
@@ -295,6 +404,67 @@ def test_kill_at_any_step_of_sealing_loses_and_doubles_nothing(tmp_path: Path) -
         opened.seal()
         assert opened.position(USAGE) == 60
         opened.close()
+
+
+CUT_AND_DIE = """
+import linecache, os, signal, sys, threading
+from pathlib import Path
+from tests.projections.test_segments import issues, left_behind, some_blocks
+from events.streams import LEDGER, USAGE
+from projections import analytics
+from projections.analytics import segments, store
+
+directory, at = Path(sys.argv[1]), int(sys.argv[2])
+lines, counting = [], threading.Event()
+
+def watch(frame, event, _):
+    text = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+    if event == "line" and any(call in text for call in ("execute(", "commit()", "rename(", "fsync(")):
+        lines.append(frame.f_lineno)
+        if len(lines) == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return watch
+
+def enter(frame, *_):
+    return watch if counting.is_set() and frame.f_code.co_filename in (segments.__file__, store.__file__) else None
+
+threading.settrace(enter)
+opened = analytics.open_analytics(directory, batch_rows_max=10, segment_uses=300)
+opened.apply(LEDGER, issues())
+opened.apply(USAGE, some_blocks(1, 10))
+opened.flush()
+counting.set()
+opened.apply(USAGE, left_behind(some_blocks(2, 50, first=11)))
+while opened.position(USAGE) < 60:
+    opened.check()
+print(len(lines))
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+def test_kill_at_any_step_of_a_segment_made_at_once_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    whole = seal_and_die(tmp_path / "whole", 0, CUT_AND_DIE)
+    lines = int(whole.stdout)
+    assert lines > 10
+    positions = []
+    expected: Any = None
+    for at in range(lines, 0, -1):
+        directory = tmp_path / str(at)
+        died = seal_and_die(directory, at, CUT_AND_DIE)
+        assert died.returncode == -signal.SIGKILL, died.stderr
+        opened = analytics.open_analytics(directory)
+        positions.append(opened.position(USAGE))
+        files = {file.name for file in opened.segments.iterdir()}
+        assert files == {name for (name,) in rows(opened, "SELECT file FROM segments")}
+        assert (len(files), *rows(opened, "SELECT max(block_seq) FROM uses")[0]) in [(0, 10), (1, 60)]
+        opened.apply(USAGE, [*some_blocks(1, 10), *some_blocks(2, 50, first=11)])
+        found = without_ledger(dump(opened))
+        expected = expected or found
+        assert found == expected, at
+        check(opened)
+        opened.close()
+    assert set(positions) == {10, 60}
 
 
 # Damaged
