@@ -15,6 +15,7 @@ from tests.running import Service, StartService, problem, until
 
 FINDINGS, RULES, BACKTESTS = "/v1/audit/findings", "/v1/audit/rules", "/v1/audit/backtests"
 CHANGES = "scope_probing.mode=revoke,refresh_reuse.mode=revoke,scanning.requests=20"
+PARAMETERS = {"scopes": 4.0, "foreign_scopes": 1.0, "long_seconds": 7200.0, "learning_hours": 24.0}
 HEAD = """-- version: 7
 -- finds: a token that was refused.
 -- spares: nobody.
@@ -78,8 +79,7 @@ def test_probing_is_found_and_its_token_revoked(guarded: Service) -> None:
     assert all(one["kept"] and one["outcome"] == "insufficient_scope" for one in shown["evidence"])
     assert {one["scope"] for one in shown["evidence"]} == {f"admin:{number}" for number in range(4)}
     assert shown["sql"]["statement"].startswith("WITH counted AS")
-    parameters = {"scopes": 4.0, "foreign_scopes": 1.0, "long_seconds": 7200.0, "learning_hours": 24.0}
-    assert shown["sql"]["parameters"] == parameters
+    assert shown["sql"]["parameters"] == PARAMETERS
 
 
 def test_reuse_of_a_refresh_token_is_found_and_its_grant_has_ended(guarded: Service) -> None:
@@ -197,7 +197,7 @@ def test_backtest_tells_what_a_rule_would_have_found(guarded: Service) -> None:
     }
     strict = backtest(guarded, rule="scope_probing", set={"scopes": 9})
     assert strict["found"] == 1
-    assert strict["parameters"] == {"scopes": 9.0, "long_seconds": 7200.0}
+    assert strict["parameters"] == PARAMETERS | {"scopes": 9.0}
     assert strict["clients"][0]["missed"] == recorded - 1
     assert [one["token_id"] for one in strict["examples"]] == [made["token_id"]]
     # Nothing of it was recorded.
