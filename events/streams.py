@@ -102,8 +102,8 @@ class Connection(Client):
         """
         self.holds_back = True
         inner = subscription._sub  # noqa: SLF001 - there is no public way
-        state, waiting = inner._jsi, inner._pending_queue  # noqa: SLF001
-        state.get_js_delivered = lambda: state._fciseq - waiting.qsize()  # noqa: SLF001
+        state, waiting = inner._jsi, inner._pending_queue  # noqa: SLF001 - as above
+        state.get_js_delivered = lambda: state._fciseq - waiting.qsize()  # noqa: SLF001 - as above
 
     @staticmethod
     def _parse_header_lines(raw: bytes) -> dict[str, str]:

@@ -357,7 +357,7 @@ class Analytics:
                 decoded = codec.decode(message.data) if stream == LEDGER else codec.decode_block(message.data)
             except UndecodableEvent as error:
                 # Without the error's text: it quotes the bytes.
-                log.error("undecodable", alarm=True, projection=self.name, stream=stream, seq=message.seq)  # noqa: TRY400
+                log.error("undecodable", alarm=True, projection=self.name, stream=stream, seq=message.seq)  # noqa: TRY400 - a trace quotes them too
                 raise UndecodableEvent(f"{stream} sequence {message.seq}: {error}") from error
             with self._changed:
                 self._changed.wait_for(lambda: self.has_room(stream))
@@ -365,10 +365,10 @@ class Analytics:
                 pending, was_far_behind = self._pending[stream], self.far_behind
                 first = not pending.rows
                 if isinstance(pending, PendingUses):
-                    pending.add(message.seq, recorded_us, decoded, message.left)  # type: ignore[arg-type]
+                    pending.add(message.seq, recorded_us, decoded, message.left)  # type: ignore[arg-type]  # a block
                     self.far_behind = self._is_far_behind(pending)
                 else:
-                    pending.add(message.seq, recorded_us, decoded)  # type: ignore[arg-type]
+                    pending.add(message.seq, recorded_us, decoded)  # type: ignore[arg-type]  # an event
                 self._seen[stream] = message.seq
                 # A wake-up for every message would cost more than the message.
                 if first or self._is_due(stream) or was_far_behind != self.far_behind:
