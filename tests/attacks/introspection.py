@@ -41,8 +41,9 @@ def spent_refresh_token_is_inactive(stage: Stage) -> None:
     spent = stage.refreshable()["refresh_token"]
     assert stage.introspected(spent) != INACTIVE
     successor = stage.token(stage.app, form(grant_type="refresh_token", refresh_token=spent)).json()["refresh_token"]
-    assert stage.introspected(spent) == INACTIVE
+    # A token that the view does not know yet is waited for, and the spent one is so by then.
     assert stage.introspected(successor) != INACTIVE
+    assert stage.introspected(spent) == INACTIVE
 
 
 @attack("134", "RFC 7662 §2.1: POST")

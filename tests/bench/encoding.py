@@ -12,7 +12,7 @@ from tests.bench.people import HOUR, MINUTE, SECOND
 
 USES_PER_BLOCK = 500
 SPAN_US_MAX = 15 * MINUTE  # of one block: real ones hold milliseconds, and fifty million would be as many messages
-FLUSH_US = 5 * SECOND  # how often the service writes its counts of refused requests
+FLUSH_US = 2 * SECOND  # how often the service writes its counts of refused requests
 REFUSED_PER_MINUTE_MAX = 600  # TOKEN_LEDGER_UNKNOWN_TOKENS_PER_MINUTE_MAX: what is above gets 429, and is not counted
 
 
