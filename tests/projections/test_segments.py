@@ -367,7 +367,7 @@ def enter(frame, *_):
 sys.settrace(enter)
 opened.seal()
 sys.settrace(None)
-print(len(lines))
+print(len(lines), flush=True)
 os._exit(0)
 """
 
@@ -437,7 +437,7 @@ counting.set()
 opened.apply(USAGE, left_behind(some_blocks(2, 50, first=11)))
 while opened.position(USAGE) < 60:
     opened.check()
-print(len(lines))
+print(len(lines), flush=True)
 os._exit(0)
 """
 
