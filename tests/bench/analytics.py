@@ -48,7 +48,6 @@ from tests.bench.processes import TICK_SECONDS, machine_cpu
 from tests.bench.report import Figure
 
 SEED = 11
-DAYS = 30
 USES = 50_000_000
 PUBLISHED_AT_ONCE = 64
 LAG_USES_PER_SECOND = 5_000
@@ -80,6 +79,7 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 
     machine: machine.Machine
     uses: int
+    days: int
     tokens: int
     clients: int
     segments: int
@@ -141,14 +141,14 @@ class Bench:
     """One run in a directory of its own."""
 
     def __init__(
-        self, directory: Path, messages: Console, *, uses: int, tokens: int, clients: int, rounds: int
+        self, directory: Path, messages: Console, *, uses: int, days: int, tokens: int, clients: int, rounds: int
     ) -> None:
         self._directory = directory
         self._messages = messages
         self._uses = uses
         self._rounds = rounds
         self._clients = clients
-        self._population = Population(seed=SEED, clients=clients, tokens=tokens, days=DAYS)
+        self._population = Population(seed=SEED, clients=clients, tokens=tokens, days=days)
         self._began = time.perf_counter()
         self._bytes = 0
         self._segments = store_file(directory / "data" / "analytics")
@@ -179,6 +179,7 @@ class Bench:
                 return Found(
                     machine=described,
                     uses=self._uses,
+                    days=self._population.days,
                     tokens=len(self._population.tokens),
                     clients=self._clients,
                     segments=segments,
@@ -275,7 +276,7 @@ class Bench:
                         interval=interval,
                         distinct=distinct,
                         from_=since,
-                        to=since + timedelta(days=DAYS, hours=-3),
+                        to=since + timedelta(days=self._population.days, hours=-3),
                     )
                     asked_at = time.perf_counter()
                     answer = await ask(nc, request, UsageAnswer)
@@ -359,7 +360,7 @@ def figures(found: Found) -> list[Figure]:
 def setting(found: Found) -> str:
     return (
         f"{found.machine.describe()} {found.uses:,} uses of {found.tokens:,} tokens of {found.clients} clients over "
-        f"{DAYS} days, {found.segments} segments. Each grouping is asked for nearly all of it, from and to the "
+        f"{found.days} days, {found.segments} segments. Each grouping is asked for nearly all of it, from and to the "
         "middle of an hour, over NATS as the API asks."
     )
 
@@ -385,6 +386,7 @@ def to_markdown(found: Found) -> str:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--uses", type=click.IntRange(1000), default=USES, show_default=True)
+@click.option("--days", type=click.IntRange(2), default=30, show_default=True)
 @click.option("--tokens", type=click.IntRange(10), default=20_000, show_default=True)
 @click.option("--clients", type=click.IntRange(1), default=200, show_default=True)
 @click.option(
@@ -396,6 +398,7 @@ def to_markdown(found: Found) -> str:
 def main(
     *,
     uses: int,
+    days: int,
     tokens: int,
     clients: int,
     rounds: int,
@@ -406,7 +409,7 @@ def main(
     """Measures the analytics store and prints Markdown. 50 million uses take some 20 minutes and 14 GB of disk."""
     messages = Console(stderr=True)
     work = Path(tempfile.mkdtemp(prefix="token-ledger-bench-analytics-", dir=directory))
-    bench = Bench(work, messages, uses=uses, tokens=tokens, clients=clients, rounds=rounds)
+    bench = Bench(work, messages, uses=uses, days=days, tokens=tokens, clients=clients, rounds=rounds)
     try:
         found = asyncio.run(bench.run(lag_seconds))
     except (RuntimeError, TimeoutError, AnalyticsRefused) as error:
