@@ -203,7 +203,8 @@ class Readers:
 
 def published_directory(store: Path) -> Path:
     """Where the files are that queries read."""
-    return store.with_name(store.name + ".published")
+    # Absolute: the process that reads it works elsewhere.
+    return store.absolute().with_name(store.name + ".published")
 
 
 def _ended(request: ReadRequest, data: bytes) -> ReadEnded:

@@ -15,7 +15,7 @@ import pytest
 from events import streams
 from events.streams import LEDGER, USAGE
 from projections import analytics, base
-from projections.analytics.readers import ReadLimits
+from projections.analytics.readers import ReadLimits, published_directory
 from projections.reading import (
     AHEAD_MAX,
     MESSAGE_BYTES,
@@ -186,6 +186,11 @@ async def test_request_that_is_none_is_refused(log: Log) -> None:
     for data in (b"", b"{", b'{"read_id": "../x", "format": "csv", "sql": "SELECT 1"}'):
         reply = await log.nc.request(SUBJECT, data, timeout=10)
         assert b"sql_invalid" in reply.data
+
+
+def test_published_copies_are_found_from_any_directory() -> None:
+    """The data directory may be given relative to where the service was started, as it is by default."""
+    assert published_directory(Path("data/analytics.duckdb")) == Path.cwd() / "data" / "analytics.duckdb.published"
 
 
 async def test_nobody_there_is_said_at_once(start_log: LogFactory, tmp_path: Path) -> None:
