@@ -5,12 +5,13 @@ from __future__ import annotations
 import msgspec
 
 from events.errors import UndecodableEvent
-from events.types import LedgerEvent, UseBlock
+from events.types import LedgerEvent, ReceiptBlock, UseBlock
 
 _json_encoder = msgspec.json.Encoder()
 _json_decoder: msgspec.json.Decoder[LedgerEvent] = msgspec.json.Decoder(LedgerEvent)
 _block_encoder = msgspec.msgpack.Encoder()
 _block_decoder = msgspec.msgpack.Decoder(UseBlock)
+_receipts_decoder = msgspec.msgpack.Decoder(ReceiptBlock)
 
 
 def encode(event: LedgerEvent) -> bytes:
@@ -57,3 +58,19 @@ def decode_block(data: bytes) -> UseBlock:
         return _block_decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UndecodableEvent(f"cannot read a usage block of {len(data)} bytes: {error}") from error
+
+
+def encode_receipts(block: ReceiptBlock) -> bytes:
+    """MessagePack of one block of receipts."""
+    return _block_encoder.encode(block)
+
+
+def decode_receipts(data: bytes) -> ReceiptBlock:
+    """The block in `data`.
+
+    Raises: UndecodableEvent
+    """
+    try:
+        return _receipts_decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UndecodableEvent(f"cannot read a block of receipts of {len(data)} bytes: {error}") from error

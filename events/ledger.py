@@ -40,6 +40,7 @@ _RETRY_SECONDS = 0.02
 _SINGLES_MAX = 12  # up to here single publishes are faster than an atomic batch
 _BATCH_EVENTS_MAX = 1000  # the server's limit, err_code 10199
 _READ_EVENTS_MAX = 100_000
+_SUBJECTS_MAX = 1024  # the server answers for no more at once (ADR-31)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)  # JetStream counts nanoseconds since, and misreads what lies long before
 
 MSG_ID = "Nats-Msg-Id"
@@ -83,6 +84,10 @@ class _Unit:
         if self.sent:
             return OutcomeUnknown(f"{why}: the event may or may not be recorded")
         return LedgerUnavailable(f"{why}: nothing was recorded")
+
+
+class TooManySubjects(LedgerError):
+    """The server gives the last events of so many subjects only one by one."""
 
 
 class Ledger:
@@ -274,6 +279,21 @@ class Ledger:
                 return _recorded(message)
         return None
 
+    async def last_of(self, subjects: str) -> list[Recorded]:
+        """The last event of each subject that fits, such as `ledger.main.webhook.*`, oldest first.
+
+        Raises: LedgerUnavailable.
+        """
+        found: dict[str, Recorded] = {}
+        try:
+            messages = [message async for message in self._direct({"multi_last": [subjects], "batch": _SUBJECTS_MAX})]
+        except TooManySubjects:
+            messages = [message async for message in self._stored(subjects)]
+        for message in messages:
+            recorded = _recorded(message)
+            found[recorded.subject] = recorded
+        return sorted(found.values(), key=lambda recorded: recorded.seq)
+
     async def position_at(self, moment: datetime) -> int:
         """The last sequence that was recorded at or before a time, 0 if there was none. Raises: LedgerUnavailable."""
         end = await self.last_seq()
@@ -303,6 +323,8 @@ class Ledger:
                     status = headers.get("Status")
                     if status in {"404", "204"}:
                         break
+                    if status == "413":
+                        raise TooManySubjects(f"more than {_SUBJECTS_MAX} subjects")
                     if status is not None or "Nats-Sequence" not in headers:
                         raise LedgerUnavailable(f"reading the log failed: {headers}")
                     last = int(headers["Nats-Sequence"])

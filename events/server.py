@@ -38,7 +38,18 @@ import nkeys
 from msgspec import Struct
 
 from events.errors import LedgerUnavailable
-from events.streams import LEDGER, REVOCATIONS, SIGNING_KEYS, SUBJECT_KEYS, USAGE, StreamLimits, stream_configs
+from events.streams import (
+    DELIVERIES,
+    LEDGER,
+    RECEIPTS,
+    REVOCATIONS,
+    SIGNING_KEYS,
+    SUBJECT_KEYS,
+    USAGE,
+    WEBHOOKS,
+    StreamLimits,
+    stream_configs,
+)
 from events.types import TENANT
 
 ROLES = ("admin", "service", "projector", "subscriber")
@@ -149,6 +160,7 @@ def _accounts(public_keys: Mapping[str, str]) -> dict[str, Any]:
         {"service": info, "accounts": ["APPS"]},
         {"service": fetch, "response_type": "stream", "accounts": ["APPS"]},
         {"service": acknowledge, "accounts": ["APPS"]},
+        {"service": "feed.position", "accounts": ["APPS"]},
     ]
     main_users = [
         _user(public_keys["admin"], "admin", publish=_admin_publishes()),
@@ -158,7 +170,8 @@ def _accounts(public_keys: Mapping[str, str]) -> dict[str, Any]:
             public_keys["projector"],
             "projector",
             publish=_projector_publishes(),
-            subscribe=["analytics.>", "$SRV.>"],
+            # What subscribers acknowledge and ask for passes here: that is how their receipts are known.
+            subscribe=["analytics.>", "$SRV.>", "feed.>", f"$JS.ACK.{REVOCATIONS}.>", fetch],
         ),
     ]
     return {
@@ -176,6 +189,7 @@ def _accounts(public_keys: Mapping[str, str]) -> dict[str, Any]:
                 {"service": {"account": "MAIN", "subject": info}, "to": info.replace("$JS.", "L.")},
                 {"service": {"account": "MAIN", "subject": fetch}, "to": fetch.replace("$JS.", "L.")},
                 {"service": {"account": "MAIN", "subject": acknowledge}},
+                {"service": {"account": "MAIN", "subject": "feed.position"}},
             ],
         },
         # `stream`: every server of a cluster answers, not only the first.
@@ -218,7 +232,7 @@ def _follows(stream: str, subjects: str) -> list[str]:
 
 
 def _admin_publishes() -> list[str]:
-    return ["$JS.API.>", "sync.check", "analytics.>", "$SRV.>"]
+    return ["$JS.API.>", "sync.check", "analytics.>", "feed.>", "$SRV.>"]
 
 
 def _service_publishes() -> list[str]:
@@ -227,23 +241,39 @@ def _service_publishes() -> list[str]:
     allowed += ["_INBOX_projector.>"]
     allowed += [f"$JS.API.STREAM.INFO.{name}" for name in _all_streams()]
     allowed += _reads_directly(LEDGER) + _follows(LEDGER, "ledger.>")
+    # The feed is handed on over HTTP and to webhooks, whose consumers, as those of subscribers, are made here.
+    allowed += _reads_directly(REVOCATIONS) + _follows(REVOCATIONS, "revocations.>")
+    allowed += [
+        f"$JS.API.CONSUMER.CREATE.{REVOCATIONS}.*",
+        f"$JS.API.CONSUMER.DURABLE.CREATE.{REVOCATIONS}.*",
+        f"$JS.API.CONSUMER.DELETE.{REVOCATIONS}.*",
+        f"$JS.API.CONSUMER.NAMES.{REVOCATIONS}",
+        f"$JS.API.CONSUMER.LIST.{REVOCATIONS}",
+        f"$JS.ACK.{REVOCATIONS}.>",
+        "feed.>",
+        "subscribers.changed",
+        "receipts.>",
+        "deliveries.>",
+        *_reads_directly(DELIVERIES),
+    ]
     for bucket in buckets:
         keys = f"$KV.{bucket.removeprefix('KV_')}.>"
         allowed += [keys, *_reads_directly(bucket), *_follows(bucket, keys)]
     # A deleted message is overwritten on disk: that is how the key of an erased subject goes, and one that
     # signed.
-    allowed += [f"$JS.API.STREAM.MSG.DELETE.KV_{bucket}" for bucket in (SUBJECT_KEYS, SIGNING_KEYS)]
+    allowed += [f"$JS.API.STREAM.MSG.DELETE.KV_{bucket}" for bucket in (SUBJECT_KEYS, SIGNING_KEYS, WEBHOOKS)]
     return allowed
 
 
 def _projector_publishes() -> list[str]:
-    allowed = [f"ledger.{TENANT}.finding.>", "revocations.>", "sync.check", "$JS.API.INFO"]
+    allowed = [f"ledger.{TENANT}.finding.>", "revocations.>", "receipts.>", "sync.check", "$JS.API.INFO"]
     allowed += [f"$JS.API.STREAM.INFO.{name}" for name in _all_streams()]
-    allowed += _follows(LEDGER, "ledger.>") + _follows(USAGE, "usage.>")
+    allowed += _follows(LEDGER, "ledger.>") + _follows(USAGE, "usage.>") + _follows(RECEIPTS, "receipts.>")
     # The feed asks what it published last. `allow_responses` instead of the inboxes would make the server remember
     # every message that it delivers with a reply subject, and those of a consumer all have one.
     allowed += _reads_directly(REVOCATIONS)
-    allowed += ["_INBOX_service.>", "_INBOX_admin.>"]
+    # Questions of subscribers come with a reply subject of the import's own, `_R_.`.
+    allowed += ["_INBOX_service.>", "_INBOX_admin.>", "_R_.>", f"$JS.API.CONSUMER.INFO.{REVOCATIONS}.*"]
     # A finding that is appended again is looked up; what it could read so, it follows anyway.
     allowed += [f"$JS.API.DIRECT.GET.{LEDGER}", "findings.act"]
     # A health check asks the analytics process with the credentials that its container has.
@@ -256,6 +286,7 @@ def _subscriber_publishes() -> list[str]:
         f"L.API.CONSUMER.INFO.{REVOCATIONS}.{SUBSCRIBER_CONSUMER}",
         f"L.API.CONSUMER.MSG.NEXT.{REVOCATIONS}.{SUBSCRIBER_CONSUMER}",
         f"$JS.ACK.{REVOCATIONS}.{SUBSCRIBER_CONSUMER}.>",
+        "feed.position",
     ]
 
 

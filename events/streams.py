@@ -29,10 +29,13 @@ from events.types import TENANT
 LEDGER = "LEDGER"
 USAGE = "USAGE"
 REVOCATIONS = "REVOCATIONS"
+RECEIPTS = "RECEIPTS"  # which follower applied the feed up to where
+DELIVERIES = "DELIVERIES"  # attempts to deliver webhooks
 
 SIGNING_KEYS = "signing_keys"  # private halves, sealed under the master key
 SUBJECT_KEYS = "subject_keys"  # one key a person or client, sealed under the master key; deleted by erasure
 ANSWERS = "answers"  # answers of refreshes, sealed under the presented token, for lost responses
+WEBHOOKS = "webhooks"  # their URLs and secrets, sealed under the master key
 IDEMPOTENCY = "idempotency"  # what a create was about to do and answer, sealed under the caller's token
 
 MIN_SERVER_VERSION = (2, 15, 0)  # the first whose atomic batch syncs the stream's file once
@@ -222,13 +225,26 @@ def stream_configs(limits: StreamLimits) -> dict[str, dict[str, Any]]:
         "max_bytes": 1024**3,
         "max_age": 400 * 86_400 * _NS,
     }
+    receipts = _stream(RECEIPTS, ["receipts.>"], limits) | {
+        "discard": "old",
+        "max_bytes": 64 * 1024**2,  # all of it is read when the process that answers from it starts
+        "max_age": 30 * 86_400 * _NS,
+    }
+    deliveries = _stream(DELIVERIES, ["deliveries.>"], limits) | {
+        "discard": "old",
+        "max_bytes": 256 * 1024**2,
+        "max_age": 30 * 86_400 * _NS,
+        "max_msgs_per_subject": 10_000,  # so that one webhook that fails does not take the others' place
+        "max_msg_size": LEDGER_MESSAGE_BYTES_MAX,
+    }
     buckets = [
         _bucket(SIGNING_KEYS, limits, bytes_max=64 * 1024**2),
         _bucket(SUBJECT_KEYS, limits, bytes_max=8 * 1024**3),
+        _bucket(WEBHOOKS, limits, bytes_max=64 * 1024**2),
         _bucket(ANSWERS, limits, bytes_max=1024**3, ttl_seconds=limits.answers_ttl_seconds),
         _bucket(IDEMPOTENCY, limits, bytes_max=1024**3, ttl_seconds=IDEMPOTENCY_SECONDS),
     ]
-    return {config["name"]: config for config in [ledger, usage, revocations, *buckets]}
+    return {config["name"]: config for config in [ledger, usage, revocations, receipts, deliveries, *buckets]}
 
 
 def _stream(name: str, subjects: list[str], limits: StreamLimits) -> dict[str, Any]:
@@ -491,7 +507,7 @@ async def _subscribe(nc: Connection, stream: str, position: int, delivery: _Deli
     js = nc.jetstream(timeout=3)
     # One consumer name a follower and moment: a name that is still there from before a reconnect would be refused.
     name = f"follow_{nc._nuid.next().decode()}"  # noqa: SLF001 - the client's own generator of unique names
-    subject = {LEDGER: "ledger.>", USAGE: "usage.>", REVOCATIONS: "revocations.>"}[stream]
+    subject = f"{stream.lower()}.>"
     config = api.ConsumerConfig(
         name=name,
         deliver_policy=api.DeliverPolicy.BY_START_SEQUENCE,
@@ -523,14 +539,17 @@ async def _is_behind(nc: Connection, stream: str, position: int) -> bool:
 
 __all__ = [
     "ANSWERS",
+    "DELIVERIES",
     "IDEMPOTENCY",
     "LEDGER",
     "MIN_SERVER_VERSION",
+    "RECEIPTS",
     "REVOCATIONS",
     "SIGNING_KEYS",
     "SUBJECT_KEYS",
     "TENANT",
     "USAGE",
+    "WEBHOOKS",
     "Connection",
     "RawMessage",
     "StreamLimits",

@@ -6,6 +6,7 @@ a default that means "not recorded"; anything else is a new tag, with an upcaste
 Identifiers are a prefix and the 32 hex digits of a UUIDv7: `tok_` token, `grt_` grant, `cli_` client, `usr_` user.
 `fnd_` and 32 hex digits name a finding; they follow from what was found, so that finding it again changes nothing.
 `sealed_*` fields are AES-256-GCM under the key of the person or client they are about (`service/keys.py`).
+`sub_` and `whk_` name a subscriber and a webhook.
 `by` is who did it: the caller's token id, a client id, or `system`.
 
 `gc=False`: these hold no cycles, so that the collector need not walk the millions that a replay makes.
@@ -412,6 +413,62 @@ class AuditExported(Event, frozen=True, kw_only=True, tag="audit.exported/1"):
     software: str
 
 
+# Followers of the feed of revocations: ledger.<tenant>.subscriber.<subscriber_id> and
+# ledger.<tenant>.webhook.<webhook_id>. Each event carries all that is known, so that the last one of a subject is its
+# present state.
+
+
+class SubscriberRegistered(Event, frozen=True, kw_only=True, tag="subscriber.registered/1"):
+    """An enforcement point that follows the feed. `owner`: the user or client whose tokens may act for it.
+
+    `nats`: it fetches from a durable consumer that is named like it, with the nkey whose public half is `public_key`.
+    `http`: it follows by server-sent events or by polling.
+    """
+
+    subscriber_id: str
+    subscriber_name: str
+    transport: Literal["nats", "http"]
+    owner: str
+    public_key: str | None = None
+
+
+class SubscriberRemoved(Event, frozen=True, kw_only=True, tag="subscriber.removed/1"):
+    subscriber_id: str
+
+
+class WebhookMetadata(Struct, frozen=True, kw_only=True, gc=False):
+    """`origin`: scheme, host and port of the URL. The whole of it may be a secret, and stands sealed elsewhere.
+
+    `client_id`, `subject`, `grant_id`: only what could concern these is delivered. `disabled_reason` is None while it
+    is enabled. `secret_rotated_at`: when the present secret was made, if it is not the first.
+    """
+
+    webhook_name: str
+    owner: str
+    origin: str
+    client_id: str | None = None
+    subject: str | None = None
+    grant_id: str | None = None
+    disabled_reason: Literal["asked", "gone", "failing"] | None = None
+    secret_rotated_at: Moment | None = None
+
+
+class WebhookRegistered(Event, frozen=True, kw_only=True, tag="webhook.registered/1"):
+    webhook_id: str
+    webhook: WebhookMetadata
+
+
+class WebhookChanged(Event, frozen=True, kw_only=True, tag="webhook.changed/1"):
+    """The webhook as it stands from now on: changed, disabled or enabled, with a new secret."""
+
+    webhook_id: str
+    webhook: WebhookMetadata
+
+
+class WebhookRemoved(Event, frozen=True, kw_only=True, tag="webhook.removed/1"):
+    webhook_id: str
+
+
 LedgerEvent = (
     TokenIssued
     | TokenRefreshed
@@ -443,6 +500,11 @@ LedgerEvent = (
     | FindingDismissed
     | AuditRead
     | AuditExported
+    | SubscriberRegistered
+    | SubscriberRemoved
+    | WebhookRegistered
+    | WebhookChanged
+    | WebhookRemoved
 )
 
 
@@ -509,3 +571,25 @@ class UseBlock(Struct, frozen=True, kw_only=True, tag_field="type", tag="uses/1"
     uses: tuple[TokenUsed, ...]
     refused: tuple[RefusedCount, ...] = ()
     lost: int = 0
+
+
+# Receipts: receipts.<tenant>.<writer>, MessagePack blocks, positional as uses are.
+
+
+class Receipt(Struct, frozen=True, array_like=True, gc=False):
+    """A follower applied everything that was announced up to `ledger_seq`.
+
+    `follower`: a subscriber's or webhook's id. `applied_at_us`: microseconds since 1970, UTC, by the clock of the host
+    that heard of it.
+    """
+
+    follower: str
+    ledger_seq: int
+    applied_at_us: int
+
+
+class ReceiptBlock(Struct, frozen=True, kw_only=True, tag_field="type", tag="receipts/1"):
+    """Many receipts in one message."""
+
+    writer: str
+    receipts: tuple[Receipt, ...]

@@ -58,6 +58,8 @@ from events.types import (
     ScopeRegistered,
     SubjectErased,
     SubjectRevoked,
+    SubscriberRegistered,
+    SubscriberRemoved,
     TokenIssued,
     TokenRefreshed,
     TokenRevoked,
@@ -67,6 +69,9 @@ from events.types import (
     UsernameClaimed,
     UserPasswordChanged,
     UserRegistered,
+    WebhookChanged,
+    WebhookRegistered,
+    WebhookRemoved,
 )
 from projections import grants, registry
 from projections.base import boot_time_ns
@@ -382,6 +387,10 @@ class CurrentWriter:
                 pass  # what follows from a finding is an event of its own
             case AuditRead() | AuditExported():
                 pass  # who read the audit trail changes no token
+            case (
+                SubscriberRegistered() | SubscriberRemoved() | WebhookRegistered() | WebhookChanged() | WebhookRemoved()
+            ):
+                pass  # nor does who follows the feed
             case _:
                 table, key = row_key(event)
                 raw = rows.get(table, key)

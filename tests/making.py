@@ -39,6 +39,8 @@ from events.types import (
     ScopeRegistered,
     SubjectErased,
     SubjectRevoked,
+    SubscriberRegistered,
+    SubscriberRemoved,
     TokenIssued,
     TokenRefreshed,
     TokenRevoked,
@@ -48,6 +50,9 @@ from events.types import (
     UsernameClaimed,
     UserPasswordChanged,
     UserRegistered,
+    WebhookChanged,
+    WebhookRegistered,
+    WebhookRemoved,
 )
 
 START = datetime(2126, 1, 31, 12, tzinfo=UTC)  # so that no view takes anything for long expired
@@ -188,6 +193,10 @@ def subject_of(event: LedgerEvent) -> str:
             return f"ledger.main.audit.{event.subject}"
         case AuditRead() | AuditExported():
             return f"ledger.main.export.{event.read_id}"
+        case SubscriberRegistered() | SubscriberRemoved():
+            return f"ledger.main.subscriber.{event.subscriber_id}"
+        case WebhookRegistered() | WebhookChanged() | WebhookRemoved():
+            return f"ledger.main.webhook.{event.webhook_id}"
 
 
 class History:

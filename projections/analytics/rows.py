@@ -34,6 +34,8 @@ from events.types import (
     ScopeRegistered,
     SubjectErased,
     SubjectRevoked,
+    SubscriberRegistered,
+    SubscriberRemoved,
     TokenIssued,
     TokenRefreshed,
     TokenRevoked,
@@ -43,6 +45,9 @@ from events.types import (
     UsernameClaimed,
     UserPasswordChanged,
     UserRegistered,
+    WebhookChanged,
+    WebhookRegistered,
+    WebhookRemoved,
 )
 
 FOR_GOOD = 2**63 - 1  # a cut-off that no later grant escapes
@@ -178,8 +183,20 @@ def named(event: LedgerEvent) -> Named:
             return Named(event.subject, event.client_id, user_of(event.subject, event.client_id))
         case AuditExported():
             return Named()
+        case SubscriberRegistered(owner=owner):
+            return _owned(owner)
+        case WebhookRegistered(webhook=webhook) | WebhookChanged(webhook=webhook):
+            return _owned(webhook.owner)
+        case SubscriberRemoved() | WebhookRemoved():
+            return Named()
         case _:
             assert_never(event)
+
+
+def _owned(owner: str) -> Named:
+    """By a user, or by a client, which is its own subject."""
+    client_id = owner if owner.startswith("cli_") else None
+    return Named(owner, client_id, user_of(owner, client_id))
 
 
 def end(event: LedgerEvent, seq: int, recorded_us: int) -> EndRow | None:

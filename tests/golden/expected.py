@@ -32,6 +32,8 @@ from events.types import (
     MintedToken,
     Quantity,
     Reason,
+    Receipt,
+    ReceiptBlock,
     RefreshReplayed,
     RefusedCount,
     ScopeChanged,
@@ -39,6 +41,8 @@ from events.types import (
     ScopeRegistered,
     SubjectErased,
     SubjectRevoked,
+    SubscriberRegistered,
+    SubscriberRemoved,
     TokenIssued,
     TokenRefreshed,
     TokenRevoked,
@@ -50,6 +54,10 @@ from events.types import (
     UsernameClaimed,
     UserPasswordChanged,
     UserRegistered,
+    WebhookChanged,
+    WebhookMetadata,
+    WebhookRegistered,
+    WebhookRemoved,
 )
 
 SUPERSEDED: frozenset[str] = frozenset()
@@ -64,6 +72,8 @@ REFRESH = "tok_0198f0a0c0de70008000000000000002"
 NEXT_ACCESS = "tok_0198f0a0c0de70008000000000000003"
 NEXT_REFRESH = "tok_0198f0a0c0de70008000000000000004"
 ADMIN = "tok_0198f0a0c0de7000800000000000000f"
+SUBSCRIBER = "sub_0198f0a0c0de7000800000000000001b"
+WEBHOOK = "whk_0198f0a0c0de7000800000000000001c"
 FINDING = "fnd_0198f0a0c0de70008000000000000001"
 NAME_HASH = "5e" * 32
 
@@ -229,6 +239,37 @@ def _expected() -> dict[str, LedgerEvent]:
             last_usage_seq=12,
             software="token-ledger 0.1.0",
         ),
+        "subscriber.registered/1": SubscriberRegistered(
+            **_event(29),
+            subscriber_id=SUBSCRIBER,
+            subscriber_name="orders-api",
+            transport="nats",
+            owner=USER,
+            public_key="U" + "A" * 55,
+        ),
+        "subscriber.removed/1": SubscriberRemoved(**_event(30), subscriber_id=SUBSCRIBER),
+        "webhook.registered/1": WebhookRegistered(
+            **_event(31),
+            webhook_id=WEBHOOK,
+            webhook=WebhookMetadata(
+                webhook_name="billing", owner=CLIENT, origin="https://billing.example:443", client_id=CLIENT
+            ),
+        ),
+        "webhook.changed/1": WebhookChanged(
+            **_event(32),
+            webhook_id=WEBHOOK,
+            webhook=WebhookMetadata(
+                webhook_name="billing",
+                owner=CLIENT,
+                origin="https://billing.example:443",
+                client_id=CLIENT,
+                subject=USER,
+                grant_id=GRANT,
+                disabled_reason="failing",
+                secret_rotated_at=AT,
+            ),
+        ),
+        "webhook.removed/1": WebhookRemoved(**_event(33), webhook_id=WEBHOOK),
     }
 
 
@@ -254,5 +295,9 @@ BLOCKS = {
         ),
         refused=(RefusedCount(29_497_680, "", "192.0.2.9", "malformed", "api", 17),),
         lost=3,
+    ),
+    "receipts/1": ReceiptBlock(
+        writer="host-4711",
+        receipts=(Receipt(SUBSCRIBER, 41, 1_769_860_800_123_456), Receipt(WEBHOOK, 40, 1_769_860_800_223_456)),
     ),
 }

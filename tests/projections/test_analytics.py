@@ -114,6 +114,7 @@ READ = {
     "statement_sha256": "0" * 64,
     "sealed_statement": b"sealed",
 }
+WEBHOOK = t.WebhookMetadata(webhook_name="w", owner=USER, origin="https://hooks.example:443")
 EXPORTED = {
     "read_id": "exp_1",
     "rows": 1,
@@ -219,6 +220,16 @@ EXAMPLES: list[tuple[t.LedgerEvent, tuple[str | None, str | None, str | None, st
     (t.FindingDismissed(**common(finding_id=new_id("fnd"), sealed_reason=SEALED)), (None, None, None, None, [])),
     (t.AuditRead(**common(**READ)), (USER, None, USER, None, [])),
     (t.AuditExported(**common(**EXPORTED)), (None, None, None, None, [])),
+    (
+        t.SubscriberRegistered(
+            **common(subscriber_id=new_id("sub"), subscriber_name="s", transport="http", owner=USER)
+        ),
+        (USER, None, USER, None, []),
+    ),
+    (t.SubscriberRemoved(**common(subscriber_id=new_id("sub"))), (None, None, None, None, [])),
+    (t.WebhookRegistered(**common(webhook_id=new_id("whk"), webhook=WEBHOOK)), (USER, None, USER, None, [])),
+    (t.WebhookChanged(**common(webhook_id=new_id("whk"), webhook=WEBHOOK)), (USER, None, USER, None, [])),
+    (t.WebhookRemoved(**common(webhook_id=new_id("whk"))), (None, None, None, None, [])),
 ]
 
 
