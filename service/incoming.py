@@ -108,8 +108,8 @@ class Incoming:
 
     def client_ip(self, settings: Settings) -> str | None:
         """The address the request comes from: of the peer, or what a trusted proxy says."""
-        # `192.0.2.1:4711`, `[2001:db8::1]:4711`
-        ip = address_of(self._scope.client.rpartition(":")[0].strip("[]"))
+        # `192.0.2.1:4711`, `[2001:db8::1]:4711`; a link-local one with this host's zone: `[fe80::1%2]:4711`
+        ip = address_of(self._scope.client.rpartition(":")[0].strip("[]").partition("%")[0])
         if ip is None or not settings.trusted_proxies or not _within(ip, settings.trusted_proxies):
             return ip
         # From the right: each trusted proxy appends the address it saw; the first that is none of ours is the client.
@@ -261,7 +261,7 @@ _reading = _Deadlines()
 def address_of(text: str) -> str | None:
     """An IP address in the one form in which it is compared and recorded; None for what is none.
 
-    A zone (RFC 4007 §11) means nothing here, and may be any text of any length.
+    A zone (RFC 4007 §11) is refused: one that somebody wrote means nothing here, and may be any text of any length.
     """
     try:
         address = ipaddress.ip_address(text)

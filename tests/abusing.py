@@ -117,9 +117,11 @@ def messages(blocks: Iterable[UseBlock]) -> list[RawMessage]:
     return made
 
 
-def look(store: Analytics, rules: Iterable[Rule] | None = None, *, steps: list[int] | None = None) -> list[Found]:
-    """What the rules find in all of the store; `steps`: positions of USAGE at which they look."""
-    detector = Detector(all_rules().values() if rules is None else rules, b"salt")
+def look(
+    store: Analytics, rules: Iterable[Rule] | None = None, *, steps: list[int] | None = None, **limits: int
+) -> list[Found]:
+    """What the rules find in all of the store; `steps`: positions of USAGE at which they look; `limits` of Detector."""
+    detector = Detector(all_rules().values() if rules is None else rules, b"salt", **limits)
     found, usage, ledger = [], 0, 0
     end = store.position(LEDGER)
     try:

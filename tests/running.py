@@ -492,10 +492,11 @@ _numbers = itertools.count(1)
 StartService = Callable[..., Service]  # with settings of its own; ends with the module's tests
 
 
-def start(directory: Path, *, workers: int = 2, port: int = 0, **settings: Any) -> Service:
+def start(directory: Path, *, workers: int = 2, port: int = 0, relative: bool = False, **settings: Any) -> Service:
     """Starts `token-ledger up` under `directory` and waits until it is ready.
 
-    `settings` become `TOKEN_LEDGER_<NAME>`. A directory that was used before is continued.
+    `settings` become `TOKEN_LEDGER_<NAME>`. A directory that was used before is continued. `relative`: it is started in
+    `directory` and told a data directory that is relative to it, as the default is.
     """
     directory.mkdir(parents=True, exist_ok=True)
     data_dir = directory / "data"
@@ -504,12 +505,15 @@ def start(directory: Path, *, workers: int = 2, port: int = 0, **settings: Any) 
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TOKEN_LEDGER_")}
     environment |= {f"TOKEN_LEDGER_{name.upper()}": str(value) for name, value in settings.items()}
     environment |= {MARK: mark}
+    if relative:  # elsewhere than where the project is, which may not be installed
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
+    told = data_dir.relative_to(directory) if relative else data_dir
     log_path = directory / f"service-{next(_numbers)}.log"
-    arguments = ["up", "--port", str(port), "--data-dir", str(data_dir), "--workers", str(workers)]
+    arguments = ["up", "--port", str(port), "--data-dir", str(told), "--workers", str(workers)]
     with log_path.open("wb") as log:
         process = subprocess.Popen(
             [*command(), *arguments],
-            cwd=ROOT,
+            cwd=directory if relative else ROOT,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,

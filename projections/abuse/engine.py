@@ -207,7 +207,7 @@ class Engine:
             busy, ended = await self._look(), time.monotonic()
             await asyncio.sleep(self._idle_seconds)
             # Asked again and again: another thread may have caught up meanwhile.
-            while busy is not None and time.monotonic() < ended + pause_seconds(busy, self._store.far_behind):  # noqa: ASYNC110 - as above
+            while busy is not None and time.monotonic() < ended + pause_seconds(busy, self._store.far_behind):  # noqa: ASYNC110 - another thread sets `far_behind`
                 await asyncio.sleep(self._idle_seconds)
 
     async def _begin(self) -> tuple[State, int]:

@@ -19,6 +19,7 @@ import structlog
 from events import codec
 from events.errors import UndecodableEvent
 from events.streams import LEDGER, USAGE, Connection, RawMessage
+from events.types import LedgerEvent, UseBlock
 from projections.analytics import segments
 from projections.analytics.numbers import origin_numbers, token_numbers
 from projections.analytics.rows import EventRow, PendingEvents, TokenRow, user_of
@@ -353,6 +354,7 @@ class Analytics:
             if message.seq <= self._seen[stream]:
                 continue
             recorded_us = message.recorded_at_ns // 1000
+            decoded: LedgerEvent | UseBlock
             try:
                 decoded = codec.decode(message.data) if stream == LEDGER else codec.decode_block(message.data)
             except UndecodableEvent as error:
@@ -365,10 +367,12 @@ class Analytics:
                 pending, was_far_behind = self._pending[stream], self.far_behind
                 first = not pending.rows
                 if isinstance(pending, PendingUses):
-                    pending.add(message.seq, recorded_us, decoded, message.left)  # type: ignore[arg-type]  # a block
+                    assert isinstance(decoded, UseBlock)
+                    pending.add(message.seq, recorded_us, decoded, message.left)
                     self.far_behind = self._is_far_behind(pending)
                 else:
-                    pending.add(message.seq, recorded_us, decoded)  # type: ignore[arg-type]  # an event
+                    assert not isinstance(decoded, UseBlock)
+                    pending.add(message.seq, recorded_us, decoded)
                 self._seen[stream] = message.seq
                 # A wake-up for every message would cost more than the message.
                 if first or self._is_due(stream) or was_far_behind != self.far_behind:

@@ -307,6 +307,19 @@ def test_every_query_is_an_event_with_its_statement_sealed(service: Service) -> 
     assert marker not in json.dumps(reads(service))
 
 
+def test_query_and_export_are_answered_from_a_relative_data_directory(own_service: Callable[..., Service]) -> None:
+    """As it is by default. The process that answers queries works in another directory than the service."""
+    service = own_service(relative=True, workers=1)
+    given = service.process.args
+    assert isinstance(given, list)
+    assert given[given.index("--data-dir") + 1] == "data"
+    pat = service.pat()
+    assert service.code(pat["token"]) == "valid"
+    sql = "SELECT outcome FROM uses_v1 WHERE token_id = ?"
+    assert rows(service, sql, parameters=[pat["token_id"]]) == [["valid"]]
+    assert pat["token_id"] in export(service, dataset="uses", format="ndjson").text
+
+
 def test_nothing_is_read_that_cannot_be_recorded(own_service: Callable[..., Service]) -> None:
     service = own_service()
     with service.nats_server().stopped():

@@ -335,22 +335,16 @@ def test_directory_with_any_name_can_hold_it(tmp_path: Path) -> None:
 # Killed
 
 
-SEAL_AND_DIE = """
-import linecache, os, signal, sys
+# `watch` kills the process before the given one of the lines that write.
+WATCH = """
+import linecache, os, signal, sys, threading
 from pathlib import Path
-from projections import analytics
-from projections.analytics import segments
-from tests.projections.test_segments import issues, some_blocks
+from tests.projections.test_segments import issues, left_behind, some_blocks
 from events.streams import LEDGER, USAGE
+from projections import analytics
+from projections.analytics import segments, store
 
 directory, at = Path(sys.argv[1]), int(sys.argv[2])
-opened = analytics.open_analytics(directory)
-opened.apply(LEDGER, issues())
-opened.apply(USAGE, some_blocks(1, 30))
-opened.flush()
-opened.seal()
-opened.apply(USAGE, some_blocks(2, 30, first=31))
-opened.flush()
 lines = []
 
 def watch(frame, event, _):
@@ -360,6 +354,18 @@ def watch(frame, event, _):
         if len(lines) == at:
             os.kill(os.getpid(), signal.SIGKILL)
     return watch
+"""
+
+SEAL_AND_DIE = (
+    WATCH
+    + """
+opened = analytics.open_analytics(directory)
+opened.apply(LEDGER, issues())
+opened.apply(USAGE, some_blocks(1, 30))
+opened.flush()
+opened.seal()
+opened.apply(USAGE, some_blocks(2, 30, first=31))
+opened.flush()
 
 def enter(frame, *_):
     return watch if frame.f_code.co_filename == segments.__file__ else None
@@ -370,6 +376,7 @@ sys.settrace(None)
 print(len(lines), flush=True)
 os._exit(0)
 """
+)
 
 
 def seal_and_die(directory: Path, at: int, script: str = SEAL_AND_DIE) -> subprocess.CompletedProcess[str]:
@@ -406,24 +413,10 @@ def test_kill_at_any_step_of_sealing_loses_and_doubles_nothing(tmp_path: Path) -
         opened.close()
 
 
-CUT_AND_DIE = """
-import linecache, os, signal, sys, threading
-from pathlib import Path
-from tests.projections.test_segments import issues, left_behind, some_blocks
-from events.streams import LEDGER, USAGE
-from projections import analytics
-from projections.analytics import segments, store
-
-directory, at = Path(sys.argv[1]), int(sys.argv[2])
-lines, counting = [], threading.Event()
-
-def watch(frame, event, _):
-    text = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
-    if event == "line" and any(call in text for call in ("execute(", "commit()", "rename(", "fsync(")):
-        lines.append(frame.f_lineno)
-        if len(lines) == at:
-            os.kill(os.getpid(), signal.SIGKILL)
-    return watch
+CUT_AND_DIE = (
+    WATCH
+    + """
+counting = threading.Event()
 
 def enter(frame, *_):
     return watch if counting.is_set() and frame.f_code.co_filename in (segments.__file__, store.__file__) else None
@@ -440,6 +433,7 @@ while opened.position(USAGE) < 60:
 print(len(lines), flush=True)
 os._exit(0)
 """
+)
 
 
 @pytest.mark.slow

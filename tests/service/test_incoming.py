@@ -20,7 +20,7 @@ from tests.logs import until
 from tests.rsgi import END, GONE
 from tests.rsgi import request as incoming
 
-PROXIES = ("10.0.0.0/8", "2001:db8:ff::/48")
+PROXIES = ("10.0.0.0/8", "2001:db8:ff::/48", "fe80::9/128")
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,9 @@ ADDRESSES = [
     pytest.param("10.0.0.1", [""], "10.0.0.1", id="empty"),
     pytest.param("10.0.0.1", ["fe80::1%" + "x" * 9000], "10.0.0.1", id="a zone of any length"),
     pytest.param("2001:db8:ff::1", ["2001:db8::7"], "2001:db8::7", id="IPv6"),
+    pytest.param("fe80::1%eth0", ["192.0.2.1"], "fe80::1", id="a link-local peer is recorded without its zone"),
+    pytest.param("fe80::9%2", ["2001:db8::7"], "2001:db8::7", id="a link-local proxy, in any zone"),
+    pytest.param("fe80::9%2", ["2001:db8::7, fe80::1%eth0"], "fe80::9", id="a forwarded zone ends the chain"),
     pytest.param("10.0.0.1", ["\u0661.1.1.1"], "10.0.0.1", id="other digits"),
 ]
 
