@@ -133,6 +133,7 @@ class Runtime:
         self.client_failures = RateLimiter(settings.client_auth_failures_per_minute_max)
         self.unknown_tokens = RateLimiter(settings.unknown_tokens_per_minute_max)
         self.callers: dict[str, RememberedCaller] = {}  # by Authorization header
+        self.stopping = asyncio.Event()  # whoever waits for something new is to answer now
 
     @classmethod
     async def start(cls, settings: Settings) -> Runtime:
