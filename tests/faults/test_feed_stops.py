@@ -17,7 +17,7 @@ def test_feed_that_stands_still_is_told_and_disturbs_no_validation_or_revocation
 
     until(lambda: feed()["ok"], seconds=60)
     with service.projector("revocations").stopped():
-        assert (False, False) == (feed()["ok"], feed()["needed"])
+        assert (feed()["ok"], feed()["needed"]) == (False, False)
         assert service.ready()
         assert service.code(pat["token"]) == "valid"
         revoked = service.done("POST", f"/v1/tokens/{pat['token_id']}/revoke", json={"reason": "admin"})
