@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from service.cli import audit, auditing, findings, processes, registry, tokens  # noqa: F401 - two add to audit
+from service.cli import audit, auditing, findings, processes, registry, subscribers, tokens  # noqa: F401 - two add to audit
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -33,6 +33,7 @@ for command in (
     registry.user,
     registry.scope,
     registry.key,
+    subscribers.subscriber,
     tokens.token,
     audit.audit,  # and what auditing.py and findings.py add to it
 ):
