@@ -93,6 +93,15 @@ def matches(revocation: Revocation, filters: Filters) -> bool:
     return all(asked is UNSET or told is UNSET or asked == told for asked, told in wanted)
 
 
+async def ask_position(nc: Connection, seconds: float = _ANSWER_SECONDS_MAX) -> FeedPosition:
+    """How far the announcements are. Raises: LedgerUnavailable if nobody says."""
+    try:
+        reply = await nc.request(POSITION_SUBJECT, b"", timeout=seconds)
+        return _decode_position(reply.data)
+    except (nats.errors.Error, TimeoutError, OSError, msgspec.DecodeError) as error:
+        raise LedgerUnavailable(f"the process that announces revocations does not answer: {error}") from error
+
+
 class Feed:
     """The feed for the followers of one process."""
 
@@ -115,21 +124,24 @@ class Feed:
         """
         if self._position is not None:
             return
-        if self._starting is None or (self._starting.done() and self._starting.exception() is not None):
-            self._starting = asyncio.create_task(self._start())
+        begun = self._starting
+        if begun is None or (begun.done() and (begun.cancelled() or begun.exception() is not None)):
+            begun = self._starting = asyncio.create_task(self._start())
         try:
             async with asyncio.timeout(_START_SECONDS_MAX):
-                await asyncio.shield(self._starting)
+                await asyncio.shield(begun)
         except (TimeoutError, LedgerError) as error:
             raise Unavailable(
-                "the feed of revocations cannot be read", private=str(error), fix="`token-ledger doctor` says why"
+                "the process that announces revocations does not answer, or the log cannot be read",
+                private=str(error),
+                fix="`token-ledger doctor` says why",
             ) from error
 
     async def _start(self) -> None:
         state = await stream_state(self._nc, REVOCATIONS)
         self._stream_seq = int(state["last_seq"])
         last = [entry async for entry in self._stored(self._stream_seq, 1)] if state["messages"] else []
-        told = await self._ask()
+        told = await self._ask_patiently()
         # Of a stream that has lost all that it had, only what is told now is known to be complete.
         self._held_after = last[0].ledger_seq if last else told.ledger_seq if self._stream_seq else 0
         if not self._tasks:
@@ -140,8 +152,9 @@ class Feed:
 
     def stop(self) -> None:
         """Ends what follows the stream."""
-        for task in self._tasks:
-            task.cancel()
+        for task in (*self._tasks, self._starting):
+            if task is not None:
+                task.cancel()
 
     @property
     def position(self) -> Position:
@@ -181,16 +194,15 @@ class Feed:
         while True:
             asked_at = boot_time_ns()
             with contextlib.suppress(LedgerUnavailable):
-                self._take(await self._ask(), asked_at)
+                self._take(await ask_position(self._nc), asked_at)
             await asyncio.sleep(_POSITION_SECONDS)
 
-    async def _ask(self) -> FeedPosition:
-        """Raises: LedgerUnavailable if nobody answers."""
-        try:
-            reply = await self._nc.request(POSITION_SUBJECT, b"", timeout=_ANSWER_SECONDS_MAX)
-            return _decode_position(reply.data)
-        except (nats.errors.Error, TimeoutError, OSError, msgspec.DecodeError) as error:
-            raise LedgerUnavailable(f"the process that announces revocations does not answer: {error}") from error
+    async def _ask_patiently(self) -> FeedPosition:
+        """While it has not reached the end of the log, the process that announces does not answer."""
+        while True:
+            with contextlib.suppress(LedgerUnavailable):
+                return await ask_position(self._nc, _RETRY_SECONDS)
+            await asyncio.sleep(_RETRY_SECONDS / 10)
 
     def _take(self, told: FeedPosition, asked_at_ns: int) -> None:
         self._waiting, self._waiting_at = told, asked_at_ns - int(told.age_ms * 1e6)

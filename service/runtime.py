@@ -22,6 +22,7 @@ from service.feed import Feed
 from service.keys import Bucket, MasterKey, SubjectKeys
 from service.settings import Settings
 from service.signing import SigningKeys
+from service.snapshots import Snapshots
 
 if TYPE_CHECKING:
     from service.rules.subscribers import Subscriber
@@ -107,6 +108,25 @@ class RateLimiter:
             self._counts.popitem(last=False)
 
 
+class Places:
+    """So many at once, in this process."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.taken = 0
+
+    def take(self, what: str) -> None:
+        """Until `give_back`. Raises: Unavailable when all are taken."""
+        if self.taken >= self._most:
+            raise Unavailable(
+                f"{what}: {self._most} at once are the most", retry_after_seconds=2, fix="retry, or ask another host"
+            )
+        self.taken += 1
+
+    def give_back(self) -> None:
+        self.taken -= 1
+
+
 class RememberedCaller(Struct, frozen=True, gc=False):
     """A caller whose token was good for `needs` at this position of the view, and is until the view moves on.
 
@@ -140,6 +160,9 @@ class Runtime:
         self.unknown_tokens = RateLimiter(settings.unknown_tokens_per_minute_max)
         self.callers: dict[str, RememberedCaller] = {}  # by Authorization header
         self.subscribers: dict[str, tuple[float, Subscriber]] = {}  # by id, with the monotonic time they were read at
+        self.followers = Places(settings.followers_max)
+        self.snapshots = Snapshots(self.view, settings.data_dir / "snapshots")
+        self.stopping = asyncio.Event()  # whoever waits for something new is to answer now
 
     @classmethod
     async def start(cls, settings: Settings) -> Runtime:
@@ -165,6 +188,7 @@ class Runtime:
         """Writes what is held and closes."""
         self.signing_keys.stop()
         self.feed.stop()
+        self.snapshots.close()
         await self.usage.close()
         await self.nc.close()
         self.view.close()
