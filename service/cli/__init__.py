@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from service.cli import audit, auditing, findings, processes, registry, tokens  # noqa: F401 - two add to audit
+from service.cli import audit, auditing, findings, processes, registry, tokens, webhooks  # noqa: F401 - two add to audit
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -23,6 +23,7 @@ for command in (
     processes.up,
     processes.serve,
     processes.project,
+    processes.deliver,
     processes.rebuild,
     processes.provision,
     processes.nats_config,
@@ -34,6 +35,7 @@ for command in (
     registry.scope,
     registry.key,
     tokens.token,
+    webhooks.webhook,
     audit.audit,  # and what auditing.py and findings.py add to it
 ):
     main.add_command(command)
