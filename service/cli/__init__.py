@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import click
 
-from service.cli import audit, auditing, findings, processes, registry, tokens, webhooks  # noqa: F401 - two add to audit
+from service.cli import (
+    audit,
+    auditing,  # noqa: F401 - what it adds to audit
+    findings,  # noqa: F401 - as above
+    processes,
+    registry,
+    revocations,
+    tokens,
+    webhooks,
+)
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -35,6 +44,7 @@ for command in (
     registry.scope,
     registry.key,
     tokens.token,
+    revocations.revocations,
     webhooks.webhook,
     audit.audit,  # and what auditing.py and findings.py add to it
 ):
