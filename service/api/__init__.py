@@ -30,6 +30,7 @@ from service.api import (
     tokens,
     usage,
     users,
+    webhooks,
 )
 from service.api.health import live, metric_text, ready
 from service.api.problems import render
@@ -55,6 +56,7 @@ _RESOURCES = (
     tokens,
     usage,
     users,
+    webhooks,
 )
 
 
