@@ -64,13 +64,15 @@ class FollowerStanding(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ReceiptsAnswer(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Of every follower that is registered or has acknowledged something. `announced_at_us`: of what was asked for.
+    """Of every follower that is registered or has acknowledged something.
 
+    Announced is everything up to `announced_seq`; `announced_at_us`: of what was asked for, if that is not long ago.
     `complete`: everything was read that there was when the process started. `heard_since_us`: what a follower said
     before that is only known if it was recorded.
     """
 
     followers: list[FollowerStanding]
+    announced_seq: int
     announced_at_us: int | None = None
     complete: bool
     heard_since_us: int
