@@ -25,7 +25,7 @@ from events.types import (
 
 RECEIPTS_SUBJECT = "feed.receipts"
 SEEN_SUBJECT = "feed.seen"
-WAIT_SECONDS_MAX = 2.0  # of one question; who wants to wait longer asks again
+WAIT_SECONDS_MAX = 1.0  # of one question; who wants to wait longer asks again
 _ANSWER_SECONDS_MAX = 3.0
 _FIRST_SEQS_MAX = 10_000
 _HEARD_MAX = 5_000
@@ -66,12 +66,13 @@ class FollowerStanding(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class ReceiptsAnswer(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Of every follower that is registered or has acknowledged something.
 
-    Announced is everything up to `announced_seq`; `announced_at_us`: of what was asked for, if that is not long ago.
+    `registered`: how many are. Announced is everything up to `announced_seq`; `announced_at_us`: of what was asked for, if that is not long ago.
     `complete`: everything was read that there was when the process started. `heard_since_us`: what a follower said
     before that is only known if it was recorded.
     """
 
     followers: list[FollowerStanding]
+    registered: int
     announced_seq: int
     announced_at_us: int | None = None
     complete: bool
@@ -118,13 +119,13 @@ class ReceiptsUnavailable(Exception):
     fix = "`token-ledger project revocations` must run on one host, as it does under `token-ledger up`"
 
 
-async def ask_receipts(nc: Client, request: ReceiptsRequest) -> ReceiptsAnswer:
+async def ask_receipts(nc: Client, request: ReceiptsRequest, *, seconds: float = _ANSWER_SECONDS_MAX) -> ReceiptsAnswer:
     """Raises: ReceiptsUnavailable."""
     if not nc.is_connected:  # the client would hold the request until it is connected again
         raise ReceiptsUnavailable("the connection to the nats-server is down")
     try:
-        seconds = request.wait_seconds + _ANSWER_SECONDS_MAX
-        reply = await nc.request(RECEIPTS_SUBJECT, msgspec.json.encode(request), timeout=seconds)
+        data = msgspec.json.encode(request)
+        reply = await nc.request(RECEIPTS_SUBJECT, data, timeout=request.wait_seconds + seconds)
         return msgspec.json.decode(reply.data, type=ReceiptsAnswer)
     except (nats.errors.Error, TimeoutError, OSError, msgspec.DecodeError) as error:
         raise ReceiptsUnavailable(

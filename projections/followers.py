@@ -353,6 +353,7 @@ class Followers:
         everyone = self._known.keys() | self.fold.followers.keys()
         answer = ReceiptsAnswer(
             followers=[self._standing(follower, seq) for follower in sorted(everyone)],
+            registered=len(self._known),
             announced_seq=self.fold.announced.last_ledger_seq,
             announced_at_us=self.fold.announced.announced_at_us(seq) if seq is not None else None,
             complete=self.fold.complete,

@@ -103,7 +103,7 @@ async def propagation_of(runtime: Runtime, ledger_seq: int, *, wait_seconds: flo
             found = _found(one, concerned, await _ask(runtime, ledger_seq, concerned, left))
         except ReceiptsUnavailable as error:
             found = _found(one, concerned, None, f"{error}; {error.fix}")
-        if found.complete or not left:
+        if found.complete or not left or runtime.stopping.is_set():
             return found
         # Who keeps the receipts lets only so many wait, and answers the others at once.
         await asyncio.sleep(min(left, _ASK_AGAIN_SECONDS))

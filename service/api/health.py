@@ -8,16 +8,20 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
+from events.errors import LedgerUnavailable
 from projections.asking import AnalyticsRefused, StatusAnswer, StatusRequest, ask
 from projections.asking_findings import EngineAnswer, EngineRequest
+from projections.asking_receipts import ReceiptsAnswer, ReceiptsRequest, ReceiptsUnavailable, ask_receipts
 from service import metrics
 from service.api.routing import GetRuntime
 from service.errors import ServiceError
+from service.feed import ask_position
 from service.incoming import Incoming
 from service.outgoing import NO_STORE, Response
 from service.runtime import Runtime
 
 _ANALYTICS_SECONDS_MAX = 0.5
+_FEED_SECONDS_MAX = 0.5
 _FAR_BEHIND = 1_000  # messages; less is on its way
 
 
@@ -57,11 +61,12 @@ async def ready(get_runtime: GetRuntime) -> Response:
     except ServiceError as error:
         starting = Check(ok=False, needed=True, detail=error.detail)
         return _answer(Readiness(status="unready", checks={"start": starting}))
-    analytics, abuse_rules = await asyncio.gather(_analytics(runtime), _abuse_rules(runtime))
+    feed, analytics, abuse_rules = await asyncio.gather(_feed(runtime), _analytics(runtime), _abuse_rules(runtime))
     checks = {
         "nats": _nats(runtime),
         "view": _view(runtime),
         "signing_key": _signing_key(runtime),
+        "feed": feed,
         "analytics": analytics,
         "abuse_rules": abuse_rules,
     }
@@ -93,6 +98,17 @@ def _signing_key(runtime: Runtime) -> Check:
     missing = [alg for alg in runtime.settings.signing_algorithms if runtime.signing_keys.active(alg) is None]
     said = f"there is no active key for {', '.join(missing)}" if missing else "active"
     return Check(ok=not missing, needed=True, detail=said)
+
+
+async def _feed(runtime: Runtime) -> Check:
+    """For information: validation does not need it. Followers see by themselves that it stands still."""
+    try:
+        told = await ask_position(runtime.nc, _FEED_SECONDS_MAX)
+    except LedgerUnavailable as error:
+        return Check(ok=False, needed=False, detail=str(error))
+    age, bound = told.age_ms / 1000, runtime.settings.view_staleness_seconds_max
+    said = f"revocations are announced; known to be complete {age:.1f} s ago"
+    return Check(ok=age <= bound, needed=False, detail=said, age_seconds=round(age, 3), position=told.ledger_seq)
 
 
 async def _analytics(runtime: Runtime) -> Check:
@@ -131,6 +147,17 @@ async def metric_text(get_runtime: GetRuntime, _: Incoming) -> Response:
     """Tell Prometheus what was counted, in its text format."""
     headers = (("content-type", metrics.CONTENT_TYPE), ("x-content-type-options", "nosniff"))
     runtime = metrics.running(get_runtime)
-    engine = await _engine(runtime) if runtime is not None else None
+    if runtime is None:
+        return Response(200, metrics.exposition(None), headers)
+    engine, receipts = await asyncio.gather(_engine(runtime), _receipts(runtime))
     found = engine if isinstance(engine, EngineAnswer) else None
-    return Response(200, metrics.exposition(runtime, found), headers)
+    return Response(200, metrics.exposition(runtime, found, receipts), headers)
+
+
+async def _receipts(runtime: Runtime) -> ReceiptsAnswer | None:
+    """None if nobody says, or not yet: no number is better than a wrong one."""
+    try:
+        answer = await ask_receipts(runtime.nc, ReceiptsRequest(), seconds=_FEED_SECONDS_MAX)
+    except ReceiptsUnavailable:
+        return None
+    return answer if answer.complete else None

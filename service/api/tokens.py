@@ -154,7 +154,7 @@ class Rotation(Struct, frozen=True, forbid_unknown_fields=True):
     overlap_seconds: Overlap = 0
 
 
-class Revocation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TokenRevocation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     reason: CallersReason
     comment: Comment | UnsetType = UNSET
     wait_seconds: WaitSeconds | UnsetType = UNSET
@@ -421,11 +421,11 @@ async def rotate_token(call: Call[Rotation, Nothing]) -> dict[str, Any]:
     "/v1/tokens/{token_id}/revoke",
     tag="tokens",
     needs=REVOKE,
-    body=Revocation,
+    body=TokenRevocation,
     answer=TokenRevoked,
     errors=(404,),
 )
-async def revoke(call: Call[Revocation, Nothing]) -> TokenRevoked:
+async def revoke(call: Call[TokenRevocation, Nothing]) -> TokenRevoked:
     """Revoke a token; a refresh token takes its whole grant with it.
 
     It holds on this host when the answer comes, and everywhere within the bound on the views' staleness. With
@@ -437,14 +437,16 @@ async def revoke(call: Call[Revocation, Nothing]) -> TokenRevoked:
     done = await revoke_token(
         call.runtime, call.caller.token_id, call.name, reason, comment, request_id=call.request_id
     )
-    propagation = await _propagation(call.runtime, done.seq, call.body.wait_seconds)
+    propagation = await _propagation(call, done.seq)
     return TokenRevoked(revoked_at=done.at, ledger_seq=done.seq, propagation=propagation)
 
 
-async def _propagation(runtime: Runtime, ledger_seq: int, wait_seconds: float | UnsetType) -> Propagation | UnsetType:
+async def _propagation(call: Call[Any, Nothing], ledger_seq: int) -> Propagation | UnsetType:
+    """What was revoked stays so when the client does not wait for this."""
+    wait_seconds = call.body.wait_seconds
     if isinstance(wait_seconds, UnsetType):
         return UNSET
-    return await propagation_after(runtime, ledger_seq, wait_seconds)
+    return await call.incoming.while_connected(propagation_after(call.runtime, ledger_seq, wait_seconds))
 
 
 @operation(
@@ -477,5 +479,5 @@ async def create_revocation(call: Call[BroadRevocation, Nothing]) -> RevocationD
         body.comment or None,
         dry_run=body.dry_run,
     )
-    propagation = await _propagation(call.runtime, done.seq, body.wait_seconds)
+    propagation = await _propagation(call, done.seq)
     return RevocationDone(affected=Affected(done.grants, done.tokens), ledger_seq=done.seq, propagation=propagation)
