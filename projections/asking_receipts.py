@@ -66,9 +66,9 @@ class FollowerStanding(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class ReceiptsAnswer(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Of every follower that is registered or has acknowledged something.
 
-    `registered`: how many are. Announced is everything up to `announced_seq`; `announced_at_us`: of what was asked for, if that is not long ago.
-    `complete`: everything was read that there was when the process started. `heard_since_us`: what a follower said
-    before that is only known if it was recorded.
+    `registered`: how many are. Announced is everything up to `announced_seq`; `announced_at_us`: of what was asked for,
+    if that is not long ago. `complete`: everything was read that there was when the process started.
+    `heard_since_us`: what a follower said before that is only known if it was recorded.
     """
 
     followers: list[FollowerStanding]
