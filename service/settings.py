@@ -302,6 +302,15 @@ class Settings(Struct, frozen=True, kw_only=True):
             flag=True,
         ),
     ] = None
+    subscriber_nats_url: Annotated[
+        str | None,
+        About(
+            "nats-servers that subscribers are told to connect to, where they reach them by other addresses than the "
+            "service does.",
+            _nats_url,
+            default="those that the service uses",
+        ),
+    ] = None
     replicas: Annotated[
         int, About("Servers of the JetStream cluster that hold each stream: 1, 3 or 5.", _replicas, flag=True)
     ] = 1

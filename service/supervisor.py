@@ -32,6 +32,7 @@ from projections.current import CurrentReader, CurrentWriter, HeldView, view_pat
 from projections.followers import Followers
 from projections.revocations import Feed, FeedAhead, serve_position
 from service import logs
+from service.admission import Admission
 from service.bootstrap import bootstrap, new_administrator
 from service.keys import MasterKey
 from service.lifeline import SERVED_BY, SUPERVISED_BY, announce_stop, end_with_parent, prepare_stop
@@ -480,6 +481,8 @@ async def _up(settings: Settings) -> None:
             settings = replace(settings, nats_url=server.url)
         master = MasterKey.load(settings.master_key, settings.data_dir)
         await _prepare(settings, server, master)
+        if server is not None:
+            stops.append(await _admitting(settings, server))
         service, *projectors = (_child(settings, server, *words) for words in _CHILDREN)
         for child in (*projectors, service):
             await child.start()
@@ -510,6 +513,20 @@ def _child(settings: Settings, server: EmbeddedServer | None, role: str, argumen
     creds = server.creds(role) if server is not None else settings.nats_creds
     seconds = settings.drain_seconds + 1 if role == "service" else _STOP_PROJECTOR_SECONDS
     return _Child(" ".join(arguments), arguments, replace(settings, nats_creds=creds), seconds)
+
+
+async def _admitting(settings: Settings, server: EmbeddedServer) -> Callable[[], Awaitable[None]]:
+    """Lets registered subscribers in from now on; returns what ends that. Raises: LedgerError."""
+    nc = await connect(settings.nats_url or "", server.creds("admin"), name="admission")
+    admission = Admission(server, nc)
+    await admission.serve()
+    keeping = asyncio.create_task(admission.keep())
+
+    async def stop() -> None:
+        keeping.cancel()
+        await nc.close()
+
+    return stop
 
 
 async def _prepare(settings: Settings, server: EmbeddedServer | None, master: MasterKey) -> None:

@@ -28,7 +28,7 @@ _STATUS_TEXTS = {
     404: "Not found",
     405: "Method not allowed",
     408: "The body did not arrive in time",
-    409: "It exists already, or has ended",
+    409: "It exists already, or has ended, or there are too many",
     410: "What was asked for is kept no longer",
     413: "Too large",
     415: "Unsupported content type",
