@@ -293,9 +293,9 @@ def _projector_publishes() -> list[str]:
     allowed += _follows(LEDGER, "ledger.>") + _follows(USAGE, "usage.>") + _follows(RECEIPTS, "receipts.>")
     # The feed asks what it published last. `allow_responses` instead of the inboxes would make the server remember
     # every message that it delivers with a reply subject, and those of a consumer all have one.
-    allowed += _reads_directly(REVOCATIONS)
+    allowed += _reads_directly(REVOCATIONS) + _follows(REVOCATIONS, "revocations.>")
     # Questions of subscribers come with a reply subject of the import's own, `_R_.`.
-    allowed += ["_INBOX_service.>", "_INBOX_admin.>", "_R_.>", f"$JS.API.CONSUMER.INFO.{REVOCATIONS}.*"]
+    allowed += ["_INBOX_service.>", "_INBOX_admin.>", "_R_.>"]
     # A finding that is appended again is looked up; what it could read so, it follows anyway.
     allowed += [f"$JS.API.DIRECT.GET.{LEDGER}", "findings.act"]
     # A health check asks the analytics process with the credentials that its container has.

@@ -45,7 +45,10 @@ class Told(Struct, frozen=True):
 
 
 class Polled(Struct, frozen=True, gc=False):
-    """What a poll found, and the ledger sequence to go on from. `as_of_ns`: all until then is in it; None where more is behind."""
+    """What a poll found, and the ledger sequence to go on from.
+
+    `as_of_ns`: the log ended there then; None where there is more at once.
+    """
 
     entries: list[Entry]
     feed: str
