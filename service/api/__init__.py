@@ -25,6 +25,7 @@ from service.api import (
     tokens,
     usage,
     users,
+    uses,
 )
 from service.api.health import live, metric_text, ready
 from service.api.openapi import PATH, document
@@ -49,6 +50,7 @@ _RESOURCES = (
     tokens,
     usage,
     users,
+    uses,
 )
 
 
