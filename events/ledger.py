@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
 from collections import deque
 from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
-import nats.errors
 from msgspec import Struct
 from nats.aio.msg import Msg
 
@@ -28,7 +25,10 @@ from events.streams import (
     LEDGER_MESSAGE_BYTES_MAX,
     Connection,
     RawMessage,
+    TooManySubjects,
+    direct,
     follow,
+    recorded_at,
     stream_state,
 )
 from events.types import LedgerEvent, Recorded
@@ -84,10 +84,6 @@ class _Unit:
         if self.sent:
             return OutcomeUnknown(f"{why}: the event may or may not be recorded")
         return LedgerUnavailable(f"{why}: nothing was recorded")
-
-
-class TooManySubjects(LedgerError):
-    """The server gives the last events of so many subjects only one by one."""
 
 
 class Ledger:
@@ -274,7 +270,7 @@ class Ledger:
 
     async def get(self, seq: int) -> Recorded | None:
         """The event at one sequence, or None. Raises: LedgerUnavailable."""
-        async for message in self._direct({"seq": seq, "batch": 1}):
+        async for message in direct(self.nc, LEDGER, {"seq": seq, "batch": 1}):
             if int((message.headers or {})["Nats-Sequence"]) == seq:
                 return _recorded(message)
         return None
@@ -284,9 +280,10 @@ class Ledger:
 
         Raises: LedgerUnavailable.
         """
+        query = {"multi_last": [subjects], "batch": _SUBJECTS_MAX}
         found: dict[str, Recorded] = {}
         try:
-            messages = [message async for message in self._direct({"multi_last": [subjects], "batch": _SUBJECTS_MAX})]
+            messages = [message async for message in direct(self.nc, LEDGER, query)]
         except TooManySubjects:
             messages = [message async for message in self._stored(subjects)]
         for message in messages:
@@ -299,46 +296,13 @@ class Ledger:
         end = await self.last_seq()
         # What is recorded has its time in nanoseconds and is told in microseconds, the rest cut off.
         later = max(moment, _EPOCH) + timedelta(microseconds=1)
-        async for message in self._direct({"start_time": later.astimezone(UTC).isoformat(), "batch": 1}):
+        async for message in direct(self.nc, LEDGER, {"start_time": later.astimezone(UTC).isoformat(), "batch": 1}):
             return int((message.headers or {})["Nats-Sequence"]) - 1
         return end
 
     async def _stored(self, subject: str) -> AsyncGenerator[Msg]:
-        async for message in self._direct({"next_by_subj": subject, "seq": 1, "batch": _READ_EVENTS_MAX}):
+        async for message in direct(self.nc, LEDGER, {"next_by_subj": subject, "seq": 1, "batch": _READ_EVENTS_MAX}):
             yield message
-
-    async def _direct(self, query: dict[str, Any]) -> AsyncGenerator[Msg]:
-        """Batched direct get (ADR-31): messages until an end-of-batch marker; asks again where the server cut it."""
-        while True:
-            inbox = self.nc.new_inbox()
-            if not self.nc.is_connected:
-                raise LedgerUnavailable("the connection to the nats-server is down")
-            subscription = await self.nc.subscribe(inbox)
-            try:
-                await self.nc.publish(f"$JS.API.DIRECT.GET.{LEDGER}", json.dumps(query).encode(), reply=inbox)
-                last = 0
-                while True:
-                    message = await subscription.next_msg(timeout=_ATTEMPT_SECONDS)
-                    headers = message.headers or {}
-                    status = headers.get("Status")
-                    if status in {"404", "204"}:
-                        break
-                    if status == "413":
-                        raise TooManySubjects(f"more than {_SUBJECTS_MAX} subjects")
-                    if status is not None or "Nats-Sequence" not in headers:
-                        raise LedgerUnavailable(f"reading the log failed: {headers}")
-                    last = int(headers["Nats-Sequence"])
-                    yield message
-                    if query["batch"] == 1:
-                        return
-            except (nats.errors.Error, TimeoutError, OSError) as error:
-                raise LedgerUnavailable(f"reading the log failed: {error}") from error
-            finally:
-                with contextlib.suppress(Exception):
-                    await subscription.unsubscribe()
-            if status == "404" or headers.get("Nats-Num-Pending", "0") == "0" or not last:
-                return
-            query = query | {"seq": last + 1}
 
     async def last_seq(self) -> int:
         """The stream's end, asked of its leader after this call began. Concurrent callers share one question.
@@ -385,13 +349,9 @@ def _messages(entries: tuple[Append, ...]) -> list[_Message]:
 
 def _recorded(message: Msg) -> Recorded:
     headers = message.headers or {}
-    time_stamp = headers["Nats-Time-Stamp"]
-    # Nanoseconds, with trailing zeros cut: more digits than datetime takes.
-    main, _, fraction = time_stamp.rstrip("Z").partition(".")
-    recorded_at = datetime.fromisoformat(f"{main}.{(fraction + '000000')[:6]}+00:00")
     return Recorded(
         seq=int(headers["Nats-Sequence"]),
-        recorded_at=recorded_at,
+        recorded_at=recorded_at(headers),
         subject=headers["Nats-Subject"],
         event=codec.decode(message.data),
     )

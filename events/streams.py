@@ -23,7 +23,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import api
 
-from events.errors import LedgerUnavailable, UnsafeServer
+from events.errors import LedgerError, LedgerUnavailable, UnsafeServer
 from events.types import TENANT
 
 LEDGER = "LEDGER"
@@ -45,6 +45,7 @@ DEDUPLICATION_SECONDS = 120
 _DELIVERED_MAX = 20_000  # messages held by one follower before it stops reading
 _DELIVERED_BYTES_MAX = 16 * 1024**2  # a block of uses has up to 0.9 MB
 _CLOSE_SECONDS_MAX = 2.0
+_DIRECT_SECONDS_MAX = 2.0
 _STALLED = "Nats-Consumer-Stalled"
 _STORED_HEADERS = b"NATS/1.0\r\n"  # a status of the server, such as a heartbeat, stands in this line
 _NS = 1_000_000_000
@@ -312,7 +313,7 @@ async def stream_state(nc: Client, stream: str, *, seconds: float = 5) -> dict[s
     return state | {"created": answer["created"]}
 
 
-async def provision(nc: Client, limits: StreamLimits) -> None:
+async def provision(nc: Connection, limits: StreamLimits) -> None:
     """Makes the streams and buckets that are missing, adapts the limits an operator may change, then checks all.
 
     Needs the admin credentials. Raises: LedgerUnavailable, UnsafeServer.
@@ -331,6 +332,10 @@ async def provision(nc: Client, limits: StreamLimits) -> None:
         made = await _ask(nc, f"$JS.API.STREAM.{verb}.{name}", config, seconds=10)
         if "error" in made:
             raise UnsafeServer(f"stream {name} cannot be made: {made['error'].get('description')}")
+    if not await feed_fits_log(nc):
+        # Followers see by its other name that they must begin anew.
+        await _ask(nc, f"$JS.API.STREAM.DELETE.{REVOCATIONS}")
+        await _ask(nc, f"$JS.API.STREAM.CREATE.{REVOCATIONS}", stream_configs(limits)[REVOCATIONS], seconds=10)
     await check(nc, limits)
 
 
@@ -421,6 +426,76 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
 def _only_limits_differ(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
     allowed = _CHANGEABLE.get(wanted["name"], {"num_replicas"})
     return {line.split(" ", 1)[0] for line in _differences(found, wanted)} <= allowed
+
+
+class TooManySubjects(LedgerError):
+    """The server gives the last messages of so many subjects only one by one."""
+
+
+def recorded_at(headers: dict[str, str]) -> datetime:
+    """When a message that was read directly was stored, with microseconds."""
+    # Nanoseconds, with trailing zeros cut: more digits than datetime takes.
+    main, _, fraction = headers["Nats-Time-Stamp"].rstrip("Z").partition(".")
+    return datetime.fromisoformat(f"{main}.{(fraction + '000000')[:6]}+00:00")
+
+
+async def feed_fits_log(nc: Connection) -> bool:
+    """Whether what the feed announced last is an event of this log: not so if one was restored without the other.
+
+    Raises: LedgerUnavailable.
+    """
+    state = await stream_state(nc, REVOCATIONS)
+    if not state["messages"]:
+        return True
+    async for last in direct(nc, REVOCATIONS, {"seq": int(state["last_seq"]), "batch": 1}):
+        announced = json.loads(last.data)
+        async for message in direct(nc, LEDGER, {"seq": int(announced["id"]), "batch": 1}):
+            headers = message.headers or {}
+            same = headers["Nats-Sequence"] == announced["id"]
+            return same and recorded_at(headers) == datetime.fromisoformat(announced["time"])
+    return False
+
+
+async def direct(nc: Connection, stream: str, query: dict[str, Any]) -> AsyncGenerator[Msg]:
+    """Batched direct get (ADR-31): messages until an end-of-batch marker; asks again where the server cut it.
+
+    `query` names where to begin (`seq`, `start_time`, `next_by_subj`, `multi_last`) and how many at most (`batch`).
+    Each message's sequence, subject and time stand in its headers.
+
+    Raises: LedgerUnavailable; TooManySubjects.
+    """
+    left = int(query["batch"])
+    while True:
+        inbox = nc.new_inbox()
+        if not nc.is_connected:
+            raise LedgerUnavailable("the connection to the nats-server is down")
+        subscription = await nc.subscribe(inbox)
+        try:
+            await nc.publish(f"$JS.API.DIRECT.GET.{stream}", json.dumps(query).encode(), reply=inbox)
+            last = 0
+            while True:
+                message = await subscription.next_msg(timeout=_DIRECT_SECONDS_MAX)
+                headers = message.headers or {}
+                status = headers.get("Status")
+                if status in {"404", "204"}:
+                    break
+                if status == "413":
+                    raise TooManySubjects(f"more subjects than the server answers for at once: {query}")
+                if status is not None or "Nats-Sequence" not in headers:
+                    raise LedgerUnavailable(f"reading the log failed: {headers}")
+                last = int(headers["Nats-Sequence"])
+                yield message
+                left -= 1
+                if not left:
+                    return
+        except (nats.errors.Error, TimeoutError, OSError) as error:
+            raise LedgerUnavailable(f"reading the log failed: {error}") from error
+        finally:
+            with contextlib.suppress(Exception):
+                await subscription.unsubscribe()
+        if status == "404" or headers.get("Nats-Num-Pending", "0") == "0" or not last:
+            return
+        query = query | {"seq": last + 1, "batch": left}
 
 
 class _Delivery:
@@ -553,11 +628,15 @@ __all__ = [
     "Connection",
     "RawMessage",
     "StreamLimits",
+    "TooManySubjects",
     "check",
     "check_server",
     "connect",
+    "direct",
+    "feed_fits_log",
     "follow",
     "provision",
+    "recorded_at",
     "server_reports",
     "stream_configs",
     "stream_state",

@@ -508,6 +508,22 @@ LedgerEvent = (
 )
 
 
+# After these every token is as good as before: findings, which may be followed by a revocation of its own, who read the
+# audit trail, and who follows the feed.
+CHANGING_NO_TOKEN = (
+    AbuseDetected,
+    FindingAcknowledged,
+    FindingDismissed,
+    AuditRead,
+    AuditExported,
+    SubscriberRegistered,
+    SubscriberRemoved,
+    WebhookRegistered,
+    WebhookChanged,
+    WebhookRemoved,
+)
+
+
 class Recorded(Struct, frozen=True, kw_only=True, gc=False):
     """An event as it stands in the log. `seq` is its position in LEDGER, `recorded_at` JetStream's own time."""
 

@@ -57,6 +57,24 @@ class SlowProjection(Projection, Protocol):
         """Whether `apply` would not have to wait."""
 
 
+@runtime_checkable
+class Publication(Protocol):
+    """A projection into another stream, which has to be waited for: else as `Projection`."""
+
+    name: str
+
+    def position(self, stream: str) -> int: ...
+
+    async def publish(self, stream: str, batch: list[RawMessage]) -> None:
+        """As `Projection.apply`. What it publishes is on disk when it ends. Raises: LedgerUnavailable."""
+
+    def confirm(self, stream: str, end: int, asked_at_ns: int) -> None: ...
+
+    def belongs_to(self, stream: str, created: str, end: int) -> bool: ...
+
+    def reset(self) -> None: ...
+
+
 def boot_time_ns() -> int:
     """Nanoseconds since the host started, the same for every process, suspended time included."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
@@ -64,7 +82,7 @@ def boot_time_ns() -> int:
 
 async def run(
     nc: Connection,
-    projection: Projection,
+    projection: Projection | Publication,
     streams: tuple[str, ...],
     *,
     progress: Callable[[str, int, int], None] | None = None,
@@ -108,7 +126,7 @@ async def end_all(tasks: list[asyncio.Task[None]]) -> None:
         _, running = await asyncio.wait(running, timeout=_CANCEL_AGAIN_SECONDS)
 
 
-async def _check_origin(nc: Connection, projection: Projection, stream: str) -> str:
+async def _check_origin(nc: Connection, projection: Projection | Publication, stream: str) -> str:
     """When the stream was created, after a projection of another one was thrown away."""
     state = await stream_state(nc, stream)
     if not projection.belongs_to(stream, state["created"], int(state["last_seq"])):
@@ -125,7 +143,7 @@ async def _check_origin(nc: Connection, projection: Projection, stream: str) -> 
     return str(state["created"])
 
 
-async def _feed(nc: Connection, projection: Projection, stream: str, *, until_caught_up: bool) -> None:
+async def _feed(nc: Connection, projection: Projection | Publication, stream: str, *, until_caught_up: bool) -> None:
     end = _end(await stream_state(nc, stream)) if until_caught_up else None
     if end is not None and projection.position(stream) >= end:
         return
@@ -134,7 +152,9 @@ async def _feed(nc: Connection, projection: Projection, stream: str, *, until_ca
     with ThreadPoolExecutor(1, f"apply-{stream}") as thread:
         async with contextlib.aclosing(follow(nc, stream, projection.position(stream))) as batches:
             async for batch in batches:
-                if slow is None:
+                if isinstance(projection, Publication):
+                    await projection.publish(stream, batch)
+                elif slow is None:
                     projection.apply(stream, batch)
                 else:
                     while not slow.has_room(stream):  # noqa: ASYNC110 - another thread makes it
@@ -166,7 +186,7 @@ def _end(state: dict[str, Any]) -> int:
 
 async def _confirm(
     nc: Connection,
-    projection: Projection,
+    projection: Projection | Publication,
     stream: str,
     created: str,
     progress: Callable[[str, int, int], None] | None,

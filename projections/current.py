@@ -35,16 +35,12 @@ from events import codec
 from events.errors import LedgerUnavailable
 from events.streams import LEDGER, RawMessage
 from events.types import (
-    AbuseDetected,
-    AuditExported,
-    AuditRead,
+    CHANGING_NO_TOKEN,
     ClientChanged,
     ClientDisabled,
     ClientRegistered,
     ClientRevoked,
     ClientSecretRotated,
-    FindingAcknowledged,
-    FindingDismissed,
     GrantRevoked,
     KeyActivated,
     KeyIntroduced,
@@ -58,8 +54,6 @@ from events.types import (
     ScopeRegistered,
     SubjectErased,
     SubjectRevoked,
-    SubscriberRegistered,
-    SubscriberRemoved,
     TokenIssued,
     TokenRefreshed,
     TokenRevoked,
@@ -69,9 +63,6 @@ from events.types import (
     UsernameClaimed,
     UserPasswordChanged,
     UserRegistered,
-    WebhookChanged,
-    WebhookRegistered,
-    WebhookRemoved,
 )
 from projections import grants, registry
 from projections.base import boot_time_ns
@@ -383,14 +374,8 @@ class CurrentWriter:
                 self._fold_grant(rows, recorded, event.grant_id, (event.spent_token_id,))
             case TokenRevoked() | TokenSuperseded():
                 self._fold_grant(rows, recorded, event.grant_id, (event.token_id,))
-            case AbuseDetected() | FindingAcknowledged() | FindingDismissed():
-                pass  # what follows from a finding is an event of its own
-            case AuditRead() | AuditExported():
-                pass  # who read the audit trail changes no token
-            case (
-                SubscriberRegistered() | SubscriberRemoved() | WebhookRegistered() | WebhookChanged() | WebhookRemoved()
-            ):
-                pass  # nor does who follows the feed
+            case _ if isinstance(event, CHANGING_NO_TOKEN):
+                pass
             case _:
                 table, key = row_key(event)
                 raw = rows.get(table, key)

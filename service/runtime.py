@@ -17,6 +17,7 @@ from events.usage import UsageLog
 from projections.current import CurrentReader, Freshness, view_path
 from service.caller import Caller
 from service.errors import TooManyRequests, Unavailable
+from service.feed import Feed
 from service.keys import Bucket, MasterKey, SubjectKeys
 from service.settings import Settings
 from service.signing import SigningKeys
@@ -126,6 +127,7 @@ class Runtime:
         self.usage = UsageLog(nc, writer, settings.use_recording, buffered_uses_max=settings.use_buffer_max)
         self.view = CurrentReader(view_path(settings.data_dir))
         self.waiter = ViewWaiter(self.view)
+        self.feed = Feed(nc)
         self.subject_keys = SubjectKeys(nc, self.master)
         self.signing_keys = SigningKeys(self)
         self.answers = Bucket(nc, ANSWERS)
@@ -157,6 +159,7 @@ class Runtime:
     async def stop(self) -> None:
         """Writes what is held and closes."""
         self.signing_keys.stop()
+        self.feed.stop()
         await self.usage.close()
         await self.nc.close()
         self.view.close()

@@ -28,7 +28,8 @@ from events.server import EmbeddedServer
 from events.streams import LEDGER, Connection, check, connect
 from events.streams import provision as provision_streams
 from projections import base
-from projections.current import CurrentWriter, HeldView, view_path
+from projections.current import CurrentReader, CurrentWriter, HeldView, view_path
+from projections.revocations import Feed, FeedAhead, serve_position
 from service import logs
 from service.bootstrap import bootstrap, new_administrator
 from service.keys import MasterKey
@@ -129,8 +130,8 @@ def project(settings: Settings, name: str) -> None:
     """One projector, until SIGTERM or SIGINT. Raises: UndecodableEvent; ViewBusy, AnalyticsBusy."""
     logs.configure(settings)
     end_with_parent(SUPERVISED_BY)
-    settings = _located(settings, "projector")
-    uvloop.run(_until_signalled(_project_current(settings) if name == "current" else _project_analytics(settings)))
+    run = {"current": _project_current, "analytics": _project_analytics, "revocations": _project_revocations}[name]
+    uvloop.run(_until_signalled(run(_located(settings, "projector"))))
 
 
 def rebuild(settings: Settings, name: str, progress: Progress) -> None:
@@ -209,13 +210,13 @@ async def _connection(settings: Settings, name: str, *, reads_headers: bool = Tr
         await nc.close()
 
 
-async def _patiently(settings: Settings, name: str) -> Connection:
+async def _patiently(settings: Settings, name: str, *, reads_headers: bool = False) -> Connection:
     """A connection to a server that was checked, waited for as long as it takes."""
     told = ""
     while True:
         nc = None
         try:
-            nc = await connect(settings.nats_url or "", settings.nats_creds, name=name, reads_headers=False)
+            nc = await connect(settings.nats_url or "", settings.nats_creds, name=name, reads_headers=reads_headers)
             await check(nc, stream_limits(settings))
             return nc
         except LedgerError as error:
@@ -313,6 +314,31 @@ def _read_limits(settings: Settings) -> Any:
         at_once_max=settings.audit_queries_at_once_max,
         threads=min(2, cpu_count()),
     )
+
+
+async def _project_revocations(settings: Settings) -> None:
+    nc = await _patiently(settings, "project-revocations", reads_headers=True)
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    view = CurrentReader(view_path(settings.data_dir))
+    feed = Feed(nc, view, settings.issuer, settings.data_dir / "feed.json")
+    await serve_position(nc, feed)
+    told = CatchingUp(feed.name)
+    try:
+        while True:
+            try:
+                await feed.start()
+                log.info("projector_started", projector=feed.name, position=feed.position(LEDGER))
+                await base.run(nc, feed, (LEDGER,), progress=told)
+            except LedgerUnavailable as error:
+                log.warning("projector_waits", projector=feed.name, why=str(error))
+            except FeedAhead as error:
+                log.error("feed_is_ahead", alarm=True, why=str(error), fix=error.fix)  # noqa: TRY400 - where it was raised says nothing
+                await asyncio.sleep(_PROGRESS_SECONDS)
+            await asyncio.sleep(0.3)
+    finally:
+        feed.save()
+        view.close()
+        await nc.close()
 
 
 async def _rebuild_current(settings: Settings, progress: Progress) -> None:
@@ -437,12 +463,12 @@ async def _up(settings: Settings) -> None:
             settings = replace(settings, nats_url=server.url)
         master = MasterKey.load(settings.master_key, settings.data_dir)
         await _prepare(settings, server, master)
-        service, current, audit = (_child(settings, server, *words) for words in _CHILDREN)
-        for child in (current, audit, service):
+        service, *projectors = (_child(settings, server, *words) for words in _CHILDREN)
+        for child in (*projectors, service):
             await child.start()
 
         async def stop_projectors() -> None:
-            await asyncio.gather(current.stop(), audit.stop())
+            await asyncio.gather(*(projector.stop() for projector in projectors))
 
         stops += [stop_projectors, service.stop]
         waiting = asyncio.create_task(_announce(settings))
@@ -459,6 +485,7 @@ _CHILDREN: tuple[tuple[str, list[str]], ...] = (
     ("service", ["serve"]),
     ("projector", ["project", "current"]),
     ("projector", ["project", "analytics"]),
+    ("projector", ["project", "revocations"]),
 )
 
 

@@ -1,0 +1,299 @@
+"""The feed as this process hands it on: the newest announcements in memory, older ones from the stream.
+
+Begun with the first follower. Nothing is held for a follower: each says where it stands and is given what comes then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from bisect import bisect_right
+from collections import deque
+from collections.abc import AsyncGenerator
+
+import msgspec
+import nats.errors
+import structlog
+from msgspec import UNSET, Struct, UnsetType
+
+from events.errors import LedgerError, LedgerUnavailable
+from events.streams import LEDGER, REVOCATIONS, Connection, direct, follow, stream_state
+from projections.base import boot_time_ns
+from projections.revocations import POSITION_SUBJECT, FeedPosition, Revocation, decode_event
+from service.errors import InvalidRequest, ServiceError, Unavailable
+
+log = structlog.get_logger()
+
+_HELD_MAX = 10_000
+_POSITION_SECONDS = 1.0
+_ANSWER_SECONDS_MAX = 1.0
+_RETRY_SECONDS = 0.3
+_START_SECONDS_MAX = 5.0
+
+_decode_position = msgspec.json.Decoder(FeedPosition).decode
+
+
+class Entry(Struct, frozen=True, gc=False):
+    """One announcement. `data` is the CloudEvent as it is stored, `revocation` what stands in it."""
+
+    ledger_seq: int
+    stream_seq: int
+    data: bytes
+    revocation: Revocation
+
+
+class Page(Struct, frozen=True, gc=False):
+    """Announcements in order, and the ledger sequence that they are complete up to: where to go on from."""
+
+    entries: list[Entry]
+    reached: int
+
+
+class Position(Struct, frozen=True, gc=False):
+    """This process has all announcements up to `ledger_seq`, which was the log's end at boot time `as_of_ns`.
+
+    `feed`: which log and feed that is.
+    """
+
+    feed: str
+    ledger_seq: int
+    as_of_ns: int
+
+
+class Filters(Struct, frozen=True, kw_only=True, gc=False):
+    """What a follower is concerned with. All that is given must fit."""
+
+    client_id: str | UnsetType = UNSET
+    subject: str | UnsetType = UNSET
+    grant_id: str | UnsetType = UNSET
+
+
+class CursorTooOld(ServiceError):
+    """Announcements behind the cursor may have been dropped since."""
+
+    status, code, title = 410, "cursor_too_old", "The feed no longer reaches back that far"
+
+    def __init__(self, after: int) -> None:
+        super().__init__(
+            f"announcements after {after} may have been dropped",
+            fix="take GET /v1/revocations/snapshot, and go on from its ledger_seq",
+        )
+
+
+def matches(revocation: Revocation, filters: Filters) -> bool:
+    """Whether it could concern who asks: it does not if it names another client, subject or grant than theirs.
+
+    One that does not say whose it is could concern anybody.
+    """
+    wanted = (
+        (filters.client_id, revocation.client_id),
+        (filters.subject, revocation.subject),
+        (filters.grant_id, revocation.grant_id),
+    )
+    return all(asked is UNSET or told is UNSET or asked == told for asked, told in wanted)
+
+
+class Feed:
+    """The feed for the followers of one process."""
+
+    def __init__(self, nc: Connection) -> None:
+        self._nc = nc
+        self._held: deque[Entry] = deque(maxlen=_HELD_MAX)
+        self._held_after = 0  # all announcements behind this ledger sequence are held
+        self._stream_seq = 0  # of the newest
+        self._position: Position | None = None
+        self._waiting: FeedPosition | None = None  # told, and not yet reached here
+        self._waiting_at = 0
+        self._news = asyncio.Event()
+        self._starting: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Returns once announcements are followed and their position is known. Again, it does nothing.
+
+        Raises: Unavailable.
+        """
+        if self._position is not None:
+            return
+        begun = self._starting
+        if begun is None or (begun.done() and (begun.cancelled() or begun.exception() is not None)):
+            begun = self._starting = asyncio.create_task(self._start())
+        try:
+            async with asyncio.timeout(_START_SECONDS_MAX):
+                await asyncio.shield(begun)
+        except (TimeoutError, LedgerError) as error:
+            raise Unavailable(
+                "the process that announces revocations does not answer, or the log cannot be read",
+                private=str(error),
+                fix="`token-ledger doctor` says why",
+            ) from error
+
+    async def _start(self) -> None:
+        state = await stream_state(self._nc, REVOCATIONS)
+        self._stream_seq = int(state["last_seq"])
+        last = [entry async for entry in self._stored(self._stream_seq, 1)] if state["messages"] else []
+        told = await self._ask_patiently()
+        # Of a stream that has lost all that it had, only what is told now is known to be complete.
+        self._held_after = last[0].ledger_seq if last else told.ledger_seq if self._stream_seq else 0
+        if not self._tasks:
+            self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._watch_position())]
+        self._take(told, boot_time_ns())
+        while self._position is None:
+            await self._changed()
+
+    def stop(self) -> None:
+        """Ends what follows the stream."""
+        for task in (*self._tasks, self._starting):
+            if task is not None:
+                task.cancel()
+
+    @property
+    def position(self) -> Position:
+        """Raises: Unavailable before `start`."""
+        if self._position is None:
+            raise Unavailable("the feed of revocations is not known yet")
+        return self._position
+
+    # Following
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                async with contextlib.aclosing(follow(self._nc, REVOCATIONS, self._stream_seq)) as batches:
+                    async for batch in batches:
+                        for message in batch:
+                            data = decode_event(message.data).data
+                            self._held.append(Entry(data.ledger_seq, message.seq, message.data, data))
+                            self._stream_seq = message.seq
+                        if len(self._held) == _HELD_MAX:
+                            self._held_after = max(self._held_after, self._held[0].ledger_seq)
+                        if batch:
+                            self._settle()
+                            self._tell()
+            except Exception:
+                log.exception("feed_not_followed", alarm=True)
+                await asyncio.sleep(_RETRY_SECONDS)
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def _changed(self) -> None:
+        await self._news.wait()
+
+    async def _watch_position(self) -> None:
+        while True:
+            asked_at = boot_time_ns()
+            with contextlib.suppress(LedgerUnavailable):
+                self._take(await self._ask(), asked_at)
+            await asyncio.sleep(_POSITION_SECONDS)
+
+    async def _ask_patiently(self) -> FeedPosition:
+        """While it has not reached the end of the log, the process that announces does not answer."""
+        while True:
+            with contextlib.suppress(LedgerUnavailable):
+                return await self._ask(_RETRY_SECONDS)
+            await asyncio.sleep(_RETRY_SECONDS / 10)
+
+    async def _ask(self, seconds: float = _ANSWER_SECONDS_MAX) -> FeedPosition:
+        """Raises: LedgerUnavailable if nobody answers."""
+        try:
+            reply = await self._nc.request(POSITION_SUBJECT, b"", timeout=seconds)
+            return _decode_position(reply.data)
+        except (nats.errors.Error, TimeoutError, OSError, msgspec.DecodeError) as error:
+            raise LedgerUnavailable(f"the process that announces revocations does not answer: {error}") from error
+
+    def _take(self, told: FeedPosition, asked_at_ns: int) -> None:
+        self._waiting, self._waiting_at = told, asked_at_ns - int(told.age_ms * 1e6)
+        self._settle()
+
+    def _settle(self) -> None:
+        """What was told holds here as soon as the announcements up to it have arrived."""
+        told = self._waiting
+        if told is None or told.stream_seq > self._stream_seq:
+            return
+        if self._position is not None and self._position.feed != told.feed:
+            self._begin_anew()
+            return
+        self._position = Position(told.feed, told.ledger_seq, self._waiting_at)
+        self._waiting = None
+        self._tell()
+
+    def _begin_anew(self) -> None:
+        """Another log stands behind the feed: what was read of the one before means nothing any more."""
+        self.stop()
+        self._held.clear()
+        self._tasks, self._starting, self._position = [], None, None
+
+    # Reading
+
+    async def read(self, after: int, limit: int) -> Page:
+        """Announcements behind `after`, at most `limit`, in order.
+
+        Raises: CursorTooOld; InvalidRequest if nothing in the log is that far; Unavailable.
+        """
+        await self.start()
+        position = self.position
+        if after > max(position.ledger_seq, self._newest()):
+            await self._check_reached(after)
+            return Page([], after)
+        if after >= self._held_after:
+            start = bisect_right(self._held, after, key=lambda entry: entry.ledger_seq)
+            entries = [self._held[index] for index in range(start, min(start + limit, len(self._held)))]
+            complete = start + limit >= len(self._held)
+            reached = max(position.ledger_seq, self._newest(), after) if complete else entries[-1].ledger_seq
+            return Page(entries, reached)
+        try:
+            first = await self.stream_seq_after(after)
+            entries = [entry async for entry in self._stored(first, limit)]
+        except LedgerUnavailable as error:
+            raise Unavailable("the feed of revocations cannot be read", private=str(error)) from error
+        return Page(entries, entries[-1].ledger_seq if entries else after)
+
+    def _newest(self) -> int:
+        return self._held[-1].ledger_seq if self._held else self._held_after
+
+    async def _check_reached(self, after: int) -> None:
+        """Raises: InvalidRequest if the log does not reach as far; Unavailable."""
+        try:
+            end = int((await stream_state(self._nc, LEDGER))["last_seq"])
+        except LedgerUnavailable as error:
+            raise Unavailable("the log cannot be asked where it ends", private=str(error)) from error
+        if after > end:
+            raise InvalidRequest(
+                f"the log ends at {end}, before {after}: another one stands behind the feed now",
+                fix="take GET /v1/revocations/snapshot, and go on from its ledger_seq",
+            )
+
+    async def stream_seq_after(self, after: int) -> int:
+        """The place in REVOCATIONS of the first announcement behind `after`, or of the one that comes next.
+
+        Raises: CursorTooOld, LedgerUnavailable.
+        """
+        state = await stream_state(self._nc, REVOCATIONS)
+        low, high = int(state["first_seq"]), int(state["last_seq"]) + 1
+        oldest = low
+        while low < high:
+            middle = (low + high) // 2
+            found = [entry async for entry in self._stored(middle, 1)]
+            if found and found[0].stream_seq == middle and found[0].ledger_seq <= after:
+                low = middle + 1
+            else:
+                high = middle
+        if low == oldest and oldest > 1:
+            # What stood before may have been behind the cursor.
+            raise CursorTooOld(after)
+        return low
+
+    async def _stored(self, stream_seq: int, limit: int) -> AsyncGenerator[Entry]:
+        async for message in direct(self._nc, REVOCATIONS, {"seq": stream_seq, "batch": limit}):
+            seq = int((message.headers or {})["Nats-Sequence"])
+            data = decode_event(message.data).data
+            yield Entry(data.ledger_seq, seq, message.data, data)
+
+    async def wait(self, after: int, seconds: float) -> None:
+        """Returns as soon as there is an announcement behind `after`, or after so many seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._newest() <= after:
+                    await self._changed()
