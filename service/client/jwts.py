@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import json
 import math
 import zlib
@@ -54,7 +55,14 @@ def read(token: str) -> Jwt:
     parts = token.encode().split(b".")
     if len(parts) != 3:
         raise Malformed("not three parts")
-    header = _json_object(_bytes(parts[0]))
+    algorithm, kid = _header_of(parts[0])
+    return Jwt(algorithm, kid, parts[0] + b"." + parts[1], _bytes(parts[2]), _bytes(parts[1]))
+
+
+@functools.lru_cache(maxsize=256)  # all tokens of one key begin with the same
+def _header_of(part: bytes) -> tuple[str, str]:
+    """Algorithm and key id. Raises: Malformed."""
+    header = _json_object(_bytes(part))
     kind, algorithm, kid = header.get("typ"), header.get("alg"), header.get("kid")
     # RFC 9068 §4: an ID token or a logout token by the same key is no access token.
     if not isinstance(kind, str) or kind.lower() not in _TYPES:
@@ -63,7 +71,7 @@ def read(token: str) -> Jwt:
         raise Malformed("alg or kid is missing")
     if "crit" in header:  # RFC 7515 §4.1.11: none is understood here
         raise Malformed("crit names what is not understood")
-    return Jwt(algorithm, kid, parts[0] + b"." + parts[1], _bytes(parts[2]), _bytes(parts[1]))
+    return algorithm, kid
 
 
 def claims_of(payload: bytes) -> Claims:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import time
 from datetime import UTC, datetime
+from hashlib import sha256 as _sha256
+from time import time
 
 from msgspec import Struct
 
@@ -119,7 +119,7 @@ class Offline:
             return self.stale_verdict()
         if len(token) > TOKEN_CHARS_MAX or not token.isascii():
             return Verdict(False, "malformed", seq, True)
-        digest = hashlib.sha256(token.encode()).digest()
+        digest = _sha256(token.encode()).digest()
         known = self._jwts.get(digest)
         if known is None:
             found = self._read(token)
@@ -127,24 +127,27 @@ class Offline:
                 return None if found is None else Verdict(False, found, seq, True)
             known = found
             self._jwts.put(digest, known)
-        now = time.time()
-        begins = self._revoked_from(known)
-        if begins == ASK:
-            return None
+        now = time()
+        generation, begins = known.standing
+        if generation != knowledge.revoked.generation:
+            begins = self._revoked_from(known)
+            if begins == ASK:
+                return None
         code = self._judge(known, now, begins, asked)
-        self._record(known, now, code, asked)
+        uses = self._uses
+        if uses is not None:
+            audience = self._audience_text if asked.audience is None else " ".join(asked.audience)
+            uses.record((known.token_id, now, code, asked.scope, audience, asked.context))
         return _verdict(known, code, seq)
 
     def _revoked_from(self, known: Known) -> float:
-        """As `RevokedSet.check`, which is asked only if something was revoked since it was asked last."""
+        """As `RevokedSet.check`, which need not be asked again until something more is revoked."""
         revoked = self._knowledge.revoked
-        generation, begins = known.standing
-        if generation != revoked.generation:
-            generation = revoked.generation  # before the look: what comes meanwhile is looked at the next time
-            owners = (known.client_id, known.subject, known.kid)
-            begins = revoked.check(known.token_id, known.grant_id, owners, known.issued)
-            if begins != ASK:
-                known.standing = (generation, begins)
+        generation = revoked.generation  # before the look: what comes meanwhile is looked at the next time
+        owners = (known.client_id, known.subject, known.kid)
+        begins = revoked.check(known.token_id, known.grant_id, owners, known.issued)
+        if begins != ASK:
+            known.standing = (generation, begins)
         return begins
 
     def _judge(self, known: Known, now: float, begins: float, asked: Asked) -> Code:
@@ -206,13 +209,17 @@ class Offline:
         known = self._references.get(key)
         if known is None:
             return None
-        now = time.time()
-        begins = self._revoked_from(known)
+        now = time()
+        generation, begins = known.standing
+        if generation != self._knowledge.revoked.generation:
+            begins = self._revoked_from(known)
         if begins == ASK or boot_seconds() >= known.answer_until or now >= known.expires:
             self._references.drop(key)
             return None
         code: Code = "revoked" if now >= begins else known.code
-        self._record(known, now, code, asked)
+        if self._uses is not None:
+            audience = self._audience_text if asked.audience is None else " ".join(asked.audience)
+            self._uses.record((known.token_id, now, code, asked.scope, audience, asked.context))
         return _verdict(known, code, seq)
 
     @property
@@ -225,7 +232,7 @@ class Offline:
         if generation != self._knowledge.revoked.generation:
             return
         if not token.startswith(_REFERENCE):
-            known = self._jwts.get(hashlib.sha256(token.encode()).digest())
+            known = self._jwts.get(_sha256(token.encode()).digest())
             if known is not None and answer.code not in {"stale", "unknown"}:
                 known.standing = (generation, REVOKED if answer.code == "revoked" else NEVER)
             return
@@ -234,11 +241,6 @@ class Offline:
         known = _known_by(answer, generation, boot_seconds() + self._reference_seconds_max)
         if known is not None:
             self._references.put(_reference_key(token, asked), known)
-
-    def _record(self, known: Known, now: float, code: Code, asked: Asked) -> None:
-        if self._uses is not None:
-            audience = self._audience_text if asked.audience is None else " ".join(asked.audience)
-            self._uses.record((known.token_id, now, code, asked.scope, audience, asked.context))
 
     def stale_verdict(self) -> Verdict:
         """Nothing can be said: what is known of revocations is too old."""
@@ -252,7 +254,7 @@ class Offline:
 
 
 def _reference_key(token: str, asked: Asked) -> tuple[object, ...]:
-    digest = hashlib.sha256(token.encode()).digest()
+    digest = _sha256(token.encode()).digest()
     return (digest, asked.scope, asked.audience, asked.context.ip if asked.context else None)
 
 

@@ -160,10 +160,11 @@ class RevokedSet:
         """`announced_at`: the time of its announcement by the clock that `revoked_at` is of; `now`: by this host's.
 
         A token that was replaced with an overlap is announced before it ends; when that is, only the difference of two
-        times of one clock can say.
+        times of one clock can say. Whatever else is announced is in force, whatever the clocks say.
         """
         at = one.revoked_at.timestamp()
-        begins = min(at, now + at - announced_at) if at > announced_at else 0.0
+        overlaps = one.reason == "rotated" and at > announced_at
+        begins = min(at, now + at - announced_at) if overlaps else 0.0
         ids, cuts = self._period(min(at, now))
         if one.what in {"client", "subject", "key"}:
             name = one.client_id if one.what == "client" else one.subject if one.what == "subject" else one.kid
