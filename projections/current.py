@@ -589,6 +589,13 @@ class CurrentReader:
         with txn:
             yield txn
 
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[tuple[Any, dict[str, Any], Freshness]]:
+        """One read transaction, the tables by name and how fresh they are, for who reads all of them."""
+        with self._read() as txn:
+            position, confirmed, boot, _ = _state(txn, self._db)
+            yield txn, self._db, Freshness(position, self._age_seconds(confirmed, boot))
+
     def _reopen(self) -> None:
         self.env.close()
         self._open()

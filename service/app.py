@@ -20,6 +20,7 @@ from service.errors import MethodNotAllowed, Unavailable
 from service.findings import serve_actions
 from service.incoming import Incoming
 from service.keys import MasterKeyMismatch
+from service.lifeline import on_stop
 from service.oauth.introspection import introspect
 from service.oauth.metadata import jwks, metadata, well_known_paths
 from service.oauth.revocation import revoke
@@ -84,9 +85,9 @@ class App:
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         else:
-            protocol = asgi.Protocol(receive)
+            protocol = asgi.Protocol(receive, send)
             await self.__rsgi__(asgi.Scope(scope), protocol)
-            await protocol.send_answer(send)
+            await protocol.send_answer()
 
     async def _live(self, receive: Any, send: Any) -> None:
         while True:
@@ -129,6 +130,7 @@ class App:
                 runtime = await Runtime.start(self.settings)
                 await serve_actions(runtime)
                 self._runtime = runtime
+                on_stop(asyncio.get_running_loop(), runtime.stopping.set)
             except (LedgerError, MasterKeyMismatch) as error:
                 self._why_not = f"the log cannot be used: {error}"
                 if self._why_not != told:

@@ -49,13 +49,35 @@ class Scope:
         self.client = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-class Protocol:
-    """Gives the body, and keeps the answer until it is sent."""
+class Stream:
+    """Sends parts of an answer at once."""
 
-    def __init__(self, receive: Any) -> None:
+    def __init__(self, status: int, headers: Any, send: Any) -> None:
+        self._start: Any = {"type": "http.response.start", "status": status, "headers": _raw(headers)}
+        self._send = send
+
+    async def send_bytes(self, part: bytes) -> None:
+        await self._begin()
+        await self._send({"type": "http.response.body", "body": part, "more_body": True})
+
+    async def end(self) -> None:
+        await self._begin()
+        await self._send({"type": "http.response.body", "body": b""})
+
+    async def _begin(self) -> None:
+        start, self._start = self._start, None
+        if start is not None:
+            await self._send(start)
+
+
+class Protocol:
+    """Gives the body, and keeps the answer until it is sent; a stream is sent as its parts come."""
+
+    def __init__(self, receive: Any, send: Any) -> None:
         self._receive = receive
+        self._send = send
         self._more = True
-        self._answer: tuple[int, Any, bytes | Path] | None = None
+        self._answer: tuple[int, Any, bytes | Path] | Stream | None = None
 
     async def __call__(self) -> bytes:
         return b"".join([part async for part in self])
@@ -84,10 +106,19 @@ class Protocol:
     def response_file(self, status: int, headers: Any, path: str) -> None:
         self._answer = (status, headers, Path(path))
 
-    async def send_answer(self, send: Any) -> None:
+    def response_stream(self, status: int, headers: Any) -> Stream:
+        self._answer = Stream(status, headers, self._send)
+        return self._answer
+
+    async def send_answer(self) -> None:
+        """Sends what was answered, or the end of a stream."""
+        send = self._send
         assert self._answer is not None
+        if isinstance(self._answer, Stream):
+            await self._answer.end()
+            return
         status, headers, body = self._answer
-        raw = [(name.encode(), value.encode()) for name, value in headers]
+        raw = _raw(headers)
         if isinstance(body, Path):
             await send({"type": "http.response.start", "status": status, "headers": raw})
             with await asyncio.to_thread(body.open, "rb") as file:
@@ -98,3 +129,7 @@ class Protocol:
         raw.append((b"content-length", str(len(body)).encode()))
         await send({"type": "http.response.start", "status": status, "headers": raw})
         await send({"type": "http.response.body", "body": body})
+
+
+def _raw(headers: Any) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), value.encode()) for name, value in headers]

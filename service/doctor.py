@@ -244,6 +244,7 @@ _READY = {
     "nats": "start the nats-server; the service connects by itself",
     "view": "`token-ledger project current` must run on the service's host",
     "signing_key": "`token-ledger key rotate`",
+    "feed": "`token-ledger project revocations` must run beside the view on one host; its log says what holds it up",
     "analytics": "`token-ledger project analytics` must run on one host; validation goes on without",
     "abuse_rules": "they run with `token-ledger project analytics`; its log says what holds them up",
 }

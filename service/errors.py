@@ -85,6 +85,13 @@ class InsufficientScope(ServiceError):
         self.scope = scope
 
 
+class ForeignOrigin(ServiceError):
+    """A page of another site asks, in the browser of somebody who did not."""
+
+    status, code, title = 403, "foreign_origin", "Pages of other sites may not ask this"
+    fix = "follow the feed from a program of your own; one that is no page sends no Origin"
+
+
 class NotFound(ServiceError):
     status, code, title = 404, "not_found", "Not found"
 

@@ -93,6 +93,15 @@ def matches(revocation: Revocation, filters: Filters) -> bool:
     return all(asked is UNSET or told is UNSET or asked == told for asked, told in wanted)
 
 
+async def ask_position(nc: Connection, seconds: float = _ANSWER_SECONDS_MAX) -> FeedPosition:
+    """How far the announcements are. Raises: LedgerUnavailable if nobody says."""
+    try:
+        reply = await nc.request(POSITION_SUBJECT, b"", timeout=seconds)
+        return _decode_position(reply.data)
+    except (nats.errors.Error, TimeoutError, OSError, msgspec.DecodeError) as error:
+        raise LedgerUnavailable(f"the process that announces revocations does not answer: {error}") from error
+
+
 class Feed:
     """The feed for the followers of one process."""
 
@@ -185,23 +194,15 @@ class Feed:
         while True:
             asked_at = boot_time_ns()
             with contextlib.suppress(LedgerUnavailable):
-                self._take(await self._ask(), asked_at)
+                self._take(await ask_position(self._nc), asked_at)
             await asyncio.sleep(_POSITION_SECONDS)
 
     async def _ask_patiently(self) -> FeedPosition:
         """While it has not reached the end of the log, the process that announces does not answer."""
         while True:
             with contextlib.suppress(LedgerUnavailable):
-                return await self._ask(_RETRY_SECONDS)
+                return await ask_position(self._nc, _RETRY_SECONDS)
             await asyncio.sleep(_RETRY_SECONDS / 10)
-
-    async def _ask(self, seconds: float = _ANSWER_SECONDS_MAX) -> FeedPosition:
-        """Raises: LedgerUnavailable if nobody answers."""
-        try:
-            reply = await self._nc.request(POSITION_SUBJECT, b"", timeout=seconds)
-            return _decode_position(reply.data)
-        except (nats.errors.Error, TimeoutError, OSError, msgspec.DecodeError) as error:
-            raise LedgerUnavailable(f"the process that announces revocations does not answer: {error}") from error
 
     def _take(self, told: FeedPosition, asked_at_ns: int) -> None:
         self._waiting, self._waiting_at = told, asked_at_ns - int(told.age_ms * 1e6)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import ipaddress
 import os
@@ -19,8 +20,9 @@ from urllib.parse import unquote_to_bytes
 from granian.rsgi import ProtocolClosed, ProtocolError  # type: ignore[attr-defined]  # they have no stubs
 
 from events.types import Context
+from service import connections
 from service.errors import BodyTooLarge, InvalidRequest, RequestTimeout, UnsupportedMediaType
-from service.outgoing import FileResponse, Response
+from service.outgoing import FileResponse, Response, StreamResponse
 from service.settings import Network, Settings
 from service.tokens import redacted, uuid7_hex
 
@@ -28,6 +30,10 @@ T = TypeVar("T")
 
 _numbers = count(1)
 _SWEEP_SECONDS = 1.0
+_UNREAD_SECONDS_MAX = 30.0  # how long a client may take nothing of a stream
+_STOPPING_SECONDS = (
+    0.5  # for what was sent last, when the process is to stop; the least that `drain_seconds` may be is 1
+)
 _USER_AGENT_CHARS_MAX = 256
 _PATH_CHARS_MAX = 256
 _NOT_ASCII = "(not ASCII)"  # stands for such an agent, since the server does not pass it on
@@ -86,6 +92,45 @@ class Incoming:
             self._protocol.response_file(response.status, headers, str(response.path))
             return
         self._protocol.response_bytes(response.status, headers, response.body)
+
+    async def stream(self, response: StreamResponse) -> None:
+        """Sends the response as its parts come. Raises: what `parts` raise; the answer ends there."""
+        try:
+            await self._stream(response)
+        finally:
+            await response.parts.aclose()
+            flushed = asyncio.create_task(self._flushed(response))
+            _flushing.add(flushed)
+            flushed.add_done_callback(_flushing.discard)
+
+    async def _stream(self, response: StreamResponse) -> None:
+        connections.limit_silence(self._scope.client, _UNREAD_SECONDS_MAX)
+        headers = (*response.headers, ("x-request-id", self.request_id))
+        # The server ends the response when nobody holds the transport any more.
+        sending = asyncio.ensure_future(_send(response, self._protocol.response_stream(response.status, headers)))
+        others = [asyncio.ensure_future(one) for one in (self._gone(), response.stopping.wait())]
+        try:
+            await asyncio.wait({sending, *others}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (sending, *others):
+                task.cancel()
+            sent, *_ = await asyncio.gather(sending, *others, return_exceptions=True)
+        if isinstance(sent, Exception):
+            raise sent
+
+    async def _flushed(self, response: StreamResponse) -> None:
+        """Waits until the client has read what was sent, or ends its connection."""
+        gone, stopping = (asyncio.ensure_future(one) for one in (self._gone(), response.stopping.wait()))
+        try:
+            await asyncio.wait({gone, stopping}, timeout=_UNREAD_SECONDS_MAX, return_when=asyncio.FIRST_COMPLETED)
+            if not gone.done() and stopping.done():
+                await asyncio.wait({gone}, timeout=_STOPPING_SECONDS)
+            if not gone.done():
+                connections.cut(self._scope.client)
+        finally:
+            gone.cancel()
+            stopping.cancel()
+            response.ended()
 
     def asgi_scope(self) -> dict[str, Any]:
         """The request as the ASGI specification has it, without its body, which is read here."""
@@ -191,6 +236,16 @@ class Incoming:
                 fix="send Content-Length, or chunks without trailers",
             )
         return b"".join(parts)
+
+
+_flushing: set[asyncio.Task[None]] = set()  # held until they are done
+
+
+async def _send(response: StreamResponse, transport: Any) -> None:
+    # A client that hangs up is noticed by who waits for that.
+    with contextlib.suppress(ProtocolClosed, ProtocolError):
+        async for part in response.parts:
+            await transport.send_bytes(part)
 
 
 def _too_large(bytes_max: int) -> BodyTooLarge:

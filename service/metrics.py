@@ -50,6 +50,12 @@ _uses_lost = Counter("token_ledger_uses_lost", "Uses that could not be recorded.
 _uses_waiting = Gauge(
     "token_ledger_uses_waiting", "Uses that wait to be written.", multiprocess_mode="livesum", registry=_registry
 )
+_followers = Gauge(
+    "token_ledger_followers",
+    "Followers of the feed that are served now, by streams and by polls.",
+    multiprocess_mode="livesum",
+    registry=_registry,
+)
 
 
 class _Meter:
@@ -127,6 +133,11 @@ def validated(code: str, count: int = 1) -> None:
     """Tokens were looked at, with this code as the answer."""
     _meter.codes[code] += count
     _meter.schedule()
+
+
+def following(count: int) -> None:
+    """So many followers are served by this process."""
+    _followers.set(count)
 
 
 class _AtScrape(Collector):

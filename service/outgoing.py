@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
 from msgspec import Struct
@@ -27,3 +29,19 @@ class FileResponse(Struct, frozen=True, gc=False):
     path: Path
     size: int
     headers: Headers
+
+
+class StreamResponse(Struct, frozen=True, gc=False):
+    """What is sent part by part as it comes, until `parts` end, the client hangs up or `stopping` is set.
+
+    `ended` is called once, when neither this process nor the server holds anything of it any more.
+    """
+
+    status: int
+    headers: Headers
+    parts: AsyncGenerator[bytes, None]
+    stopping: asyncio.Event
+    ended: Callable[[], None]
+
+
+Answer = Response | FileResponse | StreamResponse

@@ -21,6 +21,7 @@ from service.feed import Feed
 from service.keys import Bucket, MasterKey, SubjectKeys
 from service.settings import Settings
 from service.signing import SigningKeys
+from service.snapshots import Snapshots
 
 APPLIED_SECONDS_MAX = 3.0
 _POLL_SECONDS = 0.0005
@@ -103,6 +104,25 @@ class RateLimiter:
             self._counts.popitem(last=False)
 
 
+class Places:
+    """So many at once, in this process."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.taken = 0
+
+    def take(self, what: str) -> None:
+        """Until `give_back`. Raises: Unavailable when all are taken."""
+        if self.taken >= self._most:
+            raise Unavailable(
+                f"{what}: {self._most} at once are the most", retry_after_seconds=2, fix="retry, or ask another host"
+            )
+        self.taken += 1
+
+    def give_back(self) -> None:
+        self.taken -= 1
+
+
 class RememberedCaller(Struct, frozen=True, gc=False):
     """A caller whose token was good for `needs` at this position of the view, and is until the view moves on.
 
@@ -135,6 +155,9 @@ class Runtime:
         self.client_failures = RateLimiter(settings.client_auth_failures_per_minute_max)
         self.unknown_tokens = RateLimiter(settings.unknown_tokens_per_minute_max)
         self.callers: dict[str, RememberedCaller] = {}  # by Authorization header
+        self.followers = Places(settings.followers_max)
+        self.snapshots = Snapshots(self.view, settings.data_dir / "snapshots")
+        self.stopping = asyncio.Event()  # whoever waits for something new is to answer now
 
     @classmethod
     async def start(cls, settings: Settings) -> Runtime:
@@ -160,6 +183,7 @@ class Runtime:
         """Writes what is held and closes."""
         self.signing_keys.stop()
         self.feed.stop()
+        self.snapshots.close()
         await self.usage.close()
         await self.nc.close()
         self.view.close()

@@ -468,6 +468,13 @@ class Settings(Struct, frozen=True, kw_only=True):
             default="16GiB",
         ),
     ] = 16 * _GIB
+    followers_max: Annotated[
+        int,
+        About(
+            "Followers of the feed that each worker serves at once, by streams and by polls; more are answered 503.",
+            _integer(1, 100_000),
+        ),
+    ] = 1_000
     drain_seconds: Annotated[
         int,
         About(

@@ -33,7 +33,7 @@ from projections.revocations import Feed, FeedAhead, serve_position
 from service import logs
 from service.bootstrap import bootstrap, new_administrator
 from service.keys import MasterKey
-from service.lifeline import SERVED_BY, SUPERVISED_BY, end_with_parent
+from service.lifeline import SERVED_BY, SUPERVISED_BY, announce_stop, end_with_parent, prepare_stop
 from service.runtime import stream_limits
 from service.settings import Settings, cpu_count
 
@@ -103,9 +103,15 @@ def http_server(target: str, settings: Settings, *, factory: bool, interface: st
     """
     from granian.constants import HTTPModes, Interfaces, Loops  # noqa: PLC0415 - the other processes need no server
     from granian.http import HTTP1Settings  # noqa: PLC0415 - as above
-    from granian.server import Server  # noqa: PLC0415 - as above
+    from granian.server.mp import MPServer  # noqa: PLC0415 - as above
 
-    return Server(
+    class ServerThatTells(MPServer):
+        def signal_handler_interrupt(self, *args: Any, **kwargs: Any) -> None:
+            announce_stop()
+            super().signal_handler_interrupt(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    prepare_stop()
+    return ServerThatTells(
         target,
         factory=factory,
         address=settings.host,

@@ -425,7 +425,7 @@ class Service:
         return self._child(lambda command: "nats-server" in command.split(" ")[0])
 
     def projector(self, name: str) -> Process:
-        """`current` or `analytics`."""
+        """`current`, `analytics` or `revocations`."""
         return self._child(lambda command: command.endswith(f"project {name}"))
 
     def api_server(self) -> Process:

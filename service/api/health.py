@@ -8,16 +8,19 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
+from events.errors import LedgerUnavailable
 from projections.asking import AnalyticsRefused, StatusAnswer, StatusRequest, ask
 from projections.asking_findings import EngineAnswer, EngineRequest
 from service import metrics
 from service.api.routing import GetRuntime
 from service.errors import ServiceError
+from service.feed import ask_position
 from service.incoming import Incoming
 from service.outgoing import NO_STORE, Response
 from service.runtime import Runtime
 
 _ANALYTICS_SECONDS_MAX = 0.5
+_FEED_SECONDS_MAX = 0.5
 _FAR_BEHIND = 1_000  # messages; less is on its way
 
 
@@ -57,11 +60,12 @@ async def ready(get_runtime: GetRuntime) -> Response:
     except ServiceError as error:
         starting = Check(ok=False, needed=True, detail=error.detail)
         return _answer(Readiness(status="unready", checks={"start": starting}))
-    analytics, abuse_rules = await asyncio.gather(_analytics(runtime), _abuse_rules(runtime))
+    feed, analytics, abuse_rules = await asyncio.gather(_feed(runtime), _analytics(runtime), _abuse_rules(runtime))
     checks = {
         "nats": _nats(runtime),
         "view": _view(runtime),
         "signing_key": _signing_key(runtime),
+        "feed": feed,
         "analytics": analytics,
         "abuse_rules": abuse_rules,
     }
@@ -93,6 +97,17 @@ def _signing_key(runtime: Runtime) -> Check:
     missing = [alg for alg in runtime.settings.signing_algorithms if runtime.signing_keys.active(alg) is None]
     said = f"there is no active key for {', '.join(missing)}" if missing else "active"
     return Check(ok=not missing, needed=True, detail=said)
+
+
+async def _feed(runtime: Runtime) -> Check:
+    """For information: validation does not need it. Followers see by themselves that it stands still."""
+    try:
+        told = await ask_position(runtime.nc, _FEED_SECONDS_MAX)
+    except LedgerUnavailable as error:
+        return Check(ok=False, needed=False, detail=str(error))
+    age, bound = told.age_ms / 1000, runtime.settings.view_staleness_seconds_max
+    said = f"revocations are announced; known to be complete {age:.1f} s ago"
+    return Check(ok=age <= bound, needed=False, detail=said, age_seconds=round(age, 3), position=told.ledger_seq)
 
 
 async def _analytics(runtime: Runtime) -> Check:

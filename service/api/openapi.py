@@ -29,6 +29,7 @@ _STATUS_TEXTS = {
     405: "Method not allowed",
     408: "The body did not arrive in time",
     409: "It exists already, or has ended",
+    410: "What was asked for is kept no longer",
     413: "Too large",
     415: "Unsupported content type",
     422: "The Idempotency-Key was used for another request",
@@ -213,6 +214,9 @@ def _parameters(one: Operation) -> list[dict[str, Any]]:
             if "description" in member:
                 parameter["description"] = member["description"]
             parameters.append(parameter)
+    for name, meaning in one.headers:
+        schema = {"type": "string"}
+        parameters.append({"name": name, "in": "header", "required": False, "description": meaning, "schema": schema})
     if one.creates:
         parameters.append(
             {

@@ -76,6 +76,11 @@ def render(error: BaseException, incoming: Incoming) -> Response:
     return _problem(known, incoming.request_id)
 
 
+def broke_off(error: BaseException, incoming: Incoming) -> None:
+    """Notes what ended a stream before its end, where nothing can be answered any more."""
+    log.error("stream_failed", request_id=incoming.request_id, error=type(error).__name__, where=_where(error))
+
+
 def _known(error: BaseException) -> ServiceError | None:
     match error:
         case ServiceError():

@@ -18,13 +18,13 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from msgspec import Struct
 
 from service import metrics
-from service.api.problems import render
+from service.api.problems import broke_off, render
 from service.caller import Caller
 from service.commands import Prepared
 from service.errors import NotFound
 from service.idempotency import Repeatable, idempotency_key, once
 from service.incoming import Incoming
-from service.outgoing import JSON, NO_STORE, FileResponse, Response
+from service.outgoing import JSON, NO_STORE, Answer, Response, StreamResponse
 from service.parsing import JSON as JSON_TYPES
 from service.parsing import MERGE_PATCH, decode_json_strictly, json_body, query
 from service.registry import Asker
@@ -46,7 +46,8 @@ class Operation(Struct, frozen=True, kw_only=True):
 
     `body` and `query` are the Structs that are read; `answer` is what is sent with `status`. `errors` are the statuses
     that can occur besides those that every operation has. `in_path`: the name of the path's parameter.
-    `media_types`: of answers in other formats than JSON. `body_bytes_max`: if it is not what the settings say.
+    `media_types`: of answers in other formats than JSON. `headers`: those that the handler reads, and what they mean.
+    `body_bytes_max`: if it is not what the settings say.
     """
 
     method: str
@@ -64,6 +65,7 @@ class Operation(Struct, frozen=True, kw_only=True):
     creates: bool = False
     in_path: str | None = None
     media_types: tuple[str, ...] = ()
+    headers: tuple[tuple[str, str], ...] = ()
 
     @property
     def summary(self) -> str:
@@ -134,7 +136,7 @@ def _route(one: Operation, get_runtime: GetRuntime) -> HTTPRouteHandler:
     async def endpoint(request: Request[Any, Any, Any]) -> ASGIApp:
         started = time.perf_counter()
         incoming = incoming_of(request)
-        response: Response | FileResponse
+        response: Answer
         try:
             response = await _answer(one, get_runtime(), incoming, decode)
         except Exception as error:
@@ -149,7 +151,7 @@ def _route(one: Operation, get_runtime: GetRuntime) -> HTTPRouteHandler:
     )
 
 
-async def _answer(one: Operation, runtime: Runtime, incoming: Incoming, decode: Any) -> Response | FileResponse:
+async def _answer(one: Operation, runtime: Runtime, incoming: Incoming, decode: Any) -> Answer:
     assert one.needs is not None
     caller = await authenticate(runtime, incoming, one.needs)
     name = _name_in_path(one, incoming) if one.in_path else ""
@@ -160,7 +162,7 @@ async def _answer(one: Operation, runtime: Runtime, incoming: Incoming, decode: 
         body = decode_json_strictly(decode, raw_body)
     call = Call(runtime=runtime, incoming=incoming, caller=caller, name=name, query=asked, body=body, raw_body=raw_body)
     answer = await one.handler(call)
-    if isinstance(answer, Response | FileResponse):
+    if isinstance(answer, Answer):
         return answer
     return Response(one.status, msgspec.json.encode(answer), NO_STORE)
 
@@ -191,11 +193,17 @@ def incoming_of(request: Request[Any, Any, Any]) -> Incoming:
     return incoming
 
 
-def sending(response: Response | FileResponse, incoming: Incoming) -> ASGIApp:
+def sending(response: Answer, incoming: Incoming) -> ASGIApp:
     """The response as Litestar takes it."""
 
     async def send_it(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001
-        incoming.answer(response)
+        if not isinstance(response, StreamResponse):
+            incoming.answer(response)
+            return
+        try:
+            await incoming.stream(response)
+        except Exception as error:
+            broke_off(error, incoming)
 
     return send_it
 

@@ -152,7 +152,7 @@ class Rotation(Struct, frozen=True, forbid_unknown_fields=True):
     overlap_seconds: Overlap = 0
 
 
-class Revocation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TokenRevocation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     reason: CallersReason
     comment: Comment | UnsetType = UNSET
 
@@ -412,11 +412,11 @@ async def rotate_token(call: Call[Rotation, Nothing]) -> dict[str, Any]:
     "/v1/tokens/{token_id}/revoke",
     tag="tokens",
     needs=REVOKE,
-    body=Revocation,
+    body=TokenRevocation,
     answer=TokenRevoked,
     errors=(404,),
 )
-async def revoke(call: Call[Revocation, Nothing]) -> TokenRevoked:
+async def revoke(call: Call[TokenRevocation, Nothing]) -> TokenRevoked:
     """Revoke a token; a refresh token takes its whole grant with it.
 
     It holds on this host when the answer comes, and everywhere within the bound on the views' staleness.

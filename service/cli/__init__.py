@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from service.cli import audit, auditing, findings, processes, registry, tokens  # noqa: F401 - two add to audit
+from service.cli import audit, auditing, findings, processes, registry, revocations, tokens  # noqa: F401 - two add to audit
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -34,6 +34,7 @@ for command in (
     registry.scope,
     registry.key,
     tokens.token,
+    revocations.revocations,
     audit.audit,  # and what auditing.py and findings.py add to it
 ):
     main.add_command(command)

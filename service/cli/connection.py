@@ -17,6 +17,7 @@ from service.settings import is_loopback
 
 PAGE_ITEMS_MAX = 1000
 ANSWER_SECONDS_MAX = 30.0
+SILENCE_SECONDS_MAX = 10.0  # of a stream that says something every second
 DOWNLOAD_SECONDS_MAX = 3_900.0  # an export is made before its first byte is sent
 START = "start it with `token-ledger up`, or say where it runs with --data-dir or TOKEN_LEDGER_URL"
 
@@ -125,6 +126,20 @@ class Api:
             for part in response.iter_raw():
                 take(part)
             return response.headers
+
+    @contextlib.contextmanager
+    def stream(self, path: str, query: Mapping[str, Any], headers: Mapping[str, str]) -> Iterator[Iterator[str]]:
+        """The lines of an answer as they come. Raises: Failed, also when none comes for long."""
+        asked = {name: _parameter(value) for name, value in given(query).items()}
+        accepted = {"Accept": "text/event-stream", **headers}
+        with (
+            self._told(),
+            self._http.stream("GET", path, params=asked, headers=accepted, timeout=SILENCE_SECONDS_MAX) as response,
+        ):
+            if not response.is_success:
+                response.read()
+                answer_of(response)
+            yield response.iter_lines()
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:

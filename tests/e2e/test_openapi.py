@@ -51,6 +51,10 @@ SURFACE = {
     ("POST", "/v1/uses"),
     ("POST", "/v1/tokens/{token_id}/revoke"),
     ("POST", "/v1/revocations"),
+    ("GET", "/v1/revocations"),
+    ("GET", "/v1/revocations/position"),
+    ("GET", "/v1/revocations/snapshot"),
+    ("GET", "/v1/revocations/stream"),
     ("GET", "/v1/audit/events"),
     ("GET", "/v1/audit/usage"),
     ("GET", "/v1/audit/tokens"),
@@ -131,7 +135,7 @@ class Surface:
         media_type = answer.headers["content-type"].partition(";")[0]
         assert content, f"{answer.status_code} is documented without a body: {answer.text[:200]}"
         assert media_type in content, f"{media_type} is not documented, only {sorted(content)}"
-        if media_type.endswith("json"):
+        if media_type.endswith(("/json", "+json")):
             self.fits(answer.json(), content[media_type]["schema"])
             # CONTRACT: absent values are left out, never null, but for the sequence of a use. A group is named by
             # its value, and by null if its uses have none.
@@ -210,6 +214,7 @@ class Call:
     form: dict[str, str] | None = None
     auth: tuple[str, str] | None = None
     token: str | None = ""
+    endless: bool = False  # an answer of which only the first part is waited for
 
     def send(self, service: Service, method: str, template: str) -> httpx.Response:
         path = template
@@ -220,6 +225,11 @@ class Call:
             more["json"] = self.body
         if self.form is not None:
             return service.http.request(method, path, data=self.form, params=more["params"], auth=self.auth)
+        if self.endless and self.token is not None:
+            headers = {"Authorization": f"Bearer {self.token or service.admin_token}"}
+            with service.http.stream(method, path, headers=headers, **more) as answer:
+                content = next(answer.iter_raw()) if answer.is_success else answer.read()
+                return httpx.Response(answer.status_code, headers={**answer.headers}, content=content)
         return service.call(method, path, token=self.token, **more)
 
 
@@ -321,6 +331,13 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
         ("POST", "/v1/revocations"): lambda: [
             Call(body={"token_id": ground.token["token_id"], "reason": "admin", "dry_run": True}),
             Call(body={"token_id": ground.token["token_id"], "reason": "admin"}),
+        ],
+        ("GET", "/v1/revocations"): lambda: [*everywhere, Call(query={"client_id": ground.app.client_id})],
+        ("GET", "/v1/revocations/position"): lambda: [Call()],
+        ("GET", "/v1/revocations/snapshot"): lambda: [Call()],
+        ("GET", "/v1/revocations/stream"): lambda: [
+            Call(endless=True),
+            Call(query={"after": "0", "subject": ground.user["user_id"]}, endless=True),
         ],
         ("GET", "/v1/audit/events"): lambda: [*everywhere, Call(query={"subject": ground.user["user_id"]})],
         ("GET", "/v1/audit/usage"): lambda: [

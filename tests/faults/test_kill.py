@@ -32,6 +32,7 @@ VICTIMS: dict[str, Callable[[Service], Process]] = {
     "nats-server": Service.nats_server,
     "current projector": lambda service: service.projector("current"),
     "analytics projector": lambda service: service.projector("analytics"),
+    "feed projector": lambda service: service.projector("revocations"),
     "API worker": lambda service: service.workers()[0],
     "API server": Service.api_server,
 }

@@ -1,0 +1,134 @@
+"""How the feed is handed to followers over HTTP: as server-sent events, or by polls that wait.
+
+A follower that does not read, or not fast enough, is no burden: the HTTP server takes whatever it is given, so a stream
+ends by itself after so many bytes, and the follower comes again with the last id that it has seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+
+import msgspec
+from msgspec import Struct
+
+from projections.base import boot_time_ns
+from service import metrics
+from service.errors import ServiceError, Unavailable
+from service.feed import Entry, Feed, Filters, Page, Position, matches
+from service.runtime import Places, Runtime
+
+STREAM_BYTES_MAX = 1024**2
+_RETRY = b"retry: 250\n\n"  # milliseconds after which a client that lost its stream comes again
+_POSITION_SECONDS = 1.0
+_READ_MAX = 500
+_SCANNED_PAGES_MAX = 20  # that a poll reads without finding what it was asked for
+_LOOK_SECONDS = 0.25  # how late a poll notices that it is to end
+
+_encode = msgspec.json.Encoder().encode
+
+Allowed = Callable[[], Awaitable[bool]]
+
+
+class Told(Struct, frozen=True):
+    """The follower has all announcements up to `ledger_seq`, which was the log's end at `as_of_ms`.
+
+    Both times are milliseconds of the clock of that host, which counts from its start. `feed` names the log and its
+    feed: of another one, sequences mean something else.
+    """
+
+    ledger_seq: int
+    feed: str
+    as_of_ms: int
+    now_ms: int
+
+
+class Polled(Struct, frozen=True, gc=False):
+    """What a poll found, and the ledger sequence to go on from. `as_of_ns` is None where there is more at once."""
+
+    entries: list[Entry]
+    feed: str
+    ledger_seq: int
+    as_of_ns: int | None
+
+
+class Place:
+    """One follower's place among those that this process serves. Raises: Unavailable when there is none."""
+
+    def __init__(self, places: Places) -> None:
+        places.take("there are too many followers of the feed")
+        self._places: Places | None = places
+        metrics.following(places.taken)
+
+    def give_back(self) -> None:
+        places, self._places = self._places, None
+        if places is not None:
+            places.give_back()
+            metrics.following(places.taken)
+
+
+async def events(feed: Feed, after: int, filters: Filters, allowed: Allowed) -> AsyncGenerator[bytes]:
+    """The stream: announcements behind `after` as they come, and every second how far it is complete.
+
+    It ends when it is full, when another log stands behind the feed, when nothing more can be read for the cursor, and
+    when the follower is no longer `allowed` to.
+    """
+    position = feed.position
+    sent, told_at = 0, 0.0
+    yield _RETRY
+    while sent < STREAM_BYTES_MAX:
+        try:
+            page = await feed.read(after, _READ_MAX)
+            now_at = feed.position
+        except Unavailable:
+            # The log is away. That its position grows old tells the follower.
+            page, now_at = Page([], after), position
+            await asyncio.sleep(_LOOK_SECONDS)
+        except ServiceError:
+            return
+        if now_at.feed != position.feed:
+            return
+        position, after = now_at, page.reached
+        parts = [_event(entry) for entry in page.entries if matches(entry.revocation, filters)]
+        left = told_at + _POSITION_SECONDS - time.monotonic()
+        if left <= 0 and after >= position.ledger_seq:
+            if not await allowed():
+                return
+            parts.append(_position(position, after))
+            told_at, left = time.monotonic(), _POSITION_SECONDS
+        if parts:
+            part = b"".join(parts)
+            sent += len(part)
+            yield part
+        if not page.entries:
+            await feed.wait(after, left if left > 0 else _LOOK_SECONDS)
+
+
+def _position(position: Position, after: int) -> bytes:
+    told = Told(after, position.feed, position.as_of_ns // 1_000_000, boot_time_ns() // 1_000_000)
+    return b"event: position\nid: %d\ndata: %b\n\n" % (after, _encode(told))
+
+
+def _event(entry: Entry) -> bytes:
+    return b"id: %d\ndata: %b\n\n" % (entry.ledger_seq, entry.data)
+
+
+async def poll(runtime: Runtime, after: int, filters: Filters, limit: int, seconds: float) -> Polled:
+    """What is behind `after`, waited for as long as that.
+
+    Raises: CursorTooOld; InvalidRequest if the log is not that long; Unavailable.
+    """
+    feed, deadline = runtime.feed, time.monotonic() + seconds
+    scanned = 0
+    while True:
+        page = await feed.read(after, limit)
+        position = feed.position
+        entries = [entry for entry in page.entries if matches(entry.revocation, filters)]
+        after, scanned = page.reached, scanned + bool(page.entries)
+        left = deadline - time.monotonic()
+        if entries or left <= 0 or scanned >= _SCANNED_PAGES_MAX or runtime.stopping.is_set():
+            as_of = position.as_of_ns if after >= position.ledger_seq else None
+            return Polled(entries, position.feed, after, as_of)
+        if not page.entries:
+            await feed.wait(after, min(left, _LOOK_SECONDS))
