@@ -31,6 +31,7 @@ from service.api import (
     tokens,
     usage,
     users,
+    uses,
     webhooks,
 )
 from service.api.health import live, metric_text, ready
@@ -58,6 +59,7 @@ _RESOURCES = (
     tokens,
     usage,
     users,
+    uses,
     webhooks,
 )
 
