@@ -176,8 +176,14 @@ def _accounts(public_keys: Mapping[str, str], subscribers: Mapping[str, str]) ->
     ]
     main_users = [
         _user(public_keys["admin"], "admin", publish=_admin_publishes(), subscribe=[SUBSCRIBERS_CHANGED]),
-        # `findings.act`: the analytics process asks it to act on findings, and it answers.
-        _user(public_keys["service"], "service", publish=_service_publishes(), subscribe=["findings.act"]),
+        # `findings.act`: the analytics process asks it to act on findings, and it answers. `webhooks.status`: workers
+        # ask those that deliver how they are getting on.
+        _user(
+            public_keys["service"],
+            "service",
+            publish=_service_publishes(),
+            subscribe=["findings.act", "webhooks.status"],
+        ),
         _user(
             public_keys["projector"],
             "projector",
@@ -269,6 +275,7 @@ def _service_publishes() -> list[str]:
         SUBSCRIBERS_CHANGED,
         "receipts.>",
         "deliveries.>",
+        "webhooks.status",
         *_reads_directly(DELIVERIES),
     ]
     for bucket in buckets:
@@ -286,9 +293,9 @@ def _projector_publishes() -> list[str]:
     allowed += _follows(LEDGER, "ledger.>") + _follows(USAGE, "usage.>") + _follows(RECEIPTS, "receipts.>")
     # The feed asks what it published last. `allow_responses` instead of the inboxes would make the server remember
     # every message that it delivers with a reply subject, and those of a consumer all have one.
-    allowed += _reads_directly(REVOCATIONS)
+    allowed += _reads_directly(REVOCATIONS) + _follows(REVOCATIONS, "revocations.>")
     # Questions of subscribers come with a reply subject of the import's own, `_R_.`.
-    allowed += ["_INBOX_service.>", "_INBOX_admin.>", "_R_.>", f"$JS.API.CONSUMER.INFO.{REVOCATIONS}.*"]
+    allowed += ["_INBOX_service.>", "_INBOX_admin.>", "_R_.>"]
     # A finding that is appended again is looked up; what it could read so, it follows anyway.
     allowed += [f"$JS.API.DIRECT.GET.{LEDGER}", "findings.act"]
     # A health check asks the analytics process with the credentials that its container has.
