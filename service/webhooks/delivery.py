@@ -280,8 +280,8 @@ class Runner:
             answer = await self._line.post(self._target, headers, message.body)
             self._deliverer.counts[answer.outcome] += 1
             if answer.outcome == "delivered":
-                self._record(message, number, at, answer, None)
                 self._delivered()
+                self._record(message, number, at, answer, None)
                 return
             await self._failed(answer, at)
             seconds = max(delay_seconds(number), answer.retry_after_seconds)
