@@ -6,11 +6,12 @@ import click
 
 from service.cli import (
     audit,
-    auditing,  # noqa: F401 - what it adds to audit
+    auditing,  # noqa: F401 - adds to audit
     findings,  # noqa: F401 - as above
     processes,
     registry,
     revocations,
+    subscribers,
     tokens,
     webhooks,
 )
@@ -43,6 +44,7 @@ for command in (
     registry.user,
     registry.scope,
     registry.key,
+    subscribers.subscriber,
     tokens.token,
     revocations.revocations,
     webhooks.webhook,
