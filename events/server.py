@@ -176,8 +176,14 @@ def _accounts(public_keys: Mapping[str, str], subscribers: Mapping[str, str]) ->
     ]
     main_users = [
         _user(public_keys["admin"], "admin", publish=_admin_publishes(), subscribe=[SUBSCRIBERS_CHANGED]),
-        # `findings.act`: the analytics process asks it to act on findings, and it answers.
-        _user(public_keys["service"], "service", publish=_service_publishes(), subscribe=["findings.act"]),
+        # `findings.act`: the analytics process asks it to act on findings, and it answers. `webhooks.status`: workers
+        # ask those that deliver how they are getting on.
+        _user(
+            public_keys["service"],
+            "service",
+            publish=_service_publishes(),
+            subscribe=["findings.act", "webhooks.status"],
+        ),
         _user(
             public_keys["projector"],
             "projector",
@@ -269,6 +275,7 @@ def _service_publishes() -> list[str]:
         SUBSCRIBERS_CHANGED,
         "receipts.>",
         "deliveries.>",
+        "webhooks.status",
         *_reads_directly(DELIVERIES),
     ]
     for bucket in buckets:

@@ -553,7 +553,7 @@ class TokenUsed(Struct, frozen=True, array_like=True, gc=False):
     `occurred_at_us`: microseconds since 1970, UTC. `token_id` is None when the token is unknown; `token_sha256` is
     then the hash of what was presented, and None otherwise. `caller`: the token or client id that asked.
     `scope`, `audience`: what was asked for, empty if nothing. `endpoint`: `validate`, `batch`, `introspect`,
-    `forward-auth` or `api`.
+    `forward-auth`, `api`, or `reported` for what the caller decided by itself and told afterwards.
     """
 
     occurred_at_us: int

@@ -13,6 +13,7 @@ from service.cli import (
     revocations,
     subscribers,
     tokens,
+    webhooks,
 )
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -32,6 +33,7 @@ for command in (
     processes.up,
     processes.serve,
     processes.project,
+    processes.deliver,
     processes.rebuild,
     processes.provision,
     processes.nats_config,
@@ -45,6 +47,7 @@ for command in (
     subscribers.subscriber,
     tokens.token,
     revocations.revocations,
+    webhooks.webhook,
     audit.audit,  # and what auditing.py and findings.py add to it
 ):
     main.add_command(command)

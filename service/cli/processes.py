@@ -66,6 +66,15 @@ def project(settings: Settings, _: str, name: str) -> None:
 
 
 @click.command()
+@runs_here("data_dir", "issuer", *LOG, *SPEAKING)
+def deliver(settings: Settings, _: str) -> None:
+    """Deliver webhooks alone. Several such processes share the work."""
+    from service import supervisor
+
+    supervisor.deliver(settings)
+
+
+@click.command()
 @click.argument("name", type=click.Choice(["current", "analytics"]))
 @runs_here("data_dir", *LOG, *SPEAKING)
 def rebuild(settings: Settings, output: str, name: str) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 import json
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
@@ -46,6 +48,7 @@ SURFACE = {
     ("POST", "/v1/tokens/validate"),
     ("POST", "/v1/tokens/validate-batch"),
     ("GET", "/v1/forward-auth"),
+    ("POST", "/v1/uses"),
     ("POST", "/v1/tokens/{token_id}/revoke"),
     ("POST", "/v1/revocations"),
     ("GET", "/v1/revocations"),
@@ -284,6 +287,9 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
     everywhere = [Call(), Call(query={"limit": "2"})]
     pat = {"kind": "pat", "subject": ground.user["user_id"], "name": unique(CANARY_NAME), "scope": ground.scope}
     asked = {"token": ground.token["token"], "scope": ground.scope, "context": {"ip": "192.0.2.1"}}
+    used_at = datetime.now(UTC).isoformat()
+    use = {"token_id": ground.token["token_id"], "occurred_at": used_at, "outcome": "valid", "audience": ["a"]}
+    reported = {"block_id": secrets.token_hex(16), "uses": [use, {**use, "context": {"ip": "192.0.2.1"}}]}
     return {
         ("POST", "/v1/clients"): lambda: [
             Call(body={"client_name": "a"}),
@@ -328,6 +334,7 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
             Call(token=ground.token["token"]),
             Call(token=ground.token["token"], query={"scope": "more"}),
         ],
+        ("POST", "/v1/uses"): lambda: [Call(body=reported), Call(body={**reported, "uses": [], "lost": 3})],
         ("POST", "/v1/tokens/{token_id}/revoke"): lambda: [Call(token(), body={"reason": "admin"})],
         ("POST", "/v1/revocations"): lambda: [
             Call(body={"token_id": ground.token["token_id"], "reason": "admin", "dry_run": True}),

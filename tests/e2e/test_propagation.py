@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.following import Crowd, crowd_of
+from tests.crowds import Crowd, crowd_of
 from tests.running import ROOT, Service, command, problem, until
 
 PATIENCE = 60.0
