@@ -422,7 +422,8 @@ class SubscriberRegistered(Event, frozen=True, kw_only=True, tag="subscriber.reg
     """An enforcement point that follows the feed. `owner`: the user or client whose tokens may act for it.
 
     `nats`: it fetches from a durable consumer that is named like it, with the nkey whose public half is `public_key`.
-    `http`: it follows by server-sent events or by polling.
+    The consumer began after the sequence `after`, and would begin there again if it were lost.
+    `http`: it follows by server-sent events or by polling, from where it says itself.
     """
 
     subscriber_id: str
@@ -430,6 +431,7 @@ class SubscriberRegistered(Event, frozen=True, kw_only=True, tag="subscriber.reg
     transport: Literal["nats", "http"]
     owner: str
     public_key: str | None = None
+    after: int = 0
 
 
 class SubscriberRemoved(Event, frozen=True, kw_only=True, tag="subscriber.removed/1"):

@@ -272,7 +272,7 @@ class Feed:
         Raises: CursorTooOld, LedgerUnavailable.
         """
         state = await stream_state(self._nc, REVOCATIONS)
-        low, high = int(state["first_seq"]), int(state["last_seq"]) + 1
+        low, high = max(1, int(state["first_seq"])), int(state["last_seq"]) + 1  # an empty stream says 0
         oldest = low
         while low < high:
             middle = (low + high) // 2

@@ -32,7 +32,7 @@ Allowed = Callable[[], Awaitable[bool]]
 
 
 class Told(Struct, frozen=True):
-    """The follower has all announcements up to `ledger_seq`, which was the log's end at `as_of_ms`.
+    """The follower has all announcements up to `ledger_seq`, and so all of what was recorded until `as_of_ms`.
 
     Both times are milliseconds of the clock of that host, which counts from its start. `feed` names the log and its
     feed: of another one, sequences mean something else.
@@ -45,7 +45,7 @@ class Told(Struct, frozen=True):
 
 
 class Polled(Struct, frozen=True, gc=False):
-    """What a poll found, and the ledger sequence to go on from. `as_of_ns` is None where there is more at once."""
+    """What a poll found, and the ledger sequence to go on from. `as_of_ns`: all until then is in it; None where more is behind."""
 
     entries: list[Entry]
     feed: str

@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections import OrderedDict
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
@@ -22,6 +23,9 @@ from service.keys import Bucket, MasterKey, SubjectKeys
 from service.settings import Settings
 from service.signing import SigningKeys
 from service.snapshots import Snapshots
+
+if TYPE_CHECKING:
+    from service.rules.subscribers import Subscriber
 
 APPLIED_SECONDS_MAX = 3.0
 _POLL_SECONDS = 0.0005
@@ -155,6 +159,7 @@ class Runtime:
         self.client_failures = RateLimiter(settings.client_auth_failures_per_minute_max)
         self.unknown_tokens = RateLimiter(settings.unknown_tokens_per_minute_max)
         self.callers: dict[str, RememberedCaller] = {}  # by Authorization header
+        self.subscribers: dict[str, tuple[float, Subscriber]] = {}  # by id, with the monotonic time they were read at
         self.followers = Places(settings.followers_max)
         self.snapshots = Snapshots(self.view, settings.data_dir / "snapshots")
         self.stopping = asyncio.Event()  # whoever waits for something new is to answer now

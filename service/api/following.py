@@ -23,6 +23,7 @@ from service.validation import authenticate
 FOLLOW = ("ledger:subscribe",)
 NDJSON = "application/x-ndjson"
 EVENT_STREAM = "text/event-stream"
+LIMIT_MAX = 1000
 _SEQ_MAX = 2**53
 _LAST_EVENT_ID = re.compile(r"[0-9]{1,16}")
 
@@ -52,15 +53,15 @@ class StreamQuery(Following, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 class PollQuery(Following, frozen=True, kw_only=True, forbid_unknown_fields=True):
     after: _After = 0
-    limit: Annotated[int, Meta(ge=1, le=1000, description="Announcements at most.")] = 100
+    limit: Annotated[int, Meta(ge=1, le=LIMIT_MAX, description="Announcements at most.")] = 100
     wait_seconds: Annotated[int, Meta(ge=0, le=30, description="For how long, if there are none yet.")] = 0
 
 
 class Announcements(Struct, frozen=True, kw_only=True):
     """`items` in the order of the log; `ledger_seq`: go on from here, whatever `items` holds.
 
-    `age_ms`: so long ago the log ended at `ledger_seq`; left out where there is more behind it. `feed` names the log
-    and its feed: when it is another one than before, take a snapshot.
+    `age_ms`: whoever has all of it lacks nothing that was recorded longer ago; left out where more is behind it.
+    `feed` names the log and its feed: when it is another one than before, take a snapshot.
     """
 
     items: list[CloudEvent]
@@ -70,7 +71,7 @@ class Announcements(Struct, frozen=True, kw_only=True):
 
 
 class FeedPosition(Struct, frozen=True, kw_only=True):
-    """Everything up to `ledger_seq` is announced, which was the end of the log `age_ms` ago."""
+    """Everything up to `ledger_seq` is announced; that was the end of the log `age_ms` ago."""
 
     ledger_seq: Seq
     feed: str
@@ -123,8 +124,9 @@ async def stream_revocations(call: Call[None, StreamQuery]) -> StreamResponse:
     await feed.start()
     after = given if given is not None else call.query.after
     if isinstance(after, UnsetType):
-        after = feed.position.ledger_seq
-    await feed.read(after, 1)  # what is wrong with the cursor is said before the stream begins
+        after = (await feed.read(feed.position.ledger_seq, LIMIT_MAX)).reached
+    else:
+        await feed.read(after, 1)  # what is wrong with the cursor is said before the stream begins
 
     async def allowed() -> bool:
         try:

@@ -75,6 +75,10 @@ SURFACE = {
     ("DELETE", "/v1/audit/backtests/{backtest_id}"),
     ("GET", "/v1/keys"),
     ("POST", "/v1/keys/rotate"),
+    ("POST", "/v1/subscribers"),
+    ("GET", "/v1/subscribers"),
+    ("GET", "/v1/subscribers/{subscriber_id}"),
+    ("DELETE", "/v1/subscribers/{subscriber_id}"),
     ("GET", "/health/live"),
     ("GET", "/health/ready"),
     ("GET", "/metrics"),
@@ -272,6 +276,10 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
         )
         return {"backtest_id": begun}
 
+    def subscriber(transport: str = "nats") -> dict[str, str]:
+        made = service.done("POST", "/v1/subscribers", json={"name": "x", "transport": transport})
+        return {"subscriber_id": made["subscriber_id"]}
+
     def ended_backtest() -> dict[str, Any]:
         service.done("DELETE", f"/v1/audit/backtests/{backtest()['backtest_id']}")
         return {"rule": "burst", "days": 1, "set": {"factor": 3}}
@@ -373,6 +381,13 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
         ("DELETE", "/v1/audit/backtests/{backtest_id}"): lambda: [Call(backtest())],
         ("GET", "/v1/keys"): lambda: everywhere,
         ("POST", "/v1/keys/rotate"): lambda: [Call(body={})],
+        ("POST", "/v1/subscribers"): lambda: [
+            Call(body={"name": "a", "transport": "nats", "after": 0}),
+            Call(body={"name": "b", "transport": "http", "owner": ground.app.client_id}),
+        ],
+        ("GET", "/v1/subscribers"): lambda: everywhere,
+        ("GET", "/v1/subscribers/{subscriber_id}"): lambda: [Call(subscriber()), Call(subscriber("http"))],
+        ("DELETE", "/v1/subscribers/{subscriber_id}"): lambda: [Call(subscriber()), Call(subscriber("http"))],
         ("POST", "/oauth2/token"): lambda: [
             Call(form={"grant_type": "client_credentials"}, auth=ground.app.basic),
             Call(
