@@ -29,10 +29,11 @@ bench-abuse: $(VENV)/.dev   ## makes a history with known attacks and prints wha
 
 lock:                       ## renews the lock files; needs uv
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet \
-		--no-emit-index-url --no-emit-find-links --upgrade pyproject.toml -o requirements.lock
+		--no-emit-index-url --no-emit-find-links --upgrade --extra server --extra client \
+		pyproject.toml -o requirements.lock
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet \
 		--no-emit-index-url --no-emit-find-links --constraint requirements.lock --upgrade \
-		pyproject.toml --group dev --group build -o requirements-dev.lock
+		pyproject.toml --extra server --extra client --group dev --group build -o requirements-dev.lock
 
 clean:
 	rm -rf $(VENV)

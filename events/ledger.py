@@ -28,6 +28,7 @@ from events.streams import (
     TooManySubjects,
     direct,
     follow,
+    last_on,
     recorded_at,
     stream_state,
 )
@@ -290,6 +291,14 @@ class Ledger:
             recorded = _recorded(message)
             found[recorded.subject] = recorded
         return sorted(found.values(), key=lambda recorded: recorded.seq)
+
+    async def last_seq_of(self, subjects: str) -> int:
+        """The sequence of the last event on subjects such as `ledger.main.webhook.*`, 0 if there is none.
+
+        Raises: LedgerUnavailable.
+        """
+        last = await last_on(self.nc, LEDGER, subjects)
+        return int((last.headers or {})["Nats-Sequence"]) if last is not None else 0
 
     async def position_at(self, moment: datetime) -> int:
         """The last sequence that was recorded at or before a time, 0 if there was none. Raises: LedgerUnavailable."""

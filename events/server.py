@@ -3,8 +3,8 @@
 `render_config` serves the embedded server and every node of a cluster, so that both have the same accounts:
 
 - MAIN has JetStream. `admin` makes streams and buckets, `service` appends and reads, `projector` follows.
-- APPS has none. `subscriber` asks for its own durable consumer on REVOCATIONS through imports, since the server
-  checks no reply subjects: in MAIN a request with a crafted one would have its answer stored in LEDGER.
+- APPS has none. Registered subscribers ask there, each for its own durable consumer on REVOCATIONS, through imports:
+  the server checks no reply subjects, and in MAIN the answer to a request with a crafted one would be stored in LEDGER.
 - SYS has no user. It exports VARZ, by which everyone in MAIN sees whether the server syncs before it acknowledges.
 
 For the same reason the roles within MAIN guard against mistakes and keep configuration in one hand; they are no
@@ -37,7 +37,7 @@ from typing import Any
 import nkeys
 from msgspec import Struct
 
-from events.errors import LedgerUnavailable
+from events.errors import LedgerUnavailable, UnsafeServer
 from events.streams import (
     DELIVERIES,
     LEDGER,
@@ -47,18 +47,21 @@ from events.streams import (
     SUBJECT_KEYS,
     USAGE,
     WEBHOOKS,
+    Connection,
     StreamLimits,
+    server_reports,
     stream_configs,
 )
 from events.types import TENANT
 
-ROLES = ("admin", "service", "projector", "subscriber")
+ROLES = ("admin", "service", "projector")
 LOOPBACK = "127.0.0.1"
 CLIENT_PORT = 4222
 ROUTE_PORT = 6222
 MONITOR_PORT = 8222
-SUBSCRIBER_CONSUMER = "subscriber"  # the durable that the `subscriber` credentials may fetch from
 CONFIG_FILE = "nats.conf"
+SUBSCRIBERS_FILE = "subscribers.json"  # their public keys by id, as the configuration beside it has them
+SUBSCRIBERS_CHANGED = "subscribers.changed"  # asked of who runs the embedded server, once the ledger has the change
 
 PAYLOAD_BYTES_MAX = 1024 * 1024
 CONNECTIONS_MAX = 1024
@@ -72,6 +75,7 @@ MEMORY_STORE_BYTES_MAX = 256 * 1024 * 1024  # state of ordered consumers; no str
 
 READY_SECONDS_MAX = 300  # some 3 s for each million messages after a kill
 STOP_SECONDS_MAX = 4
+RELOAD_SECONDS_MAX = 5
 RESTART_SECONDS_MIN = 0.05
 RESTART_SECONDS_MAX = 5.0
 HEALTHY_AFTER_SECONDS = 30
@@ -106,6 +110,7 @@ def render_config(
     listen: str,
     store_dir: str,
     public_keys: Mapping[str, str],
+    subscribers: Mapping[str, str] | None = None,
     file_store_bytes_max: int | None = None,
     log_file: str | None = None,
     pid_file: str | None = None,
@@ -115,8 +120,15 @@ def render_config(
     """The configuration of one nats-server, as JSON, which it reads as well as its own format.
 
     `listen` and `monitor` are `host:port`; without `monitor` there is no monitoring port. `public_keys` has the
-    public nkey of every role. `log_file` None logs to standard error. TLS is left to the operator.
+    public nkey of every role, `subscribers` that of every subscriber by its id. `log_file` None logs to standard error.
+    TLS is left to the operator.
+
+    Raises: ValueError if a subscriber's id or key is none.
     """
+    for subscriber, public_key in (subscribers or {}).items():
+        if not re.fullmatch(r"sub_[0-9a-f]{32}", subscriber) or not re.fullmatch(r"U[A-Z2-7]{55}", public_key):
+            # Without the key, which may be a seed that was taken for it.
+            raise ValueError(f"{subscriber!r} is no subscriber: its id or its public key is malformed")
     config: dict[str, Any] = {
         "server_name": server_name,
         "listen": listen,
@@ -130,7 +142,7 @@ def render_config(
             "max_memory_store": MEMORY_STORE_BYTES_MAX,
         },
         "system_account": "SYS",
-        "accounts": _accounts(public_keys),
+        "accounts": _accounts(public_keys, subscribers or {}),
     }
     if log_file is not None:
         config |= {"logfile": log_file, "logfile_size_limit": LOG_BYTES_MAX, "logfile_max_num": LOG_FILES_MAX}
@@ -150,7 +162,7 @@ def render_config(
     return json.dumps(config, indent=2, ensure_ascii=False) + "\n"
 
 
-def _accounts(public_keys: Mapping[str, str]) -> dict[str, Any]:
+def _accounts(public_keys: Mapping[str, str], subscribers: Mapping[str, str]) -> dict[str, Any]:
     varz = "$SYS.REQ.SERVER.PING.VARZ"
     info = f"$JS.API.CONSUMER.INFO.{REVOCATIONS}.*"
     fetch = f"$JS.API.CONSUMER.MSG.NEXT.{REVOCATIONS}.*"
@@ -163,9 +175,15 @@ def _accounts(public_keys: Mapping[str, str]) -> dict[str, Any]:
         {"service": "feed.position", "accounts": ["APPS"]},
     ]
     main_users = [
-        _user(public_keys["admin"], "admin", publish=_admin_publishes()),
-        # `findings.act`: the analytics process asks it to act on findings, and it answers.
-        _user(public_keys["service"], "service", publish=_service_publishes(), subscribe=["findings.act"]),
+        _user(public_keys["admin"], "admin", publish=_admin_publishes(), subscribe=[SUBSCRIBERS_CHANGED]),
+        # `findings.act`: the analytics process asks it to act on findings, and it answers. `webhooks.status`: workers
+        # ask those that deliver how they are getting on.
+        _user(
+            public_keys["service"],
+            "service",
+            publish=_service_publishes(),
+            subscribe=["findings.act", "webhooks.status"],
+        ),
         _user(
             public_keys["projector"],
             "projector",
@@ -183,7 +201,10 @@ def _accounts(public_keys: Mapping[str, str]) -> dict[str, Any]:
         },
         "APPS": {
             "limits": {"max_connections": SUBSCRIBER_CONNECTIONS_MAX},
-            "users": [_user(public_keys["subscriber"], "subscriber", publish=_subscriber_publishes())],
+            "users": [
+                _user(public_key, subscriber, publish=_subscriber_publishes(subscriber))
+                for subscriber, public_key in sorted(subscribers.items())
+            ],
             # Not under $JS.API itself, which the server refuses (10039): clients set the prefix L.API.
             "imports": [
                 {"service": {"account": "MAIN", "subject": info}, "to": info.replace("$JS.", "L.")},
@@ -197,13 +218,13 @@ def _accounts(public_keys: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _user(public_key: str, role: str, *, publish: Iterable[str], subscribe: Iterable[str] = ()) -> dict[str, Any]:
-    # Nobody hears the answers of another role.
+def _user(public_key: str, name: str, *, publish: Iterable[str], subscribe: Iterable[str] = ()) -> dict[str, Any]:
+    # Nobody hears the answers that another is given.
     return {
         "nkey": public_key,
         "permissions": {
             "publish": {"allow": list(publish)},
-            "subscribe": {"allow": [f"_INBOX_{role}.>", *subscribe]},
+            "subscribe": {"allow": [f"_INBOX_{name}.>", *subscribe]},
         },
     }
 
@@ -232,7 +253,7 @@ def _follows(stream: str, subjects: str) -> list[str]:
 
 
 def _admin_publishes() -> list[str]:
-    return ["$JS.API.>", "sync.check", "analytics.>", "feed.>", "$SRV.>"]
+    return ["$JS.API.>", "sync.check", "analytics.>", "feed.>", "$SRV.>", "_INBOX_service.>"]
 
 
 def _service_publishes() -> list[str]:
@@ -251,9 +272,10 @@ def _service_publishes() -> list[str]:
         f"$JS.API.CONSUMER.LIST.{REVOCATIONS}",
         f"$JS.ACK.{REVOCATIONS}.>",
         "feed.>",
-        "subscribers.changed",
+        SUBSCRIBERS_CHANGED,
         "receipts.>",
         "deliveries.>",
+        "webhooks.status",
         *_reads_directly(DELIVERIES),
     ]
     for bucket in buckets:
@@ -271,9 +293,9 @@ def _projector_publishes() -> list[str]:
     allowed += _follows(LEDGER, "ledger.>") + _follows(USAGE, "usage.>") + _follows(RECEIPTS, "receipts.>")
     # The feed asks what it published last. `allow_responses` instead of the inboxes would make the server remember
     # every message that it delivers with a reply subject, and those of a consumer all have one.
-    allowed += _reads_directly(REVOCATIONS)
+    allowed += _reads_directly(REVOCATIONS) + _follows(REVOCATIONS, "revocations.>")
     # Questions of subscribers come with a reply subject of the import's own, `_R_.`.
-    allowed += ["_INBOX_service.>", "_INBOX_admin.>", "_R_.>", f"$JS.API.CONSUMER.INFO.{REVOCATIONS}.*"]
+    allowed += ["_INBOX_service.>", "_INBOX_admin.>", "_R_.>"]
     # A finding that is appended again is looked up; what it could read so, it follows anyway.
     allowed += [f"$JS.API.DIRECT.GET.{LEDGER}", "findings.act"]
     # A health check asks the analytics process with the credentials that its container has.
@@ -281,11 +303,11 @@ def _projector_publishes() -> list[str]:
     return allowed
 
 
-def _subscriber_publishes() -> list[str]:
+def _subscriber_publishes(subscriber: str) -> list[str]:
     return [
-        f"L.API.CONSUMER.INFO.{REVOCATIONS}.{SUBSCRIBER_CONSUMER}",
-        f"L.API.CONSUMER.MSG.NEXT.{REVOCATIONS}.{SUBSCRIBER_CONSUMER}",
-        f"$JS.ACK.{REVOCATIONS}.{SUBSCRIBER_CONSUMER}.>",
+        f"L.API.CONSUMER.INFO.{REVOCATIONS}.{subscriber}",
+        f"L.API.CONSUMER.MSG.NEXT.{REVOCATIONS}.{subscriber}",
+        f"$JS.ACK.{REVOCATIONS}.{subscriber}.>",
         "feed.position",
     ]
 
@@ -295,6 +317,7 @@ def write_cluster(
     nodes: Sequence[str | Node],
     *,
     cluster_name: str = "token-ledger",
+    subscribers: Mapping[str, str] | None = None,
     file_store_bytes_max: int | None = None,
 ) -> None:
     """Writes what a JetStream cluster needs to `directory`; a node given by name alone is reached by that name.
@@ -302,9 +325,11 @@ def write_cluster(
         nodes/<node>/nats.conf             for `nats-server -c`; holds the secret of the routes
         credentials/<role>/<role>.nk       nkey seeds, for --nats-creds
         routes.secret
+        subscribers.json                   public nkeys of subscribers by id
 
     Each in a directory of its own, so that each process can be given its own alone. Secrets that are there already
-    stay, so that it can be called again to change the nodes. Everything is readable by the owner only.
+    stay, so that it can be called again to change the nodes; so do the subscribers, unless others are given.
+    Everything is readable by the owner only.
 
     Raises: ValueError if a name is unfit.
     """
@@ -322,6 +347,7 @@ def write_cluster(
         _make_directory(directory / "credentials" / role)
         public_keys[role] = _public_key(directory / "credentials" / role / f"{role}.nk")
     password = _kept_secret(directory / "routes.secret")
+    admitted = _admitted(directory / SUBSCRIBERS_FILE) if subscribers is None else subscribers
     for peer in peers:
         _make_directory(directory / "nodes" / peer.name)
         config = render_config(
@@ -329,6 +355,7 @@ def write_cluster(
             listen=f"{peer.listen_host}:{peer.port}",
             store_dir=peer.store_dir,
             public_keys=public_keys,
+            subscribers=admitted,
             file_store_bytes_max=file_store_bytes_max,
             monitor=f"{LOOPBACK}:{peer.monitor_port}",  # for the health check on the node itself
             cluster=Cluster(
@@ -339,6 +366,7 @@ def write_cluster(
             ),
         )
         _write_private(directory / "nodes" / peer.name / CONFIG_FILE, config)
+    _write_private(directory / SUBSCRIBERS_FILE, json.dumps(admitted, indent=2) + "\n")
 
 
 class EmbeddedServer:
@@ -354,6 +382,7 @@ class EmbeddedServer:
         self.config_file = self.directory / CONFIG_FILE
         self.log_file = self.directory / "nats.log"
         self.store_directory = self.directory / "store"
+        self._subscribers_file = self.directory / SUBSCRIBERS_FILE
         self._pid_file = self.directory / "nats.pid"
         self._error_file = self.directory / "nats.err"  # what the server says before it has read its configuration
         self._file_store_bytes_max = file_store_bytes_max
@@ -381,7 +410,7 @@ class EmbeddedServer:
         return self._process.pid if self._process and self._process.returncode is None else None
 
     def creds(self, role: str) -> Path:
-        """The nkey seed file of a role: `admin`, `service`, `projector` or `subscriber`."""
+        """The nkey seed file of a role: `admin`, `service` or `projector`."""
         if role not in ROLES:
             raise ValueError(f"no role {role!r}: there are {', '.join(ROLES)}")
         return self.directory / f"{role}.nk"
@@ -404,16 +433,7 @@ class EmbeddedServer:
         try:
             self._end_orphan()
             self._port = _settle_port(self._wanted_port if self._port is None else self._port)
-            config = render_config(
-                server_name="embedded",
-                listen=f"{LOOPBACK}:{self._port}",
-                store_dir=str(self.store_directory),
-                public_keys={role: _public_key(self.creds(role)) for role in ROLES},
-                file_store_bytes_max=self._file_store_bytes_max,
-                log_file=str(self.log_file),
-                pid_file=str(self._pid_file),
-            )
-            _write_private(self.config_file, config)
+            _write_private(self.config_file, self._first_config())
         except BaseException:
             os.close(lock)
             raise
@@ -451,6 +471,80 @@ class EmbeddedServer:
             if time.monotonic() > deadline:
                 raise LedgerUnavailable(f"nats-server is not ready after {seconds_max:g} s: {self.log_tail()}")
             await asyncio.sleep(0.02)
+
+    async def admit(self, nc: Connection, subscribers: Mapping[str, str]) -> None:
+        """From now on these subscribers may connect, given by id with their public nkeys, and no others.
+
+        Who is none of them any more is disconnected, and nobody else. `nc` is a connection of the role `admin`, which
+        asks the server whether it has taken the change.
+
+        Raises: LedgerUnavailable, ValueError; what was in force before then stays in force.
+        """
+        before = self.config_file.read_text()
+        config = self._config(subscribers)
+        candidate = self.directory / f"{CONFIG_FILE}.new"
+        _write_private(candidate, config)
+        try:
+            digest = await self._digest(candidate)
+            candidate.replace(self.config_file)
+            self._reload()
+            await self._has_loaded(nc, digest)
+            _write_private(self._subscribers_file, json.dumps(dict(subscribers), indent=2) + "\n")
+        except BaseException:
+            candidate.unlink(missing_ok=True)
+            _write_private(self.config_file, before)
+            self._reload()
+            raise
+
+    def _first_config(self) -> str:
+        # Those that were let in before, so that nobody is refused until who runs the server has asked the ledger.
+        try:
+            return self._config(_admitted(self._subscribers_file))
+        except ValueError as error:
+            _log.warning("no subscriber is let in until the ledger was asked: %s", error)
+            return self._config({})
+
+    def _config(self, subscribers: Mapping[str, str]) -> str:
+        return render_config(
+            server_name="embedded",
+            listen=f"{LOOPBACK}:{self.port}",
+            store_dir=str(self.store_directory),
+            public_keys={role: _public_key(self.creds(role)) for role in ROLES},
+            subscribers=subscribers,
+            file_store_bytes_max=self._file_store_bytes_max,
+            log_file=str(self.log_file),
+            pid_file=str(self._pid_file),
+        )
+
+    async def _digest(self, config_file: Path) -> str:
+        """By what the server will name this configuration. Raises: LedgerUnavailable if it would refuse it."""
+        process = await asyncio.create_subprocess_exec(
+            *(find_nats_server(), "-t", "-c", str(config_file)),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        said = (await process.communicate())[1].decode(errors="replace").strip()
+        digest = re.search(r"\((sha256:[0-9a-f]{64})\)$", said)
+        if process.returncode != 0 or digest is None:
+            raise LedgerUnavailable(f"nats-server refuses its new configuration: {said}")
+        return digest[1]
+
+    def _reload(self) -> None:
+        """Has the server read its configuration again; one that is down reads it when it starts."""
+        if self.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGHUP)
+
+    async def _has_loaded(self, nc: Connection, digest: str) -> None:
+        """Raises: LedgerUnavailable unless the server takes the configuration of this digest in time."""
+        deadline = time.monotonic() + RELOAD_SECONDS_MAX
+        while time.monotonic() < deadline:
+            with contextlib.suppress(UnsafeServer):  # it does not answer: it may be starting again
+                if any(report.get("config_digest") == digest for report in await server_reports(nc)):
+                    return
+            await asyncio.sleep(0.005)
+        raise LedgerUnavailable(f"nats-server did not take its new configuration: {self.log_tail()}")
 
     async def stop(self) -> None:
         """Ends the server within 5 s and unlocks the directory. Does nothing when it does not run."""
@@ -664,13 +758,32 @@ def _kept_secret(file: Path) -> str:
     return file.read_text().strip()
 
 
-def _public_key(seed_file: Path) -> str:
-    """The public key of the nkey seed in the file, which is made if it is missing."""
-    if not seed_file.exists():
-        seed: bytes = nkeys.encode_seed(secrets.token_bytes(32), nkeys.PREFIX_BYTE_USER)
-        _write_private(seed_file, seed.decode() + "\n")
-    seed_file.chmod(0o600)
-    pair = nkeys.from_seed(bytearray(seed_file.read_bytes().strip()))
+def _admitted(file: Path) -> dict[str, str]:
+    """The subscribers that the file beside a configuration names, none if there is no such file."""
+    if not file.exists():
+        return {}
+    try:
+        return {str(name): str(public_key) for name, public_key in json.loads(file.read_bytes()).items()}
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{file} is damaged ({error}): remove it") from None
+
+
+def new_nkey() -> tuple[str, str]:
+    """Seed and public key of a new user."""
+    seed: bytes = nkeys.encode_seed(secrets.token_bytes(32), nkeys.PREFIX_BYTE_USER)
+    return seed.decode(), _public_half(seed)
+
+
+def _public_half(seed: bytes) -> str:
+    pair = nkeys.from_seed(bytearray(seed))
     public_key = str(pair.public_key.decode())
     pair.wipe()
     return public_key
+
+
+def _public_key(seed_file: Path) -> str:
+    """The public key of the nkey seed in the file, which is made if it is missing."""
+    if not seed_file.exists():
+        _write_private(seed_file, new_nkey()[0] + "\n")
+    seed_file.chmod(0o600)
+    return _public_half(seed_file.read_bytes().strip())

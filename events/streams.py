@@ -495,7 +495,25 @@ async def direct(nc: Connection, stream: str, query: dict[str, Any]) -> AsyncGen
                 await subscription.unsubscribe()
         if status == "404" or headers.get("Nats-Num-Pending", "0") == "0" or not last:
             return
-        query = query | {"seq": last + 1, "batch": left}
+        query = {name: value for name, value in query.items() if name != "start_time"}
+        query |= {"seq": last + 1, "batch": left}
+
+
+async def last_on(nc: Connection, stream: str, subjects: str) -> Msg | None:
+    """The last message on subjects such as `ledger.main.webhook.*`, or None. Raises: LedgerUnavailable."""
+    if not nc.is_connected:
+        raise LedgerUnavailable("the connection to the nats-server is down")
+    query = json.dumps({"last_by_subj": subjects}).encode()
+    try:
+        message = await nc.request(f"$JS.API.DIRECT.GET.{stream}", query, timeout=_DIRECT_SECONDS_MAX)
+    except (nats.errors.Error, TimeoutError, OSError) as error:
+        raise LedgerUnavailable(f"reading the log failed: {error}") from error
+    headers = message.headers or {}
+    if headers.get("Status") == "404":
+        return None
+    if "Nats-Sequence" not in headers:
+        raise LedgerUnavailable(f"reading the log failed: {headers}")
+    return message
 
 
 class _Delivery:
@@ -635,6 +653,7 @@ __all__ = [
     "direct",
     "feed_fits_log",
     "follow",
+    "last_on",
     "provision",
     "recorded_at",
     "server_reports",

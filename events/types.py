@@ -422,7 +422,8 @@ class SubscriberRegistered(Event, frozen=True, kw_only=True, tag="subscriber.reg
     """An enforcement point that follows the feed. `owner`: the user or client whose tokens may act for it.
 
     `nats`: it fetches from a durable consumer that is named like it, with the nkey whose public half is `public_key`.
-    `http`: it follows by server-sent events or by polling.
+    The consumer began after the sequence `after`, and would begin there again if it were lost.
+    `http`: it follows by server-sent events or by polling, from where it says itself.
     """
 
     subscriber_id: str
@@ -430,6 +431,7 @@ class SubscriberRegistered(Event, frozen=True, kw_only=True, tag="subscriber.reg
     transport: Literal["nats", "http"]
     owner: str
     public_key: str | None = None
+    after: int = 0
 
 
 class SubscriberRemoved(Event, frozen=True, kw_only=True, tag="subscriber.removed/1"):
@@ -551,7 +553,7 @@ class TokenUsed(Struct, frozen=True, array_like=True, gc=False):
     `occurred_at_us`: microseconds since 1970, UTC. `token_id` is None when the token is unknown; `token_sha256` is
     then the hash of what was presented, and None otherwise. `caller`: the token or client id that asked.
     `scope`, `audience`: what was asked for, empty if nothing. `endpoint`: `validate`, `batch`, `introspect`,
-    `forward-auth` or `api`.
+    `forward-auth`, `api`, or `reported` for what the caller decided by itself and told afterwards.
     """
 
     occurred_at_us: int

@@ -15,6 +15,7 @@ import contextlib
 import secrets
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Literal
 
 from events import codec
@@ -209,6 +210,28 @@ class UsageLog:
                     raise LedgerUnavailable(f"the use could not be recorded: {error}") from error
                 if self._close_by is not None and time.monotonic() > self._close_by:
                     raise LedgerUnavailable(f"{len(uses)} uses could not be recorded before the stop") from error
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    async def record_block(self, block_id: str, uses: Sequence[TokenUsed], *, lost: int = 0) -> None:
+        """Writes uses that others report, as one block: once, however often it is sent within the stream's window.
+
+        Waits until it is on disk, in both modes. The caller keeps `uses` small enough for one message.
+
+        Raises: LedgerUnavailable; then it may be written or not, and sending it again is safe.
+        """
+        block = UseBlock(block_id=block_id, writer=self._writer, uses=tuple(uses), lost=lost)
+        data = codec.encode_block(block)
+        deadline = time.monotonic() + _DURABLE_SECONDS_MAX
+        while True:
+            try:
+                future = await self._publisher.publish(self._subject, data, {"Nats-Msg-Id": block_id})
+                await outcome(future, max(0.05, min(_ATTEMPT_SECONDS_MAX, deadline - time.monotonic())))
+                return
+            except Refused as error:
+                raise LedgerUnavailable(f"the uses could not be recorded: {error}") from error
+            except NotAcknowledged as error:
+                if time.monotonic() > deadline:
+                    raise LedgerUnavailable(f"the uses could not be recorded: {error}") from error
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def close(self) -> None:

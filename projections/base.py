@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, runtime_checkable
 
@@ -113,7 +113,7 @@ async def run(
         await asyncio.gather(feeding, *tasks, *confirming, return_exceptions=True)
 
 
-async def end_all(tasks: list[asyncio.Task[None]]) -> None:
+async def end_all(tasks: Sequence[asyncio.Task[Any]]) -> None:
     """Cancels the tasks until they have ended.
 
     Once is not enough: a cancellation that meets the answer to a request is swallowed by `asyncio.wait_for` of Python

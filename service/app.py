@@ -28,6 +28,7 @@ from service.oauth.token import token
 from service.outgoing import Response
 from service.runtime import Runtime
 from service.settings import Settings
+from service.subscribers import keep_consumers
 
 log = structlog.get_logger()
 
@@ -45,6 +46,7 @@ class App:
         self._runtime: Runtime | None = None
         self._why_not = "the service is starting"
         self._starting: asyncio.Task[None] | None = None
+        self._keeping: asyncio.Task[None] | None = None
         metrics.bind(self.runtime)
         self._litestar = litestar_app(self.runtime)
         self._doors: Mapping[str, tuple[str, Handler]] = {
@@ -116,8 +118,9 @@ class App:
 
     async def end(self) -> None:
         """Writes what is held and closes."""
-        if self._starting is not None:
-            self._starting.cancel()
+        for task in (self._starting, self._keeping):
+            if task is not None:
+                task.cancel()
         if self._runtime is not None:
             with contextlib.suppress(Exception):
                 await self._runtime.stop()
@@ -131,6 +134,7 @@ class App:
                 await serve_actions(runtime)
                 self._runtime = runtime
                 on_stop(asyncio.get_running_loop(), runtime.stopping.set)
+                self._keeping = asyncio.create_task(keep_consumers(runtime))
             except (LedgerError, MasterKeyMismatch) as error:
                 self._why_not = f"the log cannot be used: {error}"
                 if self._why_not != told:

@@ -111,14 +111,14 @@ def _ip(request: ValidateRequest) -> str | None:
     return ip_address(request.context.ip, "context.ip")
 
 
-def _context(request: ValidateRequest) -> Context | None:
-    given = request.context
+def context_of(given: RequestContext | None) -> Context | None:
+    """As it is recorded. Raises: InvalidRequest."""
     if given is None:
         return None
     agent, path = given.user_agent, given.path
     # No query string is kept: it may hold secrets of the application.
     return Context(
-        _ip(request),
+        ip_address(given.ip, "context.ip") if given.ip is not None else None,
         redacted(agent)[:256] if agent else None,
         given.method,
         redacted(path.partition("?")[0])[:256] if path else None,
@@ -157,7 +157,9 @@ async def validate(runtime: Runtime, incoming: Incoming) -> Response:
     if verdict.hit is None:
         _limit(runtime, caller, [verdict])
     metrics.validated(verdict.code)
-    use = use_of(verdict, asked, endpoint="validate", caller=caller.token_id, context=_context(request), moment=moment)
+    use = use_of(
+        verdict, asked, endpoint="validate", caller=caller.token_id, context=context_of(request.context), moment=moment
+    )
     if use is not None:
         await recorded(runtime.usage.record(use))
     else:
@@ -192,7 +194,9 @@ async def validate_batch(runtime: Runtime, incoming: Incoming) -> Response:
     for code, count in Counter(verdict.code for verdict in resolved).items():
         metrics.validated(code, count)
     for request, what, verdict in zip(requests, asked, resolved, strict=True):
-        use = use_of(verdict, what, endpoint="batch", caller=caller.token_id, context=_context(request), moment=moment)
+        use = use_of(
+            verdict, what, endpoint="batch", caller=caller.token_id, context=context_of(request.context), moment=moment
+        )
         if use is not None:
             uses.append(use)
         else:

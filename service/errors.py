@@ -110,6 +110,12 @@ class Gone(ServiceError):
     status, code, title = 409, "ended", "It has ended and cannot be changed"
 
 
+class LimitReached(ServiceError):
+    """There are as many as there may be."""
+
+    status, code, title = 409, "limit_reached", "There are as many as there may be"
+
+
 class BodyTooLarge(ServiceError):
     status, code, title = 413, "body_too_large", "The request body is too large"
 

@@ -21,6 +21,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.registry import Collector
 
 from projections.asking_findings import EngineAnswer
+from projections.asking_receipts import ReceiptsAnswer
 from service.errors import ServiceError
 from service.runtime import Runtime
 from service.tokens import now
@@ -143,12 +144,14 @@ def following(count: int) -> None:
 class _AtScrape(Collector):
     """What is looked up when it is asked for: the view belongs to the host, so that any worker may say it.
 
-    `engine`: what the analytics process says of the abuse rules, None if it says nothing.
+    `engine`: what the analytics process says of the abuse rules, None if it says nothing. `receipts`: what the process
+    that keeps the receipts says of the followers, likewise.
     """
 
-    def __init__(self, runtime: Runtime, engine: EngineAnswer | None) -> None:
+    def __init__(self, runtime: Runtime, engine: EngineAnswer | None, receipts: ReceiptsAnswer | None) -> None:
         self._runtime = runtime
         self._engine = engine
+        self._receipts = receipts
 
     def collect(self) -> Iterable[Metric]:
         fresh = self._runtime.view.freshness()
@@ -168,6 +171,8 @@ class _AtScrape(Collector):
         yield ages
         if self._engine is not None:
             yield from _abuse(self._engine)
+        if self._receipts is not None:
+            yield from _receipts(self._receipts)
 
 
 def _abuse(engine: EngineAnswer) -> Iterable[Metric]:
@@ -186,7 +191,24 @@ def _abuse(engine: EngineAnswer) -> Iterable[Metric]:
         )
 
 
-def exposition(runtime: Runtime | None, engine: EngineAnswer | None = None) -> bytes:
+def _receipts(answer: ReceiptsAnswer) -> Iterable[Metric]:
+    yield GaugeMetricFamily("token_ledger_registered_followers", "Subscribers and webhooks.", answer.registered)
+    silent = [one for one in answer.followers if one.silent_since_us is not None]
+    yield GaugeMetricFamily(
+        "token_ledger_silent_followers",
+        "Subscribers and webhooks that were not heard of for too long, or have not applied a revocation for too long.",
+        len(silent),
+    )
+    yield GaugeMetricFamily(
+        "token_ledger_pending_followers",
+        "Subscribers and webhooks that have not applied everything that was announced.",
+        sum(1 for one in answer.followers if one.pending),
+    )
+
+
+def exposition(
+    runtime: Runtime | None, engine: EngineAnswer | None = None, receipts: ReceiptsAnswer | None = None
+) -> bytes:
     """All metrics of all workers, in Prometheus' text format."""
     _meter.flush()
     directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
@@ -197,7 +219,7 @@ def exposition(runtime: Runtime | None, engine: EngineAnswer | None = None) -> b
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     if runtime is not None:
         at_scrape = CollectorRegistry()
-        at_scrape.register(_AtScrape(runtime, engine))
+        at_scrape.register(_AtScrape(runtime, engine, receipts))
         parts.append(generate_latest(at_scrape))
     return b"".join([generate_latest(registry), *parts])
 

@@ -7,13 +7,16 @@ import os
 import socket
 import time
 from collections import OrderedDict
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from events.errors import LedgerUnavailable
 from events.ledger import Ledger
+from events.receipts import ReceiptLog
 from events.streams import ANSWERS, IDEMPOTENCY, Connection, StreamLimits, check, connect
 from events.usage import UsageLog
+from projections.asking_receipts import Registered, SignsOfLife
 from projections.current import CurrentReader, Freshness, view_path
 from service.caller import Caller
 from service.errors import TooManyRequests, Unavailable
@@ -22,6 +25,9 @@ from service.keys import Bucket, MasterKey, SubjectKeys
 from service.settings import Settings
 from service.signing import SigningKeys
 from service.snapshots import Snapshots
+
+if TYPE_CHECKING:
+    from service.rules.subscribers import Subscriber
 
 APPLIED_SECONDS_MAX = 3.0
 _POLL_SECONDS = 0.0005
@@ -38,6 +44,11 @@ def stream_limits(settings: Settings) -> StreamLimits:
         ledger_bytes_max=settings.ledger_bytes_max,
         answers_ttl_seconds=settings.refresh_retry_window_seconds + _ANSWER_TTL_MARGIN_SECONDS,
     )
+
+
+def writer_name() -> str:
+    """Names this process in subjects of the logs that it writes blocks to."""
+    return f"{socket.gethostname().split('.')[0]}-{os.getpid()}".replace(" ", "_").replace("*", "_")
 
 
 class ViewWaiter:
@@ -143,11 +154,13 @@ class Runtime:
         self.nc = nc
         self.master = MasterKey.load(settings.master_key, settings.data_dir)
         self.ledger = Ledger(nc)
-        writer = f"{socket.gethostname().split('.')[0]}-{os.getpid()}".replace(" ", "_").replace("*", "_")
-        self.usage = UsageLog(nc, writer, settings.use_recording, buffered_uses_max=settings.use_buffer_max)
+        self.usage = UsageLog(nc, writer_name(), settings.use_recording, buffered_uses_max=settings.use_buffer_max)
         self.view = CurrentReader(view_path(settings.data_dir))
         self.waiter = ViewWaiter(self.view)
         self.feed = Feed(nc)
+        self.receipts = ReceiptLog(nc, writer_name())
+        self.registered = Registered(self.ledger)
+        self.signs_of_life = SignsOfLife(nc)
         self.subject_keys = SubjectKeys(nc, self.master)
         self.signing_keys = SigningKeys(self)
         self.answers = Bucket(nc, ANSWERS)
@@ -155,6 +168,7 @@ class Runtime:
         self.client_failures = RateLimiter(settings.client_auth_failures_per_minute_max)
         self.unknown_tokens = RateLimiter(settings.unknown_tokens_per_minute_max)
         self.callers: dict[str, RememberedCaller] = {}  # by Authorization header
+        self.subscribers: dict[str, tuple[float, Subscriber]] = {}  # by id, with the monotonic time they were read at
         self.followers = Places(settings.followers_max)
         self.snapshots = Snapshots(self.view, settings.data_dir / "snapshots")
         self.stopping = asyncio.Event()  # whoever waits for something new is to answer now
@@ -184,7 +198,8 @@ class Runtime:
         self.signing_keys.stop()
         self.feed.stop()
         self.snapshots.close()
-        await self.usage.close()
+        self.signs_of_life.stop()
+        await asyncio.gather(self.usage.close(), self.receipts.close())
         await self.nc.close()
         self.view.close()
 
@@ -224,4 +239,4 @@ class NotYetApplied(Unavailable):
         self.ledger_seq = seq
 
 
-__all__ = ["NotYetApplied", "RateLimiter", "Runtime", "ViewWaiter", "stream_limits"]
+__all__ = ["NotYetApplied", "RateLimiter", "Runtime", "ViewWaiter", "stream_limits", "writer_name"]

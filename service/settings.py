@@ -201,6 +201,10 @@ def _networks(value: str) -> tuple[Network, ...]:
     return tuple(networks)
 
 
+def _ports(value: str) -> tuple[int, ...]:
+    return tuple(_integer(1, 65_535)(part.strip()) for part in value.split(","))
+
+
 def _algorithms(value: str) -> tuple[str, ...]:
     parts = tuple(_choice(*get_args(Algorithm))(part.strip()) for part in value.split(","))
     if len(set(parts)) != len(parts):
@@ -302,6 +306,15 @@ class Settings(Struct, frozen=True, kw_only=True):
             flag=True,
         ),
     ] = None
+    subscriber_nats_url: Annotated[
+        str | None,
+        About(
+            "nats-servers that subscribers are told to connect to, where they reach them by other addresses than the "
+            "service does.",
+            _nats_url,
+            default="those that the service uses",
+        ),
+    ] = None
     replicas: Annotated[
         int, About("Servers of the JetStream cluster that hold each stream: 1, 3 or 5.", _replicas, flag=True)
     ] = 1
@@ -355,6 +368,15 @@ class Settings(Struct, frozen=True, kw_only=True):
             unit="uses",
         ),
     ] = 200_000
+    follower_silent_seconds_max: Annotated[
+        int,
+        About(
+            "A follower of the revocations that was not heard of for longer, or has not applied one for longer, is "
+            "silent: the log, `/metrics` and `doctor` say so.",
+            _integer(1, 86_400),
+            unit="seconds",
+        ),
+    ] = 60
     key_rotation_days: Annotated[
         int, About("Age at which a signing key is replaced.", _integer(1, 3_650), unit="days")
     ] = 90
@@ -392,6 +414,23 @@ class Settings(Struct, frozen=True, kw_only=True):
             default="none",
         ),
     ] = ()
+    webhook_allowed_networks: Annotated[
+        tuple[Network, ...],
+        About(
+            "Addresses or CIDR networks, separated by commas, where receivers of webhooks may be although they are not "
+            "public, at any port and without TLS. Whoever may register webhooks reaches what is there.",
+            _networks,
+            default="none",
+        ),
+    ] = ()
+    webhook_ports: Annotated[
+        tuple[int, ...],
+        About("Ports, separated by commas, at which receivers of webhooks may listen at public addresses.", _ports),
+    ] = (443,)
+    webhook_failing_hours_max: Annotated[
+        int,
+        About("How long every attempt of a webhook may fail before it is disabled.", _integer(1, 720), unit="hours"),
+    ] = 72
     master_key: Annotated[
         Secret | None,
         About(

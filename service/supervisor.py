@@ -25,16 +25,18 @@ from msgspec.structs import replace
 
 from events.errors import LedgerError, LedgerUnavailable, UnsafeServer
 from events.server import EmbeddedServer
-from events.streams import LEDGER, Connection, check, connect
+from events.streams import LEDGER, RECEIPTS, REVOCATIONS, Connection, check, connect
 from events.streams import provision as provision_streams
 from projections import base
 from projections.current import CurrentReader, CurrentWriter, HeldView, view_path
+from projections.followers import Followers
 from projections.revocations import Feed, FeedAhead, serve_position
 from service import logs
+from service.admission import Admission
 from service.bootstrap import bootstrap, new_administrator
 from service.keys import MasterKey
 from service.lifeline import SERVED_BY, SUPERVISED_BY, announce_stop, end_with_parent, prepare_stop
-from service.runtime import stream_limits
+from service.runtime import stream_limits, writer_name
 from service.settings import Settings, cpu_count
 
 if TYPE_CHECKING:
@@ -138,6 +140,13 @@ def project(settings: Settings, name: str) -> None:
     end_with_parent(SUPERVISED_BY)
     run = {"current": _project_current, "analytics": _project_analytics, "revocations": _project_revocations}[name]
     uvloop.run(_until_signalled(run(_located(settings, "projector"))))
+
+
+def deliver(settings: Settings) -> None:
+    """Delivers webhooks, until SIGTERM or SIGINT. Raises: MasterKeyMismatch."""
+    logs.configure(settings)
+    end_with_parent(SUPERVISED_BY)
+    uvloop.run(_deliver(_located(settings, "service")))
 
 
 def rebuild(settings: Settings, name: str, progress: Progress) -> None:
@@ -327,23 +336,53 @@ async def _project_revocations(settings: Settings) -> None:
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     view = CurrentReader(view_path(settings.data_dir))
     feed = Feed(nc, view, settings.issuer, settings.data_dir / "feed.json")
+    followers = Followers(nc, writer_name(), silent_seconds_max=settings.follower_silent_seconds_max)
     await serve_position(nc, feed)
-    told = CatchingUp(feed.name)
     try:
-        while True:
-            try:
-                await feed.start()
-                log.info("projector_started", projector=feed.name, position=feed.position(LEDGER))
-                await base.run(nc, feed, (LEDGER,), progress=told)
-            except LedgerUnavailable as error:
-                log.warning("projector_waits", projector=feed.name, why=str(error))
-            except FeedAhead as error:
-                log.error("feed_is_ahead", alarm=True, why=str(error), fix=error.fix)  # noqa: TRY400 - where it was raised says nothing
-                await asyncio.sleep(_PROGRESS_SECONDS)
-            await asyncio.sleep(0.3)
+        await asyncio.gather(
+            _announce_revocations(nc, feed),
+            _run_projection(nc, followers.fold, (RECEIPTS, REVOCATIONS)),
+            followers.run(),
+        )
     finally:
         feed.save()
+        await followers.close()
         view.close()
+        await nc.close()
+
+
+async def _announce_revocations(nc: Connection, feed: Feed) -> None:
+    told = CatchingUp(feed.name)
+    while True:
+        try:
+            await feed.start()
+            log.info("projector_started", projector=feed.name, position=feed.position(LEDGER))
+            await base.run(nc, feed, (LEDGER,), progress=told)
+        except LedgerUnavailable as error:
+            log.warning("projector_waits", projector=feed.name, why=str(error))
+        except FeedAhead as error:
+            log.error("feed_is_ahead", alarm=True, why=str(error), fix=error.fix)  # noqa: TRY400 - where it was raised says nothing
+            await asyncio.sleep(_PROGRESS_SECONDS)
+        await asyncio.sleep(0.3)
+
+
+async def _deliver(settings: Settings) -> None:
+    from service.webhooks.delivery import Deliverer  # noqa: PLC0415 - the other processes send nothing
+
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    starting = asyncio.create_task(_patiently(settings, "deliver", reads_headers=True))
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        await base.end_all([starting])
+        return
+    nc = starting.result()
+    try:
+        await Deliverer(nc, settings, MasterKey.load(settings.master_key, settings.data_dir)).run(stop)
+    finally:
+        stopped.cancel()
         await nc.close()
 
 
@@ -469,14 +508,16 @@ async def _up(settings: Settings) -> None:
             settings = replace(settings, nats_url=server.url)
         master = MasterKey.load(settings.master_key, settings.data_dir)
         await _prepare(settings, server, master)
-        service, *projectors = (_child(settings, server, *words) for words in _CHILDREN)
-        for child in (*projectors, service):
+        if server is not None:
+            stops.append(await _admitting(settings, server))
+        service, *others = (_child(settings, server, *words) for words in _CHILDREN)
+        for child in (*others, service):
             await child.start()
 
-        async def stop_projectors() -> None:
-            await asyncio.gather(*(projector.stop() for projector in projectors))
+        async def stop_others() -> None:
+            await asyncio.gather(*(other.stop() for other in others))
 
-        stops += [stop_projectors, service.stop]
+        stops += [stop_others, service.stop]
         waiting = asyncio.create_task(_announce(settings))
         await stop.wait()
         waiting.cancel()
@@ -492,13 +533,28 @@ _CHILDREN: tuple[tuple[str, list[str]], ...] = (
     ("projector", ["project", "current"]),
     ("projector", ["project", "analytics"]),
     ("projector", ["project", "revocations"]),
+    ("service", ["deliver"]),
 )
 
 
 def _child(settings: Settings, server: EmbeddedServer | None, role: str, arguments: list[str]) -> _Child:
     creds = server.creds(role) if server is not None else settings.nats_creds
-    seconds = settings.drain_seconds + 1 if role == "service" else _STOP_PROJECTOR_SECONDS
+    seconds = settings.drain_seconds + 1 if arguments == ["serve"] else _STOP_PROJECTOR_SECONDS
     return _Child(" ".join(arguments), arguments, replace(settings, nats_creds=creds), seconds)
+
+
+async def _admitting(settings: Settings, server: EmbeddedServer) -> Callable[[], Awaitable[None]]:
+    """Lets registered subscribers in from now on; returns what ends that. Raises: LedgerError."""
+    nc = await connect(settings.nats_url or "", server.creds("admin"), name="admission")
+    admission = Admission(server, nc)
+    await admission.serve()
+    keeping = asyncio.create_task(admission.keep())
+
+    async def stop() -> None:
+        keeping.cancel()
+        await nc.close()
+
+    return stop
 
 
 async def _prepare(settings: Settings, server: EmbeddedServer | None, master: MasterKey) -> None:

@@ -497,7 +497,7 @@ async def test_cluster_provisioned_by_admin_has_three_replicas_and_syncs(cluster
         await admin.close()
 
 
-@pytest.mark.parametrize("role", ["service", "projector", "subscriber"])
+@pytest.mark.parametrize("role", ["service", "projector"])
 async def test_cluster_refuses_streams_of_other_roles(cluster: _Cluster, role: str) -> None:
     refusals: asyncio.Queue[str] = asyncio.Queue()
 

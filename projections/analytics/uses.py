@@ -16,7 +16,8 @@ _CHUNK_USES = 20_000
 _MINUTE_US = 60_000_000
 _NOWHERE = Context()
 # What these say of the address and the agent is what the caller wrote into its request; elsewhere we saw it.
-_TOLD_BY_THE_CALLER = frozenset({"validate", "batch"})
+_TOLD_BY_THE_CALLER = frozenset({"validate", "batch", "reported"})
+_DECIDED_BY_THE_CALLER = "reported"  # that it happened at all is what the caller says
 # Few different texts stand in these columns, again and again.
 _REPEATED = pa.dictionary(pa.int32(), pa.string())
 _SCHEMA = ARROW_SCHEMAS["recent_uses"]
@@ -89,7 +90,10 @@ class PendingUses:
         columns["audience"] += [use.audience or None for use in uses]
         columns["method"] += [context.method for context in contexts]
         columns["path"] += [context.path for context in contexts]
-        columns["reported"] += [use.endpoint in _TOLD_BY_THE_CALLER and use.context is not None for use in uses]
+        columns["reported"] += [
+            use.endpoint in _TOLD_BY_THE_CALLER and (use.context is not None or use.endpoint == _DECIDED_BY_THE_CALLER)
+            for use in uses
+        ]
 
     def _close_chunk(self) -> None:
         columns, self._columns = self._columns, {name: [] for name in _SCHEMA.names}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from litestar import Litestar, Request
@@ -11,6 +12,7 @@ from litestar.exceptions import HTTPException
 
 from service import metrics
 from service.api import (
+    asyncapi,
     audit,
     backtests,
     blast_radius,
@@ -20,15 +22,19 @@ from service.api import (
     findings,
     following,
     keys,
+    openapi,
+    propagation,
     scopes,
     sql,
+    subscribers,
     token_usage,
     tokens,
     usage,
     users,
+    uses,
+    webhooks,
 )
 from service.api.health import live, metric_text, ready
-from service.api.openapi import PATH, document
 from service.api.problems import render
 from service.api.routing import GetRuntime, incoming_of, open_route, routes
 from service.incoming import Incoming
@@ -45,17 +51,27 @@ _RESOURCES = (
     findings,
     following,
     keys,
+    propagation,
     scopes,
     sql,
+    subscribers,
     token_usage,
     tokens,
     usage,
     users,
+    uses,
+    webhooks,
 )
 
 
-async def _openapi(_: Incoming) -> Response:
-    return Response(200, document(), (*JSON, ("cache-control", "no-cache")))
+_DOCUMENTS = {openapi.PATH: openapi.document, asyncapi.PATH: asyncapi.document}
+
+
+def _document(make: Callable[[], bytes]) -> Callable[[Incoming], Awaitable[Response]]:
+    async def answer(_: Incoming) -> Response:
+        return Response(200, make(), (*JSON, ("cache-control", "no-cache")))
+
+    return answer
 
 
 def _render(request: Request[Any, Any, Any], error: Exception) -> LitestarResponse[bytes]:
@@ -95,7 +111,7 @@ def litestar_app(get_runtime: GetRuntime) -> Litestar:
             open_route("/health/live", lambda _: live()),
             open_route("/health/ready", lambda _: ready(get_runtime)),
             open_route("/metrics", functools.partial(metric_text, get_runtime)),
-            open_route(PATH, _openapi),
+            *(open_route(path, _document(make)) for path, make in _DOCUMENTS.items()),
         ],
         exception_handlers={HTTPException: _render, Exception: _render},
         openapi_config=None,

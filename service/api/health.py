@@ -11,6 +11,7 @@ from msgspec import UNSET, Struct, UnsetType
 from events.errors import LedgerUnavailable
 from projections.asking import AnalyticsRefused, StatusAnswer, StatusRequest, ask
 from projections.asking_findings import EngineAnswer, EngineRequest
+from projections.asking_receipts import ReceiptsAnswer, ReceiptsRequest, ReceiptsUnavailable, ask_receipts
 from service import metrics
 from service.api.routing import GetRuntime
 from service.errors import ServiceError
@@ -146,6 +147,17 @@ async def metric_text(get_runtime: GetRuntime, _: Incoming) -> Response:
     """Tell Prometheus what was counted, in its text format."""
     headers = (("content-type", metrics.CONTENT_TYPE), ("x-content-type-options", "nosniff"))
     runtime = metrics.running(get_runtime)
-    engine = await _engine(runtime) if runtime is not None else None
+    if runtime is None:
+        return Response(200, metrics.exposition(None), headers)
+    engine, receipts = await asyncio.gather(_engine(runtime), _receipts(runtime))
     found = engine if isinstance(engine, EngineAnswer) else None
-    return Response(200, metrics.exposition(runtime, found), headers)
+    return Response(200, metrics.exposition(runtime, found, receipts), headers)
+
+
+async def _receipts(runtime: Runtime) -> ReceiptsAnswer | None:
+    """None if nobody says, or not yet: no number is better than a wrong one."""
+    try:
+        answer = await ask_receipts(runtime.nc, ReceiptsRequest(), seconds=_FEED_SECONDS_MAX)
+    except ReceiptsUnavailable:
+        return None
+    return answer if answer.complete else None

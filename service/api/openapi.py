@@ -28,7 +28,7 @@ _STATUS_TEXTS = {
     404: "Not found",
     405: "Method not allowed",
     408: "The body did not arrive in time",
-    409: "It exists already, or has ended",
+    409: "It exists already, or has ended, or there are too many",
     410: "What was asked for is kept no longer",
     413: "Too large",
     415: "Unsupported content type",
@@ -138,7 +138,7 @@ def document() -> bytes:
         paths.setdefault(path, {}).update(item)
     whole = {
         "openapi": "3.1.0",
-        "info": {"title": "Token ledger", "version": _version()},
+        "info": {"title": "Token ledger", "version": software_version()},
         "paths": {path: paths[path] for path in sorted(paths)},
         "components": {
             "schemas": components,
@@ -155,7 +155,8 @@ def document() -> bytes:
     return msgspec.json.encode(whole)
 
 
-def _version() -> str:
+def software_version() -> str:
+    """Of this program, 0 if it is not installed."""
     try:
         return metadata.version("token-ledger")
     except metadata.PackageNotFoundError:  # run from its sources, not installed

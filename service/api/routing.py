@@ -47,6 +47,7 @@ class Operation(Struct, frozen=True, kw_only=True):
     `body` and `query` are the Structs that are read; `answer` is what is sent with `status`. `errors` are the statuses
     that can occur besides those that every operation has. `in_path`: the name of the path's parameter.
     `media_types`: of answers in other formats than JSON. `headers`: those that the handler reads, and what they mean.
+    `body_bytes_max`: if it is not what the settings say.
     """
 
     method: str
@@ -58,6 +59,7 @@ class Operation(Struct, frozen=True, kw_only=True):
     status: int = 200
     body: Any = None
     body_optional: bool = False
+    body_bytes_max: int | None = None
     query: Any = Nothing
     errors: tuple[int, ...] = ()
     creates: bool = False
@@ -171,7 +173,8 @@ async def _raw_body(one: Operation, runtime: Runtime, incoming: Incoming) -> byt
         data = await incoming.body(settings.request_body_bytes_max, settings.request_seconds_max)
         if not data:
             return b"{}"
-    return await json_body(incoming, settings, types=MERGE_PATCH if one.method == "PATCH" else JSON_TYPES)
+    types = MERGE_PATCH if one.method == "PATCH" else JSON_TYPES
+    return await json_body(incoming, settings, bytes_max=one.body_bytes_max, types=types)
 
 
 def _name_in_path(one: Operation, incoming: Incoming) -> str:

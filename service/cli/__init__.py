@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import click
 
-from service.cli import audit, auditing, findings, processes, registry, revocations, tokens  # noqa: F401 - two add to audit
+from service.cli import (
+    audit,
+    auditing,  # noqa: F401 - adds to audit
+    findings,  # noqa: F401 - as above
+    processes,
+    registry,
+    revocations,
+    subscribers,
+    tokens,
+    webhooks,
+)
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -23,6 +33,7 @@ for command in (
     processes.up,
     processes.serve,
     processes.project,
+    processes.deliver,
     processes.rebuild,
     processes.provision,
     processes.nats_config,
@@ -33,8 +44,10 @@ for command in (
     registry.user,
     registry.scope,
     registry.key,
+    subscribers.subscriber,
     tokens.token,
     revocations.revocations,
+    webhooks.webhook,
     audit.audit,  # and what auditing.py and findings.py add to it
 ):
     main.add_command(command)

@@ -7,6 +7,7 @@ What they call is imported when they run: a client command must not wait for LMD
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,15 @@ def project(settings: Settings, _: str, name: str) -> None:
 
 
 @click.command()
+@runs_here("data_dir", "issuer", *LOG, *SPEAKING)
+def deliver(settings: Settings, _: str) -> None:
+    """Deliver webhooks alone. Several such processes share the work."""
+    from service import supervisor
+
+    supervisor.deliver(settings)
+
+
+@click.command()
 @click.argument("name", type=click.Choice(["current", "analytics"]))
 @runs_here("data_dir", *LOG, *SPEAKING)
 def rebuild(settings: Settings, output: str, name: str) -> None:
@@ -100,23 +110,50 @@ def provision(settings: Settings, output: str) -> None:
 @click.option("--node", "nodes", multiple=True, default=NODES, show_default=True, help="Its name; repeatable.")
 @click.option("--cluster-name", default="token-ledger", show_default=True)
 @click.option("--store-dir", default="/data", show_default=True, help="Where each node keeps its streams.")
+@click.option(
+    "--subscribers",
+    "subscribers_file",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Who is let in: what `subscriber list --all -o json` printed. [default: those of the last time]",
+)
 @output_option
-def nats_config(directory: Path, nodes: tuple[str, ...], cluster_name: str, store_dir: str, output: str) -> None:
+def nats_config(
+    directory: Path,
+    *,
+    nodes: tuple[str, ...],
+    cluster_name: str,
+    store_dir: str,
+    subscribers_file: Path | None,
+    output: str,
+) -> None:
     """Write configuration and credentials for a JetStream cluster of your own.
 
-    A node is reached by its name. Secrets that are in DIRECTORY already stay.
+    A node is reached by its name. Secrets and subscribers that are in DIRECTORY already stay.
     """
     from events import server
 
     try:
         peers = [server.Node(name=node, host=node, store_dir=store_dir) for node in nodes]
-        server.write_cluster(directory, peers, cluster_name=cluster_name)
+        subscribers = None if subscribers_file is None else _public_keys(subscribers_file)
+        server.write_cluster(directory, peers, cluster_name=cluster_name, subscribers=subscribers)
     except ValueError as error:
         out.fail(Failed(str(error), "see `token-ledger nats-config --help`", exit_code=WRONG_USE), output)
     except OSError as error:
         out.fail(Failed(f"{directory} cannot be written: {error}", "choose a directory of your own"), output)
     files = sorted(str(path) for path in directory.rglob("*") if path.is_file())
     show({"nodes": list(nodes), "files": files}, output)
+
+
+def _public_keys(file: Path) -> dict[str, str]:
+    """Of the subscribers over NATS in a list. Raises: ValueError if it is none, or not the whole."""
+    try:
+        listed = json.loads(file.read_bytes())
+        public_keys = {one["subscriber_id"]: one["public_key"] for one in listed["items"] if one["transport"] == "nats"}
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{file} is not what `token-ledger subscriber list --all -o json` prints") from None
+    if listed.get("next_cursor"):
+        raise ValueError(f"{file} is only a part of the list: print it with --all")
+    return public_keys
 
 
 @click.command("admin-token")

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 import json
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
@@ -46,6 +48,7 @@ SURFACE = {
     ("POST", "/v1/tokens/validate"),
     ("POST", "/v1/tokens/validate-batch"),
     ("GET", "/v1/forward-auth"),
+    ("POST", "/v1/uses"),
     ("POST", "/v1/tokens/{token_id}/revoke"),
     ("POST", "/v1/revocations"),
     ("GET", "/v1/revocations"),
@@ -72,6 +75,10 @@ SURFACE = {
     ("DELETE", "/v1/audit/backtests/{backtest_id}"),
     ("GET", "/v1/keys"),
     ("POST", "/v1/keys/rotate"),
+    ("POST", "/v1/subscribers"),
+    ("GET", "/v1/subscribers"),
+    ("GET", "/v1/subscribers/{subscriber_id}"),
+    ("DELETE", "/v1/subscribers/{subscriber_id}"),
     ("GET", "/health/live"),
     ("GET", "/health/ready"),
     ("GET", "/metrics"),
@@ -269,6 +276,10 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
         )
         return {"backtest_id": begun}
 
+    def subscriber(transport: str = "nats") -> dict[str, str]:
+        made = service.done("POST", "/v1/subscribers", json={"name": "x", "transport": transport})
+        return {"subscriber_id": made["subscriber_id"]}
+
     def ended_backtest() -> dict[str, Any]:
         service.done("DELETE", f"/v1/audit/backtests/{backtest()['backtest_id']}")
         return {"rule": "burst", "days": 1, "set": {"factor": 3}}
@@ -276,6 +287,9 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
     everywhere = [Call(), Call(query={"limit": "2"})]
     pat = {"kind": "pat", "subject": ground.user["user_id"], "name": unique(CANARY_NAME), "scope": ground.scope}
     asked = {"token": ground.token["token"], "scope": ground.scope, "context": {"ip": "192.0.2.1"}}
+    used_at = datetime.now(UTC).isoformat()
+    use = {"token_id": ground.token["token_id"], "occurred_at": used_at, "outcome": "valid", "audience": ["a"]}
+    reported = {"block_id": secrets.token_hex(16), "uses": [use, {**use, "context": {"ip": "192.0.2.1"}}]}
     return {
         ("POST", "/v1/clients"): lambda: [
             Call(body={"client_name": "a"}),
@@ -320,6 +334,7 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
             Call(token=ground.token["token"]),
             Call(token=ground.token["token"], query={"scope": "more"}),
         ],
+        ("POST", "/v1/uses"): lambda: [Call(body=reported), Call(body={**reported, "uses": [], "lost": 3})],
         ("POST", "/v1/tokens/{token_id}/revoke"): lambda: [Call(token(), body={"reason": "admin"})],
         ("POST", "/v1/revocations"): lambda: [
             Call(body={"token_id": ground.token["token_id"], "reason": "admin", "dry_run": True}),
@@ -366,6 +381,13 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
         ("DELETE", "/v1/audit/backtests/{backtest_id}"): lambda: [Call(backtest())],
         ("GET", "/v1/keys"): lambda: everywhere,
         ("POST", "/v1/keys/rotate"): lambda: [Call(body={})],
+        ("POST", "/v1/subscribers"): lambda: [
+            Call(body={"name": "a", "transport": "nats", "after": 0}),
+            Call(body={"name": "b", "transport": "http", "owner": ground.app.client_id}),
+        ],
+        ("GET", "/v1/subscribers"): lambda: everywhere,
+        ("GET", "/v1/subscribers/{subscriber_id}"): lambda: [Call(subscriber()), Call(subscriber("http"))],
+        ("DELETE", "/v1/subscribers/{subscriber_id}"): lambda: [Call(subscriber()), Call(subscriber("http"))],
         ("POST", "/oauth2/token"): lambda: [
             Call(form={"grant_type": "client_credentials"}, auth=ground.app.basic),
             Call(

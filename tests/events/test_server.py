@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -27,10 +28,35 @@ from nats.js import api
 from events import server as server_module
 from events import streams
 from events.errors import LedgerUnavailable
-from events.server import ROLES, SUBSCRIBER_CONSUMER, EmbeddedServer, find_nats_server, render_config, write_cluster
+from events.server import ROLES, EmbeddedServer, find_nats_server, new_nkey, render_config, write_cluster
 
 SECONDS_MAX = 20
 LIMITS = streams.StreamLimits()
+SUBSCRIBER = "sub_" + "1" * 32
+ANOTHER = "sub_" + "2" * 32
+EVERYBODY = (*ROLES, SUBSCRIBER)
+
+
+def creds_of(server: EmbeddedServer, who: str) -> Path:
+    """The seed of a role, or of a subscriber that `admit` has let in."""
+    return server.creds(who) if who in ROLES else server.directory.parent / f"{who}.nk"
+
+
+async def admit(server: EmbeddedServer, admin: Client, *subscribers: str) -> None:
+    """Lets these subscribers in and no others, each with a consumer of its own, as the service makes it."""
+    public_keys = {}
+    for subscriber in subscribers:
+        seed, public_keys[subscriber] = new_nkey()
+        creds_of(server, subscriber).write_text(seed)
+        await make_consumer(admin, subscriber)
+    await server.admit(admin.nc, public_keys)
+
+
+async def make_consumer(admin: Client, name: str) -> None:
+    config = {"name": name, "durable_name": name, "ack_policy": "explicit", "deliver_policy": "all"}
+    body = {"stream_name": "REVOCATIONS", "config": config}
+    made = await admin.ask(f"$JS.API.CONSUMER.CREATE.REVOCATIONS.{name}", body)
+    assert "error" not in made, made
 
 
 class Client:
@@ -40,7 +66,7 @@ class Client:
         self.refusals: asyncio.Queue[str] = asyncio.Queue()
 
     async def open(self, server: EmbeddedServer, role: str) -> Client:
-        self.nc = await streams.connect(server.url, server.creds(role), name=f"test-{role}", on_error=self._note)
+        self.nc = await streams.connect(server.url, creds_of(server, role), name=f"test-{role}", on_error=self._note)
         return self
 
     async def _note(self, error: Exception) -> None:
@@ -77,19 +103,13 @@ class Client:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EmbeddedServer]:
-    """A server with all streams, one event and one use. Tests may add to it."""
+    """A server with all streams and two subscribers. Tests may add to it."""
     one = EmbeddedServer(tmp_path_factory.mktemp("data"), 0)
     await one.start()
     try:
         admin = await Client().open(one, "admin")
         await streams.provision(admin.nc, LIMITS)
-        await admin.ask(
-            f"$JS.API.CONSUMER.DURABLE.CREATE.REVOCATIONS.{SUBSCRIBER_CONSUMER}",
-            {
-                "stream_name": "REVOCATIONS",
-                "config": {"durable_name": SUBSCRIBER_CONSUMER, "ack_policy": "explicit", "deliver_policy": "all"},
-            },
-        )
+        await admit(one, admin, SUBSCRIBER, ANOTHER)
         await admin.nc.close()
         yield one
     finally:
@@ -140,7 +160,7 @@ OTHERS = {
         "$JS.API.CONSUMER.DURABLE.CREATE.LEDGER.x",
         "$JS.API.CONSUMER.DELETE.LEDGER.x",
         "$JS.API.DIRECT.GET.USAGE",
-        "_INBOX_subscriber.x",
+        f"_INBOX_{SUBSCRIBER}.x",
         "findings.act",
         "$KV.other.x",
     ],
@@ -157,28 +177,86 @@ OTHERS = {
         "$JS.API.CONSUMER.CREATE.KV_signing_keys.x.$KV.signing_keys.>",
         "$JS.API.CONSUMER.CREATE.LEDGER",
     ],
-    "subscriber": [
+    SUBSCRIBER: [
+        # append or publish
         "ledger.main.grant.x",
+        f"ledger.main.subscriber.{SUBSCRIBER}",
+        "usage.main.x",
         "revocations.main.token",
-        "sync.check",
-        "analytics.usage",
+        "receipts.main.x",
+        "deliveries.main.x",
+        "$KV.webhooks.x",
+        # read what is none of its own
         "$JS.API.INFO",
         "$JS.API.STREAM.INFO.REVOCATIONS",
-        "$JS.API.DIRECT.GET.REVOCATIONS",
-        "$JS.API.CONSUMER.MSG.NEXT.REVOCATIONS.subscriber",
-        "L.API.CONSUMER.CREATE.REVOCATIONS.x.revocations.>",
-        "L.API.CONSUMER.MSG.NEXT.REVOCATIONS.other",
-        "L.API.CONSUMER.INFO.REVOCATIONS.other",
-        "$JS.ACK.REVOCATIONS.other.1.1.1.1.0",
+        "$JS.API.STREAM.INFO.LEDGER",
+        "$JS.API.STREAM.NAMES",
+        *[
+            f"$JS.API.DIRECT.GET.{stream}"
+            for stream in ("LEDGER", "USAGE", "REVOCATIONS", "RECEIPTS", "KV_subject_keys")
+        ],
+        "$JS.API.DIRECT.GET.LEDGER.ledger.main.grant.x",
+        *[f"$JS.API.STREAM.MSG.GET.{stream}" for stream in ("LEDGER", "USAGE", "REVOCATIONS", "KV_signing_keys")],
+        "L.API.DIRECT.GET.REVOCATIONS",
+        "L.API.STREAM.MSG.GET.LEDGER",
+        "sync.check",
+        "analytics.usage",
+        "feed.receipts",
+        "findings.act",
+        "subscribers.changed",
+        # make, change or end a consumer
+        "$JS.API.CONSUMER.CREATE.REVOCATIONS",
+        f"$JS.API.CONSUMER.CREATE.REVOCATIONS.{SUBSCRIBER}",
+        f"$JS.API.CONSUMER.CREATE.REVOCATIONS.{SUBSCRIBER}.revocations.>",
+        f"$JS.API.CONSUMER.DURABLE.CREATE.REVOCATIONS.{SUBSCRIBER}",
+        "$JS.API.CONSUMER.CREATE.LEDGER.x.ledger.>",
+        "$JS.API.CONSUMER.DURABLE.CREATE.USAGE.x",
+        f"$JS.API.CONSUMER.DELETE.REVOCATIONS.{SUBSCRIBER}",
+        f"$JS.API.CONSUMER.PAUSE.REVOCATIONS.{SUBSCRIBER}",
+        f"$JS.API.CONSUMER.LEADER.STEPDOWN.REVOCATIONS.{SUBSCRIBER}",
+        "L.API.CONSUMER.CREATE.REVOCATIONS",
+        f"L.API.CONSUMER.CREATE.REVOCATIONS.{SUBSCRIBER}",
+        f"L.API.CONSUMER.CREATE.REVOCATIONS.{SUBSCRIBER}.revocations.>",
+        f"L.API.CONSUMER.DURABLE.CREATE.REVOCATIONS.{SUBSCRIBER}",
+        f"L.API.CONSUMER.DELETE.REVOCATIONS.{SUBSCRIBER}",
+        "L.API.CONSUMER.NAMES.REVOCATIONS",
+        "L.API.CONSUMER.LIST.REVOCATIONS",
+        # speak for another, or of another stream
+        f"$JS.API.CONSUMER.INFO.REVOCATIONS.{SUBSCRIBER}",
+        f"$JS.API.CONSUMER.MSG.NEXT.REVOCATIONS.{SUBSCRIBER}",
+        f"L.API.CONSUMER.INFO.REVOCATIONS.{ANOTHER}",
+        f"L.API.CONSUMER.MSG.NEXT.REVOCATIONS.{ANOTHER}",
+        f"L.API.CONSUMER.MSG.NEXT.LEDGER.{SUBSCRIBER}",
+        f"$JS.ACK.REVOCATIONS.{ANOTHER}.1.1.1.1.0",
+        f"$JS.ACK.LEDGER.{SUBSCRIBER}.1.1.1.1.0",
+        f"$JS.ACK._.x.REVOCATIONS.{ANOTHER}.1.1.1.1.0",
+        f"$JS.FC.REVOCATIONS.{SUBSCRIBER}.x",
+        f"_INBOX_{ANOTHER}.x",
+        f"_INBOX_{SUBSCRIBER}.x",
         "_INBOX_service.x",
+        "_R_.x",
     ],
 }
+OTHERS_HEAR = [
+    "revocations.>",
+    "revocations.main.token",
+    "usage.>",
+    "receipts.>",
+    "deliveries.>",
+    "feed.position",
+    "$JS.ACK.>",
+    f"$JS.ACK.REVOCATIONS.{ANOTHER}.>",
+    "L.API.>",
+    "$SYS.>",
+    "_R_.>",
+    "subscribers.changed",
+]
 
 
 @pytest.mark.parametrize(
     ("role", "subject"),
     [
-        *[(role, subject) for role in ("service", "projector", "subscriber") for subject in STREAM_CHANGES],
+        *[(role, subject) for role in ("service", "projector", SUBSCRIBER) for subject in STREAM_CHANGES],
         *[(role, subject) for role, subjects in OTHERS.items() for subject in subjects],
     ],
 )
@@ -191,12 +269,14 @@ async def test_publish_without_permission_is_refused(connect: Connect, role: str
 @pytest.mark.parametrize(
     ("role", "subject"),
     [
-        *[(role, subject) for role in ROLES for subject in (">", "ledger.>", "_INBOX.>", "$KV.>", "$JS.API.>")],
-        *[(role, f"_INBOX_{other}.>") for role in ROLES for other in ROLES if other != role],
+        *[(role, subject) for role in EVERYBODY for subject in (">", "ledger.>", "_INBOX.>", "$KV.>", "$JS.API.>")],
+        *[(role, f"_INBOX_{other}.>") for role in EVERYBODY for other in (*EVERYBODY, ANOTHER) if other != role],
         ("service", "analytics.>"),
         ("service", "findings.>"),
         ("projector", "findings.act"),
-        ("subscriber", "revocations.>"),
+        ("service", "subscribers.changed"),
+        ("projector", "subscribers.changed"),
+        *[(SUBSCRIBER, subject) for subject in OTHERS_HEAR],
     ],
 )
 async def test_subscribe_without_permission_is_refused(connect: Connect, role: str, subject: str) -> None:
@@ -404,47 +484,121 @@ async def test_analytics_service_of_projector_answers_service(connect: Connect) 
 
 
 async def test_subscriber_fetches_and_acknowledges_from_its_consumer(connect: Connect) -> None:
-    projector, subscriber, admin = await connect("projector"), await connect("subscriber"), await connect("admin")
+    projector, subscriber, admin = await connect("projector"), await connect(SUBSCRIBER), await connect("admin")
     await projector.nc.jetstream().publish("revocations.main.grant", b"for the subscriber")
     js = subscriber.nc.jetstream(prefix="L.API")
-    fetching = await js.pull_subscribe_bind(SUBSCRIBER_CONSUMER, stream="REVOCATIONS")
+    fetching = await js.pull_subscribe_bind(SUBSCRIBER, stream="REVOCATIONS")
     found = []
     while b"for the subscriber" not in found:
         for message in await fetching.fetch(10, timeout=SECONDS_MAX):
             found.append(message.data)
             await message.ack_sync(timeout=SECONDS_MAX)
     info = await fetching.consumer_info()
-    assert (info.name, info.num_ack_pending) == (SUBSCRIBER_CONSUMER, 0)
-    state = await admin.ask(f"$JS.API.CONSUMER.INFO.REVOCATIONS.{SUBSCRIBER_CONSUMER}")
+    assert (info.name, info.num_ack_pending) == (SUBSCRIBER, 0)
+    state = await admin.ask(f"$JS.API.CONSUMER.INFO.REVOCATIONS.{SUBSCRIBER}")
     assert state["ack_floor"]["stream_seq"] == state["delivered"]["stream_seq"]
     assert subscriber.nothing_refused()
 
 
-@pytest.mark.parametrize("reply", ["ledger.main.grant.reply", "revocations.main.reply", "usage.main.reply"])
+async def test_subscriber_asks_for_the_position_of_the_feed(connect: Connect) -> None:
+    projector, subscriber = await connect("projector"), await connect(SUBSCRIBER)
+    await _answer_positions(projector)
+    assert await subscriber.ask("feed.position") == {"ledger_seq": 7}
+    assert subscriber.nothing_refused()
+
+
+async def _answer_positions(projector: Client) -> None:
+    async def answer(message: Any) -> None:
+        await message.respond(b'{"ledger_seq": 7}')
+
+    await projector.nc.subscribe("feed.position", cb=answer)
+    await projector.nc.flush()
+
+
+STREAMS = ("LEDGER", "USAGE", "REVOCATIONS", "RECEIPTS", "DELIVERIES")
+
+
+async def _last_seqs(client: Client) -> dict[str, int]:
+    return {name: (await streams.stream_state(client.nc, name))["last_seq"] for name in STREAMS}
+
+
+@pytest.mark.parametrize(
+    "reply",
+    ["ledger.main.grant.reply", "usage.main.reply", "revocations.main.reply", "receipts.main.x", "$KV.webhooks.x"],
+)
 @pytest.mark.parametrize(
     ("request_subject", "body"),
     [
-        (f"L.API.CONSUMER.INFO.REVOCATIONS.{SUBSCRIBER_CONSUMER}", b""),
-        (f"L.API.CONSUMER.MSG.NEXT.REVOCATIONS.{SUBSCRIBER_CONSUMER}", b'{"batch": 1, "no_wait": true}'),
-        (f"$JS.ACK.REVOCATIONS.{SUBSCRIBER_CONSUMER}.1.1.1.1.0", b"+ACK"),
+        (f"L.API.CONSUMER.INFO.REVOCATIONS.{SUBSCRIBER}", b""),
+        (f"L.API.CONSUMER.MSG.NEXT.REVOCATIONS.{SUBSCRIBER}", b'{"batch": 1, "no_wait": true}'),
+        (f"$JS.ACK.REVOCATIONS.{SUBSCRIBER}.1.1.1.1.0", b"+ACK"),
+        (f"$JS.ACK.REVOCATIONS.{SUBSCRIBER}.1.1.1.1.0", b"+NXT"),
+        ("feed.position", b""),
     ],
-    ids=["info", "fetch", "acknowledge"],
+    ids=["info", "fetch", "acknowledge", "next", "position"],
 )
 async def test_crafted_reply_of_subscriber_writes_nothing(
     connect: Connect, request_subject: str, body: bytes, reply: str
 ) -> None:
     """The server does not check reply subjects: within one account this would write into the stream."""
-    subscriber, projector, admin = await connect("subscriber"), await connect("projector"), await connect("admin")
+    subscriber, projector, admin = await connect(SUBSCRIBER), await connect("projector"), await connect("admin")
+    await _answer_positions(projector)
     await projector.nc.jetstream().publish("revocations.main.grant", b"to fetch")
-    before = {name: await streams.stream_state(admin.nc, name) for name in ("LEDGER", "USAGE", "REVOCATIONS")}
+    before = await _last_seqs(admin)
     await subscriber.nc.publish(request_subject, body, reply=reply)
     # Requests that are answered come after the crafted one on the same connection.
     for _ in range(5):
-        await subscriber.ask(f"L.API.CONSUMER.INFO.REVOCATIONS.{SUBSCRIBER_CONSUMER}")
-    after = {name: await streams.stream_state(admin.nc, name) for name in before}
-    assert {name: state["last_seq"] for name, state in before.items()} == {
-        name: state["last_seq"] for name, state in after.items()
-    }
+        await subscriber.ask(f"L.API.CONSUMER.INFO.REVOCATIONS.{SUBSCRIBER}")
+    assert before == await _last_seqs(admin)
+
+
+@pytest.mark.parametrize(
+    ("request_subject", "body"),
+    [
+        (f"L.API.CONSUMER.INFO.REVOCATIONS.{SUBSCRIBER}", b""),
+        (f"L.API.CONSUMER.MSG.NEXT.REVOCATIONS.{SUBSCRIBER}", b'{"batch": 1, "no_wait": true}'),
+        (f"L.API.CONSUMER.MSG.NEXT.REVOCATIONS.{SUBSCRIBER}", b'{"batch": 1, "expires": 1000000}'),
+        (f"$JS.ACK.REVOCATIONS.{SUBSCRIBER}.1.1.1.1.0", b"+NXT"),
+        ("feed.position", b""),
+    ],
+    ids=["info", "fetch", "fetch-until-expired", "next", "position"],
+)
+@pytest.mark.parametrize("as_what", ["acknowledgement", "request"])
+async def test_crafted_reply_of_subscriber_speaks_for_no_other(
+    connect: Connect, request_subject: str, body: bytes, as_what: str
+) -> None:
+    """An answer without a body would acknowledge; it must not be passed on to what is imported for another."""
+    subscriber, another = await connect(SUBSCRIBER), await connect(ANOTHER)
+    projector = await connect("projector")
+    await _answer_positions(projector)
+    heard: list[str] = []
+
+    async def hear(message: Any) -> None:
+        heard.append(message.subject)
+
+    for subject in (f"$JS.ACK.REVOCATIONS.{ANOTHER}.>", f"$JS.API.CONSUMER.MSG.NEXT.REVOCATIONS.{ANOTHER}"):
+        await projector.nc.subscribe(subject, cb=hear)
+    await projector.nc.jetstream().publish("revocations.main.grant", b"for the other")
+    fetching = await another.nc.jetstream(prefix="L.API").pull_subscribe_bind(ANOTHER, stream="REVOCATIONS")
+    pending = (await fetching.fetch(1, timeout=SECONDS_MAX))[0]
+    await projector.nc.flush()
+    heard.clear()
+    before = await another.ask(f"L.API.CONSUMER.INFO.REVOCATIONS.{ANOTHER}")
+    if as_what == "acknowledgement":
+        refusal = await subscriber.publish_refusal(request_subject, body, reply=pending.reply)
+        assert "publish with reply" in refusal
+    else:
+        reply = f"L.API.CONSUMER.MSG.NEXT.REVOCATIONS.{ANOTHER}"
+        await subscriber.nc.publish(request_subject, body, reply=reply)
+    for _ in range(5):
+        await subscriber.ask(f"L.API.CONSUMER.INFO.REVOCATIONS.{SUBSCRIBER}")
+    after = await another.ask(f"L.API.CONSUMER.INFO.REVOCATIONS.{ANOTHER}")
+    assert [before[name] for name in ("num_ack_pending", "ack_floor", "num_waiting")] == [
+        after[name] for name in ("num_ack_pending", "ack_floor", "num_waiting")
+    ]
+    await projector.nc.flush()
+    assert heard == []
+    await pending.ack_sync(timeout=SECONDS_MAX)
 
 
 async def test_crafted_reply_in_the_main_account_does_write(connect: Connect) -> None:
@@ -454,6 +608,119 @@ async def test_crafted_reply_in_the_main_account_does_write(connect: Connect) ->
     await service.nc.publish("$JS.API.STREAM.INFO.LEDGER", b"", reply="ledger.main.grant.reply")
     deadline = time.monotonic() + SECONDS_MAX
     while (await streams.stream_state(service.nc, "LEDGER"))["last_seq"] == before:
+        assert time.monotonic() < deadline
+
+
+async def test_admitting_another_disconnects_nobody_and_ends_no_request(tmp_path: Path) -> None:
+    async with _own(tmp_path) as (server, admin):
+        await admit(server, admin, SUBSCRIBER)
+        clients = {who: await Client().open(server, who) for who in EVERYBODY}
+        lost: list[str] = []
+        for who, client in clients.items():
+            client.nc.lost_listeners.append(lambda who=who: lost.append(who))  # type: ignore[misc]  # one each
+        fetching = (
+            await clients[SUBSCRIBER].nc.jetstream(prefix="L.API").pull_subscribe_bind(SUBSCRIBER, stream="REVOCATIONS")
+        )
+        waiting = asyncio.create_task(fetching.fetch(1, timeout=SECONDS_MAX))
+        await _until_waiting(admin, SUBSCRIBER)
+        keys = json.loads((server.directory / "subscribers.json").read_bytes())
+        await server.admit(admin.nc, keys | {ANOTHER: new_nkey()[1]})
+        await clients["projector"].nc.jetstream().publish("revocations.main.grant", b"after it")
+        assert [message.data for message in await waiting] == [b"after it"]
+        assert lost == []
+        for client in clients.values():
+            await client.nc.close()
+
+
+async def test_subscriber_no_longer_admitted_is_disconnected_and_refused(tmp_path: Path) -> None:
+    async with _own(tmp_path) as (server, admin):
+        await admit(server, admin, SUBSCRIBER, ANOTHER)
+        removed, stays = await Client().open(server, SUBSCRIBER), await Client().open(server, ANOTHER)
+        gone = asyncio.Event()
+        removed.nc.lost_listeners.append(gone.set)
+        keys = json.loads((server.directory / "subscribers.json").read_bytes())
+        del keys[SUBSCRIBER]
+        await server.admit(admin.nc, keys)
+        await asyncio.wait_for(gone.wait(), SECONDS_MAX)
+        with pytest.raises(LedgerUnavailable, match="cannot reach the nats-server"):
+            await streams.connect(server.url, creds_of(server, SUBSCRIBER), name="removed")
+        assert (await stays.ask(f"L.API.CONSUMER.INFO.REVOCATIONS.{ANOTHER}"))["name"] == ANOTHER
+        await removed.nc.close()
+        await stays.nc.close()
+
+
+async def test_subscribers_outlive_a_killed_and_a_restarted_server(tmp_path: Path) -> None:
+    async with _own(tmp_path) as (server, admin):
+        await admit(server, admin, SUBSCRIBER)
+        subscriber = await streams.connect(server.url, creds_of(server, SUBSCRIBER), name="test")
+        info = f"L.API.CONSUMER.INFO.REVOCATIONS.{SUBSCRIBER}"
+        assert server.pid is not None
+        subscriber.back.clear()
+        os.kill(server.pid, signal.SIGKILL)
+        await asyncio.wait_for(subscriber.back.wait(), SECONDS_MAX)
+        assert json.loads((await subscriber.request(info, timeout=SECONDS_MAX)).data)["name"] == SUBSCRIBER
+        subscriber.back.clear()
+        await server.stop()
+        await server.start()
+        await asyncio.wait_for(subscriber.back.wait(), SECONDS_MAX)
+        assert json.loads((await subscriber.request(info, timeout=SECONDS_MAX)).data)["name"] == SUBSCRIBER
+        await subscriber.close()
+
+
+async def test_configuration_that_the_server_refuses_leaves_the_old_one_in_force(tmp_path: Path) -> None:
+    async with _own(tmp_path) as (server, admin):
+        await admit(server, admin, SUBSCRIBER)
+        before = server.config_file.read_bytes()
+        with pytest.raises(LedgerUnavailable, match="refuses its new configuration"):
+            await server.admit(admin.nc, {SUBSCRIBER: "U" + "A" * 55})  # its checksum is wrong
+        assert before == server.config_file.read_bytes()
+        assert not list(server.directory.glob("*.new"))
+        await (await Client().open(server, SUBSCRIBER)).nc.close()
+
+
+async def test_reload_that_the_server_does_not_do_leaves_the_old_one_in_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with _own(tmp_path) as (server, admin):
+        await admit(server, admin, SUBSCRIBER)
+        before = server.config_file.read_bytes()
+        monkeypatch.setattr(server_module, "RELOAD_SECONDS_MAX", 0.5)
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGSTOP)
+        with pytest.raises(LedgerUnavailable, match="did not take its new configuration"):
+            await server.admit(admin.nc, {})
+        os.kill(server.pid, signal.SIGCONT)
+        assert before == server.config_file.read_bytes()
+        await (await Client().open(server, SUBSCRIBER)).nc.close()
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"sub_1": "U"}', '{"x'], ids=["empty", "list", "no-ids", "cut-off"])
+async def test_damaged_list_of_subscribers_lets_nobody_in_and_hinders_no_start(tmp_path: Path, content: str) -> None:
+    server = EmbeddedServer(tmp_path, 0)
+    server.directory.mkdir()
+    (server.directory / "subscribers.json").write_text(content)
+    server.prepare()
+    assert json.loads(server.config_file.read_bytes())["accounts"]["APPS"]["users"] == []
+    await server.stop()
+
+
+@contextlib.asynccontextmanager
+async def _own(directory: Path) -> AsyncIterator[tuple[EmbeddedServer, Client]]:
+    """A server of the test's own with all streams, and its administrator."""
+    server = EmbeddedServer(directory, 0)
+    await server.start()
+    try:
+        admin = await Client().open(server, "admin")
+        await streams.provision(admin.nc, LIMITS)
+        yield server, admin
+        await admin.nc.close()
+    finally:
+        await server.stop()
+
+
+async def _until_waiting(admin: Client, consumer: str) -> None:
+    deadline = time.monotonic() + SECONDS_MAX
+    while not (await admin.ask(f"$JS.API.CONSUMER.INFO.REVOCATIONS.{consumer}"))["num_waiting"]:
         assert time.monotonic() < deadline
 
 
@@ -751,6 +1018,30 @@ def test_cluster_written_again_keeps_its_secrets(tmp_path: Path) -> None:
     kept = {file for file, content in before.items() if after[file] == content}
     assert {file for file in before if file.name != "nats.conf"} == kept
     assert {tmp_path / f"nodes/{node}/nats.conf" for node in "de"} == after.keys() - before.keys()
+
+
+def test_cluster_written_again_keeps_its_subscribers_until_others_are_given(tmp_path: Path) -> None:
+    def admitted() -> dict[str, str]:
+        config = json.loads((tmp_path / "nodes/a/nats.conf").read_bytes())
+        users = config["accounts"]["APPS"]["users"]
+        return {user["nkey"]: user["permissions"]["subscribe"]["allow"][0] for user in users}
+
+    one, two = new_nkey()[1], new_nkey()[1]
+    write_cluster(tmp_path, ["a"], subscribers={SUBSCRIBER: one, ANOTHER: two})
+    write_cluster(tmp_path, ["a", "b"])
+    assert admitted() == {one: f"_INBOX_{SUBSCRIBER}.>", two: f"_INBOX_{ANOTHER}.>"}
+    write_cluster(tmp_path, ["a"], subscribers={ANOTHER: two})
+    assert admitted() == {two: f"_INBOX_{ANOTHER}.>"}
+
+
+@pytest.mark.parametrize(
+    ("subscriber", "public_key"),
+    [("sub_1", "U" + "A" * 55), ("x.>", "U" + "A" * 55), (SUBSCRIBER, "UA"), (SUBSCRIBER, "SU" + "A" * 56)],
+    ids=["short-id", "wildcard", "short-key", "seed"],
+)
+def test_cluster_with_an_unfit_subscriber_is_refused(tmp_path: Path, subscriber: str, public_key: str) -> None:
+    with pytest.raises(ValueError, match="is no subscriber"):
+        write_cluster(tmp_path, ["a"], subscribers={subscriber: public_key})
 
 
 def test_cluster_files_are_for_the_owner_only_and_hold_no_seed(tmp_path: Path) -> None:

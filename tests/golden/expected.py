@@ -246,6 +246,7 @@ def _expected() -> dict[str, LedgerEvent]:
             transport="nats",
             owner=USER,
             public_key="U" + "A" * 55,
+            after=41,
         ),
         "subscriber.removed/1": SubscriberRemoved(**_event(30), subscriber_id=SUBSCRIBER),
         "webhook.registered/1": WebhookRegistered(

@@ -1,0 +1,166 @@
+"""What this process knows of revocations, up to which position of the ledger, and how old that knowledge is."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from .clock import boot_seconds
+from .errors import Unreachable
+from .revoked import Revocation, RevokedSet
+
+_TURN_LINES = 2_000
+_LINE_BYTES_MAX = 65_536
+_TYPE_START, _TYPE_END = "token-ledger.", ".revoked.v1"
+
+
+class CloudEvent(Struct, frozen=True, gc=False):
+    """As it stands in the feed. `time` and the times in `data` are of one clock."""
+
+    id: str
+    type: str
+    time: datetime
+    data: Revocation
+
+
+class _SnapshotLine(Struct, frozen=True, gc=False):
+    feed: str | None = None
+    ledger_seq: int = 0
+    taken_at: datetime | None = None
+    end: bool = False
+    revocations: int = -1
+
+
+_decode_event = msgspec.json.Decoder(CloudEvent).decode
+_decode_line = msgspec.json.Decoder(_SnapshotLine).decode
+_decode_revocation = msgspec.json.Decoder(Revocation).decode
+
+
+class Knowledge:
+    """All revocations up to `ledger_seq`, in what `feed` is; known to be complete as of `complete_at`.
+
+    `complete_at` is by this host's boot clock. It is always a time before which every revocation is surely known here:
+    whoever sets it begins with the moment at which he asked, and adds nothing but what another clock says has passed
+    since. So an answer that lay in a buffer while this process was stopped is as old as it is.
+    """
+
+    def __init__(self) -> None:
+        self.feed: str | None = None
+        self.ledger_seq = 0
+        self.stream_seq = 0  # of the feed's stream, for who follows by NATS
+        self.complete_at = -float("inf")
+        self.revoked = RevokedSet()
+        self.applied = asyncio.Event()  # set whenever `ledger_seq` has grown
+        self.snapshots = 0
+        self.needs_snapshot = True
+        self.problem = "it has not reached the feed yet"
+
+    @property
+    def age_seconds(self) -> float:
+        return boot_seconds() - self.complete_at
+
+    def apply(self, data: bytes) -> int:
+        """One event of the feed; again is as good as once. Answers its sequence. Raises: Unreachable."""
+        try:
+            event = _decode_event(data)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise Unreachable(f"an event of the feed cannot be read: {error}") from error
+        one = event.data
+        if not (event.type.startswith(_TYPE_START) and event.type.endswith(_TYPE_END)):
+            raise Unreachable(f"an event of the feed is of an unknown type: {event.type[:100]}")
+        what: Any = event.type[len(_TYPE_START) : -len(_TYPE_END)]
+        one = msgspec.structs.replace(one, what=what)
+        self.revoked.add(one, event.time.timestamp(), time.time())
+        self._reach(one.ledger_seq)
+        return one.ledger_seq
+
+    def confirm(self, ledger_seq: int, complete_at: float) -> None:
+        """Everything up to `ledger_seq` was applied, and that was all there was at `complete_at`."""
+        self.revoked.advance(time.time())
+        self._reach(ledger_seq)
+        self.complete_at = max(self.complete_at, min(complete_at, boot_seconds()))
+        self.problem = ""
+
+    def forget(self) -> None:
+        """The ledger is not the one that this was known of, though it says so: it was restored from a backup."""
+        self.feed = None
+        self.complete_at = -float("inf")
+        self.needs_snapshot = True
+
+    def _reach(self, ledger_seq: int) -> None:
+        if ledger_seq > self.ledger_seq:
+            self.ledger_seq = ledger_seq
+            self.applied.set()
+
+    async def replace(self, lines: AsyncIterator[bytes], ledger_seq_min: int = 0) -> bool:
+        """Starts over from a snapshot. What was known is in force until all of it has been read.
+
+        False if the snapshot is older than that, or than what is known: to forget what was revoked since, if only for
+        a moment, would let it in again. Then nothing changes. Raises: Unreachable.
+        """
+        head = None
+        fresh = RevokedSet(self.revoked.generation + 1)
+        count, announced_at, now = 0, 0.0, time.time()
+        async for line in lines:
+            if head is None:
+                head = _read_head(line)
+                announced_at = head.taken_at.timestamp() if head.taken_at else now
+                continue
+            if line.startswith(b'{"end"'):
+                if _decode_line(line).revocations != count:
+                    raise Unreachable("the snapshot is not whole")
+                break
+            try:
+                one = _decode_revocation(line)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise Unreachable(f"the snapshot cannot be read: {error}") from error
+            count += 1
+            if fresh.matters(one.revoked_at.timestamp(), now):
+                fresh.add(one, announced_at, now)
+            if count % _TURN_LINES == 0:
+                await asyncio.sleep(0)
+        else:
+            raise Unreachable("the snapshot broke off")
+        assert head is not None
+        known = self.ledger_seq if head.feed == self.feed else 0
+        if head.ledger_seq < max(ledger_seq_min, known):
+            return False
+        if head.feed != self.feed:
+            self.complete_at = -float("inf")  # that was about another ledger
+        fresh.generation = max(fresh.generation, self.revoked.generation + 1)
+        self.revoked = fresh
+        self.feed = head.feed
+        self.ledger_seq = head.ledger_seq
+        self.applied.set()
+        self.snapshots += 1
+        self.needs_snapshot = False
+        return True
+
+
+def _read_head(line: bytes) -> _SnapshotLine:
+    try:
+        head = _decode_line(line)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Unreachable(f"the snapshot cannot be read: {error}") from error
+    if head.feed is None:
+        raise Unreachable("the snapshot does not say which feed it is of")
+    return head
+
+
+async def lines_of(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The lines of a body, without their ends. Raises: Unreachable for one that is too long."""
+    rest = b""
+    async for part in parts:
+        *whole, rest = (rest + part).split(b"\n")
+        for line in whole:
+            yield line.removesuffix(b"\r")
+        if len(rest) > _LINE_BYTES_MAX:
+            raise Unreachable("a line of the answer is too long")
+    if rest:
+        yield rest

@@ -1,0 +1,301 @@
+"""Is this token good, by what is known here? Nothing is waited for, so that any thread may ask."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from hashlib import sha256 as _sha256
+from time import time
+
+from msgspec import Struct
+
+from .clock import boot_seconds
+from .jwts import TOKEN_CHARS_MAX, Malformed, claims_of, read, well_formed_reference
+from .keys import PublicKeys
+from .knowledge import Knowledge
+from .ledger import Answer
+from .revoked import ASK, NEVER, REVOKED
+from .uses import Uses
+from .verdicts import Asked, Code, Verdict
+
+_REFERENCE = "tl_"
+_CLOCK_SECONDS = 60  # by so much the ledger's clock may be ahead of ours when a token is new
+_CACHED_SECONDS = 600.0
+
+
+class Known(Struct, gc=False):
+    """A token that was found to be the ledger's.
+
+    `standing`: since which generation of what is revoked, and from when on it is revoked: one value, since threads
+    write it. `answer_until`, by the boot clock: for reference tokens, how long the answer counts.
+    """
+
+    token_id: str
+    grant_id: str
+    kind: str | None
+    subject: str
+    client_id: str | None
+    kid: str | None
+    scope: str
+    scopes: frozenset[str]
+    audience: tuple[str, ...]
+    issued: float
+    expires: float
+    not_before: float
+    issued_at: datetime
+    expires_at: datetime
+    standing: tuple[int, float]
+    code: Code = "valid"
+    answer_until: float = 0.0
+
+
+class _Cache:
+    """Bounded; what was not asked for lately goes first, half of it at a time."""
+
+    def __init__(self, entries_max: int) -> None:
+        self._half = max(1, entries_max // 2)
+        self._new: dict[object, Known] = {}
+        self._old: dict[object, Known] = {}
+        self._turned_at = boot_seconds()
+
+    def get(self, key: object) -> Known | None:
+        found = self._new.get(key)
+        if found is None:
+            found = self._old.get(key)
+            if found is not None:
+                self.put(key, found)
+        return found
+
+    def put(self, key: object, known: Known) -> None:
+        if len(self._new) >= self._half or boot_seconds() - self._turned_at > _CACHED_SECONDS:
+            self._old, self._new = self._new, {}
+            self._turned_at = boot_seconds()
+        self._new[key] = known
+
+    def drop(self, key: object) -> None:
+        self._new.pop(key, None)
+        self._old.pop(key, None)
+
+    def __len__(self) -> int:
+        return len(self._new.keys() | self._old.keys())
+
+
+class Offline:
+    """Answers by signatures, claims and the revocations that are known, and records each use that it answers for."""
+
+    def __init__(
+        self,
+        knowledge: Knowledge,
+        keys: PublicKeys,
+        uses: Uses | None,
+        *,
+        issuer: str,
+        audience: tuple[str, ...],
+        stale_seconds_max: float,
+        tokens_max: int,
+        reference_seconds_max: float,
+    ) -> None:
+        self._knowledge = knowledge
+        self._keys = keys
+        self._uses = uses
+        self._issuer = issuer
+        self._audience = audience
+        self._audience_text = " ".join(audience)
+        self._stale_seconds_max = stale_seconds_max
+        self._reference_seconds_max = reference_seconds_max
+        self._jwts = _Cache(tokens_max)
+        self._references = _Cache(tokens_max)
+
+    @property
+    def stale(self) -> bool:
+        return boot_seconds() - self._knowledge.complete_at > self._stale_seconds_max
+
+    def check(self, token: str, asked: Asked) -> Verdict | None:
+        """None if the ledger has to be asked."""
+        if token.startswith(_REFERENCE):
+            return self._check_reference(token, asked)
+        knowledge = self._knowledge
+        seq = knowledge.ledger_seq
+        if boot_seconds() - knowledge.complete_at > self._stale_seconds_max:
+            return self.stale_verdict()
+        if len(token) > TOKEN_CHARS_MAX or not token.isascii():
+            return Verdict(False, "malformed", seq, True)
+        digest = _sha256(token.encode()).digest()
+        known = self._jwts.get(digest)
+        if known is None:
+            found = self._read(token)
+            if found is None or isinstance(found, str):
+                return None if found is None else Verdict(False, found, seq, True)
+            known = found
+            self._jwts.put(digest, known)
+        now = time()
+        generation, begins = known.standing
+        if generation != knowledge.revoked.generation:
+            begins = self._revoked_from(known)
+            if begins == ASK:
+                return None
+        code = self._judge(known, now, begins, asked)
+        uses = self._uses
+        if uses is not None:
+            audience = self._audience_text if asked.audience is None else " ".join(asked.audience)
+            uses.record((known.token_id, now, code, asked.scope, audience, asked.context))
+        return _verdict(known, code, seq)
+
+    def _revoked_from(self, known: Known) -> float:
+        """As `RevokedSet.check`, which need not be asked again until something more is revoked."""
+        revoked = self._knowledge.revoked
+        generation = revoked.generation  # before the look: what comes meanwhile is looked at the next time
+        owners = (known.client_id, known.subject, known.kid)
+        begins = revoked.check(known.token_id, known.grant_id, owners, known.issued)
+        if begins != ASK:
+            known.standing = (generation, begins)
+        return begins
+
+    def _judge(self, known: Known, now: float, begins: float, asked: Asked) -> Code:
+        if now >= begins:
+            return "revoked"
+        if now < known.not_before:
+            return "not_yet_valid"
+        if now >= known.expires:
+            return "expired"
+        wanted = self._audience if asked.audience is None else asked.audience
+        if wanted and known.audience != wanted and not any(name in known.audience for name in wanted):
+            return "wrong_audience"
+        scope = asked.scope
+        if scope and scope not in known.scopes and not known.scopes.issuperset(scope.split()):
+            return "insufficient_scope"
+        return "valid"
+
+    def _read(self, token: str) -> Known | Code | None:
+        """The token behind a string that is new here, or what is wrong with it. None if its key must be fetched."""
+        try:
+            jwt = read(token)
+            key = self._keys.get(jwt.kid)
+            if key is None:
+                return None if self._keys.may_fetch or not self._keys.known else "unknown"
+            if jwt.algorithm != key.algorithm or not key.verify(jwt.signed, jwt.signature):
+                return "unknown"
+            claims = claims_of(jwt.payload)
+        except Malformed:
+            return "malformed"
+        if claims.issuer != self._issuer:
+            return "unknown"
+        return Known(
+            claims.token_id,
+            claims.grant_id,
+            "access",
+            claims.subject,
+            claims.client_id,
+            jwt.kid,
+            claims.scope,
+            frozenset(claims.scope.split()),
+            claims.audience,
+            claims.issued_at,
+            claims.expires_at,
+            max(claims.not_before, claims.issued_at - _CLOCK_SECONDS),
+            datetime.fromtimestamp(claims.issued_at, UTC),
+            datetime.fromtimestamp(claims.expires_at, UTC),
+            (-1, NEVER),
+        )
+
+    # Reference tokens: only the ledger can tell, and what it told counts for some seconds, unless it is revoked since.
+
+    def _check_reference(self, token: str, asked: Asked) -> Verdict | None:
+        if not well_formed_reference(token):
+            return Verdict(False, "malformed", self._knowledge.ledger_seq, True)
+        if self.stale:
+            return None
+        seq = self._knowledge.ledger_seq
+        key = _reference_key(token, asked)
+        known = self._references.get(key)
+        if known is None:
+            return None
+        now = time()
+        generation, begins = known.standing
+        if generation != self._knowledge.revoked.generation:
+            begins = self._revoked_from(known)
+        if begins == ASK or boot_seconds() >= known.answer_until or now >= known.expires:
+            self._references.drop(key)
+            return None
+        code: Code = "revoked" if now >= begins else known.code
+        if self._uses is not None:
+            audience = self._audience_text if asked.audience is None else " ".join(asked.audience)
+            self._uses.record((known.token_id, now, code, asked.scope, audience, asked.context))
+        return _verdict(known, code, seq)
+
+    @property
+    def generation(self) -> int:
+        """To be handed to `keep` with the answer of a question that was put later."""
+        return self._knowledge.revoked.generation
+
+    def keep(self, token: str, asked: Asked, answer: Answer, generation: int) -> None:
+        """Remembers the ledger's answer, unless something was revoked since the question: it may not know of it."""
+        if generation != self._knowledge.revoked.generation:
+            return
+        if not token.startswith(_REFERENCE):
+            known = self._jwts.get(_sha256(token.encode()).digest())
+            if known is not None and answer.code not in {"stale", "unknown"}:
+                known.standing = (generation, REVOKED if answer.code == "revoked" else NEVER)
+            return
+        if self._reference_seconds_max <= 0 or answer.token_id is None or answer.code == "stale":
+            return
+        known = _known_by(answer, generation, boot_seconds() + self._reference_seconds_max)
+        if known is not None:
+            self._references.put(_reference_key(token, asked), known)
+
+    def stale_verdict(self) -> Verdict:
+        """Nothing can be said: what is known of revocations is too old."""
+        knowledge = self._knowledge
+        age = knowledge.age_seconds
+        since = f"{age:.1f} s old" if age < float("inf") else "not complete yet"
+        detail = f"what is known of revocations is {since}; {self._stale_seconds_max:g} s are allowed"
+        if knowledge.problem:
+            detail += f": {knowledge.problem}"
+        return Verdict(False, "stale", knowledge.ledger_seq, True, detail=detail)
+
+
+def _reference_key(token: str, asked: Asked) -> tuple[object, ...]:
+    digest = _sha256(token.encode()).digest()
+    return (digest, asked.scope, asked.audience, asked.context.ip if asked.context else None)
+
+
+def _known_by(answer: Answer, generation: int, until: float) -> Known | None:
+    if answer.token_id is None or answer.grant_id is None or answer.issued_at is None or answer.expires_at is None:
+        return None
+    code: Code = answer.code  # type: ignore[assignment]  # the ledger's are those of `Code`
+    return Known(
+        answer.token_id,
+        answer.grant_id,
+        answer.kind,
+        answer.subject or "",
+        answer.client_id,
+        None,
+        answer.scope or "",
+        frozenset(),
+        answer.audience,
+        answer.issued_at.timestamp(),
+        answer.expires_at.timestamp() if answer.code != "expired" else float("inf"),
+        0.0,
+        answer.issued_at,
+        answer.expires_at,
+        (generation, NEVER),
+        code,
+        until,
+    )
+
+
+def _verdict(known: Known, code: Code, seq: int) -> Verdict:
+    return Verdict(
+        code == "valid",
+        code,
+        seq,
+        True,
+        known.token_id,
+        known.grant_id,
+        known.kind,
+        known.subject,
+        known.client_id,
+        known.scope,
+        known.audience,
+        known.issued_at,
+        known.expires_at,
+    )

@@ -1,0 +1,11 @@
+"""Webhooks: revocations sent to whoever registered a URL, signed as Standard Webhooks has it.
+
+- `addresses`: which URLs and addresses may be called at all.
+- `sender`: one request, whatever the receiver does.
+- `signatures`: secrets and what they sign.
+- `vault`: URLs and secrets, sealed.
+- `attempts`: the log of what was tried.
+- `consumers`: how far each webhook is, which JetStream keeps.
+- `commands`: register, change, remove.
+- `delivery`: the process that sends.
+"""

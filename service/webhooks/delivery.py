@@ -1,0 +1,348 @@
+"""The process that delivers: for each enabled webhook it fetches what was announced, sends, and tries again.
+
+How far a webhook is, what of it is being sent and how often it came stands in its consumer, so that a killed process
+loses nothing and several share the work. A webhook has tasks, connections and places in flight of its own, so that
+none waits for another; what waits for a slow one waits in the stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter as Tally
+from datetime import datetime, timedelta
+
+import msgspec
+import nats.errors
+import structlog
+from msgspec import UNSET, Struct
+from nats.aio.msg import Msg
+
+from events.errors import LedgerError, LedgerUnavailable
+from events.ledger import Ledger
+from events.streams import LEDGER, REVOCATIONS, Connection, stream_state
+from projections.base import end_all
+from projections.revocations import decode_event, feed_id
+from service.feed import Filters, matches
+from service.keys import MasterKey
+from service.rules.webhooks import DisabledReason, Sealed
+from service.settings import Settings, SettingsError
+from service.tokens import now
+from service.webhooks import consumers
+from service.webhooks.addresses import Guard, NotCallable, parse
+from service.webhooks.attempts import Attempt, AttemptLog, delivered_since, last_attempt
+from service.webhooks.backoff import Pauses, delay_seconds
+from service.webhooks.commands import disable
+from service.webhooks.consumers import ACK_WAIT_SECONDS, IN_FLIGHT_MAX, Delivered, Puller
+from service.webhooks.messages import CONTENT_TYPE, Message, announcement, snapshot_required
+from service.webhooks.sender import Answer, Line, trusted_certificates
+from service.webhooks.signatures import signed_headers
+from service.webhooks.store import Webhook, WebhookStore
+
+log = structlog.get_logger()
+
+STATUS_SUBJECT = "webhooks.status"
+_LOOK_SECONDS = 0.5
+_AGAIN_SECONDS = 1.0
+_FINISH_SECONDS_MAX = 0.7
+
+
+class Status(Struct, frozen=True, kw_only=True):
+    """What one process has done since it started. `failing`: webhooks whose last attempts all failed."""
+
+    attempts: dict[str, int]
+    disabled: int
+    running: int
+    failing: int
+
+
+class Deliverer:
+    """Keeps a runner for every enabled webhook."""
+
+    def __init__(self, nc: Connection, settings: Settings, master: MasterKey, *, guard: Guard | None = None) -> None:
+        self.nc = nc
+        self.settings = settings
+        self.ledger = Ledger(nc)
+        self.store = WebhookStore(nc, self.ledger, master)
+        self.attempts = AttemptLog(nc)
+        self.guard = guard or Guard(settings.webhook_allowed_networks, settings.webhook_ports)
+        self.tls = trusted_certificates()
+        self.counts: Tally[str] = Tally()
+        self.disabled = 0
+        self._runners: dict[str, Runner] = {}
+        self._told: dict[str, int] = {}  # webhooks that cannot be run, and as of which event that was said
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until `stop` is set; then what is being delivered is finished soon or given back."""
+        await self.nc.subscribe(STATUS_SUBJECT, cb=self._answer_status)
+        log.info("deliverer_started")
+        seen, why = -1, ""
+        while not stop.is_set():
+            try:
+                last = await self.store.last_seq()
+                if last != seen and await self._reload():
+                    seen = last
+                why = ""
+            except LedgerUnavailable as error:
+                if str(error) != why:
+                    why = str(error)
+                    log.warning("delivery_waits", why=why)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await stop.wait()
+        await asyncio.gather(*(runner.stop() for runner in self._runners.values()))
+        await self.attempts.close()
+
+    async def _reload(self) -> bool:
+        """Whether every webhook now runs as its last event says."""
+        known = {one.webhook_id: one for one in await self.store.all()}
+        for webhook_id in [one for one in self._runners if one not in known or not known[one].enabled]:
+            await self._runners.pop(webhook_id).stop()
+        done = True
+        for webhook in known.values():
+            if webhook.enabled and not await self._ensure(webhook):
+                done = False
+        return done
+
+    async def _ensure(self, webhook: Webhook) -> bool:
+        runner = self._runners.get(webhook.webhook_id)
+        if runner is not None and runner.webhook.seq == webhook.seq:
+            return True
+        try:
+            sealed = await self.store.open(webhook)
+            if runner is not None and runner.takes(webhook, sealed):
+                return True
+            if runner is not None:
+                await self._runners.pop(webhook.webhook_id).stop()
+            self._runners[webhook.webhook_id] = Runner(self, webhook, sealed)
+        except (LedgerUnavailable, SettingsError, msgspec.DecodeError, NotCallable) as error:
+            # The others must not suffer from one that is damaged.
+            if self._told.get(webhook.webhook_id) != webhook.seq:
+                self._told[webhook.webhook_id] = webhook.seq
+                log.warning("webhook_cannot_be_run", webhook_id=webhook.webhook_id, why=str(error))
+            return False
+        return True
+
+    async def disable(self, webhook: Webhook, reason: DisabledReason) -> None:
+        """Says so in the ledger; the runner is then stopped as if somebody had asked for it. Raises: LedgerError."""
+        if await disable(self.ledger, self.store, webhook, reason):
+            self.disabled += 1
+            log.error(
+                "webhook_disabled",
+                alarm=True,
+                webhook_id=webhook.webhook_id,
+                reason=reason,
+                fix="look at its deliveries, correct the receiver, then `token-ledger webhook enable`",
+            )
+
+    async def _answer_status(self, message: Msg) -> None:
+        failing = sum(runner.failing for runner in self._runners.values())
+        status = Status(attempts=dict(self.counts), disabled=self.disabled, running=len(self._runners), failing=failing)
+        try:
+            await message.respond(msgspec.json.encode(status))
+        except nats.errors.Error as error:
+            log.warning("webhooks_status_unanswered", error=str(error))
+
+
+class Runner:
+    """Delivers to one webhook until it is stopped."""
+
+    def __init__(self, deliverer: Deliverer, webhook: Webhook, sealed: Sealed) -> None:
+        self.webhook = webhook
+        self._deliverer = deliverer
+        self._nc = deliverer.nc
+        self._sealed = sealed
+        self._target = parse(sealed.url)
+        self._line = Line(deliverer.guard, deliverer.tls)
+        self._slots = asyncio.Semaphore(IN_FLIGHT_MAX)
+        self._pauses = Pauses()
+        self._failing_since: datetime | None = None
+        self._disabling = False
+        self._stopping = False
+        self._feed = ""
+        self._known = 0  # position in REVOCATIONS up to which all has been handed out once
+        self._held: dict[asyncio.Task[None], Delivered] = {}
+        self._task = asyncio.create_task(self._run())
+        self._holding = asyncio.create_task(self._hold())
+
+    @property
+    def webhook_id(self) -> str:
+        return self.webhook.webhook_id
+
+    @property
+    def failing(self) -> bool:
+        return self._failing_since is not None
+
+    def takes(self, webhook: Webhook, sealed: Sealed) -> bool:
+        """Goes on with another name, other filters or secrets; not with another URL or from another cursor."""
+        if (sealed.url, sealed.cursor) != (self._sealed.url, self._sealed.cursor):
+            return False
+        self.webhook, self._sealed = webhook, sealed
+        return True
+
+    async def stop(self) -> None:
+        """Ends when everything is delivered or given back to the consumer."""
+        self._stopping = True
+        await end_all([self._task])
+        self._pauses.end()
+        if self._held:
+            await asyncio.wait(set(self._held), timeout=_FINISH_SECONDS_MAX)
+        await end_all([*self._held, self._holding])
+        await self._line.close()
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._fetch()
+            except LedgerError as error:
+                log.info("webhook_waits", webhook_id=self.webhook_id, why=str(error))
+            except Exception:
+                log.exception("webhook_not_delivered", alarm=True, webhook_id=self.webhook_id)
+            # Longer than it takes to hear of a change, so that none makes the consumer of an old cursor anew.
+            await asyncio.sleep(_AGAIN_SECONDS)
+
+    async def _fetch(self) -> None:
+        """Hands what comes to tasks. Raises: LedgerUnavailable."""
+        ledger, feed = await asyncio.gather(stream_state(self._nc, LEDGER), stream_state(self._nc, REVOCATIONS))
+        self._feed = feed_id(ledger["created"], feed["created"])
+        self._known = (await consumers.ensure(self._nc, self.webhook_id, self._sealed.after, self._sealed.cursor)).known
+        puller = Puller(self._nc, self.webhook_id)
+        try:
+            while True:
+                await self._slots.acquire()
+                try:
+                    message = await puller.next()
+                except BaseException:
+                    self._slots.release()
+                    raise
+                if message is None:
+                    self._slots.release()
+                    continue
+                vouched = message.seq == 1 or (message.times == 1 and self._known >= message.seq - 1)
+                self._known = max(self._known, message.seq)
+                task = asyncio.create_task(self._handle(message, vouched=vouched))
+                self._held[task] = message
+                task.add_done_callback(self._handled)
+        finally:
+            await puller.close()
+
+    def _handled(self, task: asyncio.Task[None]) -> None:
+        self._held.pop(task, None)
+        self._slots.release()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("webhook_not_delivered", alarm=True, webhook_id=self.webhook_id, error=repr(error))
+
+    async def _hold(self) -> None:
+        """What is being delivered stays leased."""
+        while True:
+            await asyncio.sleep(ACK_WAIT_SECONDS / 3)
+            for message in list(self._held.values()):
+                await consumers.hold(self._nc, message)
+
+    async def _handle(self, message: Delivered, *, vouched: bool) -> None:
+        """Delivers what was announced, and before it that something is missing, if it is; acknowledges then.
+
+        `vouched`: what was announced before it was handed out.
+        """
+        acknowledged = False
+        try:
+            revoked = decode_event(message.data).data
+            if not vouched and await consumers.ledger_seq_at(self._nc, message.seq - 1) is None:
+                issuer = self._deliverer.settings.issuer
+                await self._deliver(snapshot_required(self._feed, message.seq, revoked.ledger_seq, issuer), 0)
+            if matches(revoked, self._filters()):
+                await self._deliver(announcement(self._feed, revoked.ledger_seq, message.data), message.times - 1)
+            acknowledged = await consumers.acknowledge(self._nc, message)
+        except LedgerUnavailable as error:
+            log.info("webhook_waits", webhook_id=self.webhook_id, why=str(error))
+        finally:
+            if not acknowledged:
+                await consumers.give_back(self._nc, message)
+
+    def _filters(self) -> Filters:
+        metadata = self.webhook.metadata
+        return Filters(
+            client_id=metadata.client_id or UNSET,
+            subject=metadata.subject or UNSET,
+            grant_id=metadata.grant_id or UNSET,
+        )
+
+    async def _deliver(self, message: Message, tried: int) -> None:
+        """Returns when the receiver has taken it. Raises: CancelledError when the webhook ends before."""
+        number = tried
+        while True:
+            number += 1
+            at = now()
+            headers = {
+                "content-type": CONTENT_TYPE,
+                **signed_headers(self._sealed.signing(at), message.id, int(at.timestamp()), message.body),
+            }
+            answer = await self._line.post(self._target, headers, message.body)
+            self._deliverer.counts[answer.outcome] += 1
+            if answer.outcome == "delivered":
+                self._record(message, number, at, answer, None)
+                self._delivered()
+                return
+            await self._failed(answer, at)
+            seconds = max(delay_seconds(number), answer.retry_after_seconds)
+            self._record(message, number, at, answer, now() + timedelta(seconds=seconds))
+            if self._stopping:
+                raise asyncio.CancelledError
+            await self._pauses.wait(seconds, answer.retry_after_seconds)
+
+    def _record(self, message: Message, number: int, at: datetime, answer: Answer, next_at: datetime | None) -> None:
+        attempt = Attempt(
+            message_id=message.id,
+            ledger_seq=message.ledger_seq,
+            number=number,
+            at=at,
+            outcome=answer.outcome,
+            status=answer.status,
+            error=answer.error,
+            seconds=round(answer.seconds, 4),
+            next_at=next_at,
+            failing_since=self._failing_since,
+        )
+        self._deliverer.attempts.record(self.webhook_id, attempt)
+
+    def _delivered(self) -> None:
+        if self._failing_since is not None:
+            self._failing_since = None
+            self._pauses.recovered()
+
+    async def _failed(self, answer: Answer, at: datetime) -> None:
+        """Notes since when nothing was delivered, and disables what is gone or has failed for long."""
+        if self._failing_since is None:
+            self._failing_since = max(await self._failing_before() or at, self.webhook.changed_at)
+        limit = timedelta(hours=self._deliverer.settings.webhook_failing_hours_max)
+        reason: DisabledReason
+        if answer.outcome == "gone":
+            reason = "gone"
+        elif at - self._failing_since > limit and not await self._delivered_elsewhere():
+            reason = "failing"
+        else:
+            return
+        if self._disabling:
+            return
+        self._disabling = True
+        try:
+            await self._deliverer.disable(self.webhook, reason)
+        except LedgerError as error:
+            log.warning("webhook_not_disabled", webhook_id=self.webhook_id, why=str(error))
+        finally:
+            self._disabling = False
+
+    async def _failing_before(self) -> datetime | None:
+        """Since when it failed already before this process looked."""
+        try:
+            last = await last_attempt(self._nc, self.webhook_id)
+        except LedgerUnavailable:
+            return None
+        return last.failing_since if last is not None else None
+
+    async def _delivered_elsewhere(self) -> bool:
+        """Whether another process reaches the receiver, which this one cannot."""
+        try:
+            return await delivered_since(self._nc, self.webhook_id, self._failing_since or now())
+        except LedgerUnavailable:
+            return True
