@@ -12,7 +12,7 @@ import os
 import re
 from bisect import bisect_left
 from collections import Counter as Tally
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -25,6 +25,7 @@ from projections.asking_receipts import ReceiptsAnswer
 from service.errors import ServiceError
 from service.runtime import Runtime
 from service.tokens import now
+from service.webhooks.status import Status
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _FLUSH_SECONDS = 1.0
@@ -145,10 +146,17 @@ class _AtScrape(Collector):
     """What is looked up when it is asked for: the view belongs to the host, so that any worker may say it.
 
     `engine`: what the analytics process says of the abuse rules, None if it says nothing. `receipts`: what the process
-    that keeps the receipts says of the followers, likewise.
+    that keeps the receipts says of the followers, likewise. `deliverers`: what those say that deliver webhooks.
     """
 
-    def __init__(self, runtime: Runtime, engine: EngineAnswer | None, receipts: ReceiptsAnswer | None) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        engine: EngineAnswer | None,
+        receipts: ReceiptsAnswer | None,
+        deliverers: Sequence[Status],
+    ) -> None:
+        self._deliverers = deliverers
         self._runtime = runtime
         self._engine = engine
         self._receipts = receipts
@@ -173,6 +181,8 @@ class _AtScrape(Collector):
             yield from _abuse(self._engine)
         if self._receipts is not None:
             yield from _receipts(self._receipts)
+        if self._deliverers:
+            yield from _webhooks(self._deliverers)
 
 
 def _abuse(engine: EngineAnswer) -> Iterable[Metric]:
@@ -191,6 +201,29 @@ def _abuse(engine: EngineAnswer) -> Iterable[Metric]:
         )
 
 
+def _webhooks(deliverers: Sequence[Status]) -> Iterable[Metric]:
+    """Of all processes that deliver, on whatever host: they share the work."""
+    attempts = CounterMetricFamily(
+        "token_ledger_webhook_attempts", "Attempts to deliver webhooks, by what came of them.", labels=("outcome",)
+    )
+    totals: Tally[str] = Tally()
+    for one in deliverers:
+        totals.update(one.attempts)
+    for outcome, count in sorted(totals.items()):
+        attempts.add_metric([outcome], count)
+    yield attempts
+    yield CounterMetricFamily(
+        "token_ledger_webhooks_disabled",
+        "Webhooks that were disabled since they were gone or failed for too long.",
+        sum(one.disabled for one in deliverers),
+    )
+    yield GaugeMetricFamily(
+        "token_ledger_webhooks_failing",
+        "Webhooks whose last attempts all failed.",
+        max(one.failing for one in deliverers),
+    )
+
+
 def _receipts(answer: ReceiptsAnswer) -> Iterable[Metric]:
     yield GaugeMetricFamily("token_ledger_registered_followers", "Subscribers and webhooks.", answer.registered)
     silent = [one for one in answer.followers if one.silent_since_us is not None]
@@ -207,7 +240,10 @@ def _receipts(answer: ReceiptsAnswer) -> Iterable[Metric]:
 
 
 def exposition(
-    runtime: Runtime | None, engine: EngineAnswer | None = None, receipts: ReceiptsAnswer | None = None
+    runtime: Runtime | None,
+    engine: EngineAnswer | None = None,
+    receipts: ReceiptsAnswer | None = None,
+    deliverers: Sequence[Status] = (),
 ) -> bytes:
     """All metrics of all workers, in Prometheus' text format."""
     _meter.flush()
@@ -219,7 +255,7 @@ def exposition(
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     if runtime is not None:
         at_scrape = CollectorRegistry()
-        at_scrape.register(_AtScrape(runtime, engine, receipts))
+        at_scrape.register(_AtScrape(runtime, engine, receipts, deliverers))
         parts.append(generate_latest(at_scrape))
     return b"".join([generate_latest(registry), *parts])
 

@@ -19,6 +19,7 @@ from service.feed import ask_position
 from service.incoming import Incoming
 from service.outgoing import NO_STORE, Response
 from service.runtime import Runtime
+from service.webhooks.status import ask_all
 
 _ANALYTICS_SECONDS_MAX = 0.5
 _FEED_SECONDS_MAX = 0.5
@@ -149,9 +150,9 @@ async def metric_text(get_runtime: GetRuntime, _: Incoming) -> Response:
     runtime = metrics.running(get_runtime)
     if runtime is None:
         return Response(200, metrics.exposition(None), headers)
-    engine, receipts = await asyncio.gather(_engine(runtime), _receipts(runtime))
+    engine, receipts, deliverers = await asyncio.gather(_engine(runtime), _receipts(runtime), ask_all(runtime.nc))
     found = engine if isinstance(engine, EngineAnswer) else None
-    return Response(200, metrics.exposition(runtime, found, receipts), headers)
+    return Response(200, metrics.exposition(runtime, found, receipts, deliverers), headers)
 
 
 async def _receipts(runtime: Runtime) -> ReceiptsAnswer | None:
