@@ -99,7 +99,7 @@ class Followers:
             except Exception:
                 log.exception("followers_not_looked_after", alarm=True)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_SECONDS):
+                async with asyncio.timeout(min(_LOOK_SECONDS, self._silent_us / _US / 4)):
                     await self._look.wait()
 
     async def close(self) -> None:

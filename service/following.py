@@ -45,10 +45,7 @@ class Told(Struct, frozen=True):
 
 
 class Polled(Struct, frozen=True, gc=False):
-    """What a poll found, and the ledger sequence to go on from.
-
-    `as_of_ns`: the log ended there then; None where there is more at once.
-    """
+    """What a poll found, and where to go on. All that was recorded until `as_of_ns` is in it, unless that is None."""
 
     entries: list[Entry]
     feed: str

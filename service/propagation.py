@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import structlog
 from msgspec import UNSET, Struct, UnsetType
@@ -36,6 +36,7 @@ log = structlog.get_logger()
 
 _ASK_AGAIN_SECONDS = 0.1
 _ANNOUNCED_SECONDS_MAX = 1.0
+_STANDINGS_SECONDS_MAX = 1.0
 _NO_FILTERS = Filters()
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -220,11 +221,22 @@ async def acknowledge(runtime: Runtime, follower: str, ledger_seq: int) -> None:
     runtime.receipts.record(follower, ledger_seq)
 
 
+def standing_told(standing: FollowerStanding) -> dict[str, Any]:
+    """What a follower's view says of where it stands: members of `SubscriberView`."""
+    acknowledged = UNSET if standing.acknowledged_seq is None else standing.acknowledged_seq
+    return {
+        "acknowledged_seq": acknowledged,
+        "pending": standing.pending,
+        "last_seen_at": _moment(standing.last_seen_at_us),
+        "silent": standing.silent_since_us is not None,
+    }
+
+
 async def standings(runtime: Runtime) -> dict[str, FollowerStanding]:
     """Where each follower stands; empty if nobody says, which the log does then."""
     try:
-        answer = await ask_receipts(runtime.nc, ReceiptsRequest())
+        answer = await ask_receipts(runtime.nc, ReceiptsRequest(), seconds=_STANDINGS_SECONDS_MAX)
     except ReceiptsUnavailable as error:
         log.warning("receipts_not_known", why=str(error))
         return {}
-    return {one.follower: one for one in answer.followers}
+    return {one.follower: one for one in answer.followers} if answer.complete else {}

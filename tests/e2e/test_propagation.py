@@ -228,21 +228,3 @@ async def test_receipts_outlive_the_process_that_keeps_them(service: Service, cr
 def _complete_or_none(service: Service, seq: int) -> dict[str, Any] | None:
     found = propagation(service, seq)
     return found if found["complete"] else None
-
-
-async def test_followers_are_counted_in_the_metrics_without_their_names(service: Service, crowd: Crowd) -> None:
-    gates = await crowd.join(2)
-    seq = revoked(service)["ledger_seq"]
-
-    def numbers() -> dict[str, float]:
-        lines = service.http.get("/metrics").text.splitlines()
-        found = dict(line.rsplit(" ", 1) for line in lines if "_followers" in line and not line.startswith("#"))
-        return {name.removeprefix("token_ledger_"): float(value) for name, value in found.items()}
-
-    until(lambda: numbers().get("pending_followers") == 2, seconds=PATIENCE, what="both are behind")
-    assert numbers()["registered_followers"] == 2
-    assert numbers()["silent_followers"] == 0
-    await crowd.apply(seq, *gates)
-    until(lambda: numbers().get("pending_followers") == 0, seconds=PATIENCE, what="nobody is behind")
-    text = service.http.get("/metrics").text
-    assert not any(gate in text for gate in gates)
