@@ -19,6 +19,7 @@ import lmdb
 from msgspec import Struct
 
 from events.errors import LedgerError
+from events.ledger import Ledger
 from events.streams import (
     LEDGER,
     MIN_SERVER_VERSION,
@@ -28,6 +29,14 @@ from events.streams import (
     connect,
     server_reports,
     stream_state,
+)
+from projections.asking_receipts import (
+    Follower,
+    FollowerStanding,
+    ReceiptsRequest,
+    ReceiptsUnavailable,
+    Registered,
+    ask_receipts,
 )
 from projections.current import CurrentReader, view_path
 from service.cli.connection import Api, locate
@@ -308,6 +317,7 @@ async def _nats(settings: Settings, url: str, creds: Path | None) -> list[Findin
         findings.append(Finding("nats-server", "ok", f"{url} accepts {creds or 'a connection without credentials'}"))
         findings += await _servers(nc)
         findings += await _streams(nc, settings)
+        findings += await _followers(nc, settings)
     except LedgerError as error:
         findings.append(Finding("nats-server", "problem", str(error), "look at the nats-server's log"))
     finally:
@@ -377,6 +387,37 @@ async def _streams(nc: Connection, settings: Settings) -> list[Finding]:
     findings.append(_usage_size(usage, settings))
     findings += _view(settings, int(ledger["last_seq"]))
     return findings
+
+
+async def _followers(nc: Connection, settings: Settings) -> list[Finding]:
+    """Who follows the revocations, and who should and is not heard of."""
+    try:
+        registered = await Registered(Ledger(nc)).followers()
+        answer = await ask_receipts(nc, ReceiptsRequest())
+    except ReceiptsUnavailable as error:
+        return [Finding("followers", "problem", str(error), error.fix)]
+    names = {one.id: one for one in registered}
+    silent = [one for one in answer.followers if one.silent_since_us is not None and one.follower in names]
+    if not answer.complete:
+        return [Finding("followers", "warning", "receipts are still being read", "look again in a minute")]
+    if not silent:
+        behind = sum(1 for one in answer.followers if one.pending)
+        said = f"{len(registered)} registered, all heard of within {settings.follower_silent_seconds_max} s"
+        return [Finding("followers", "ok", said + (f"; {behind} have not applied everything yet" if behind else ""))]
+    return [_silent(names[one.follower], one) for one in silent]
+
+
+def _silent(follower: Follower, standing: FollowerStanding) -> Finding:
+    since = datetime.fromtimestamp((standing.silent_since_us or 0) // 1_000_000, UTC)
+    found = f"{follower.id} ({follower.transport}, {follower.name!r}) is silent since {since:%Y-%m-%d %H:%M:%S}Z"
+    if standing.pending:
+        found += f" and has not applied {standing.pending} revocation{'s' if standing.pending > 1 else ''}"
+    what = "webhook" if follower.transport == "webhook" else "subscriber"
+    fix = (
+        "see that it runs and reaches this service: what is revoked, it may still accept; "
+        f"if it is gone for good, `token-ledger {what} delete {follower.id}`"
+    )
+    return Finding("followers", "problem" if standing.pending else "warning", found, fix)
 
 
 def _ledger_size(state: dict[str, Any], settings: Settings) -> Finding:

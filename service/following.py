@@ -45,7 +45,7 @@ class Told(Struct, frozen=True):
 
 
 class Polled(Struct, frozen=True, gc=False):
-    """What a poll found, and the ledger sequence to go on from. `as_of_ns`: all until then is in it; None where more is behind."""
+    """What a poll found, and where to go on. All that was recorded until `as_of_ns` is in it, unless that is None."""
 
     entries: list[Entry]
     feed: str

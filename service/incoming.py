@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 _numbers = count(1)
 _SWEEP_SECONDS = 1.0
-_UNREAD_SECONDS_MAX = 30.0  # how long a client may take nothing of a stream
+_UNREAD_SECONDS_MAX = 20.0  # how long a client may take nothing of a stream
 _STOPPING_SECONDS = (
     0.5  # for what was sent last, when the process is to stop; the least that `drain_seconds` may be is 1
 )

@@ -12,7 +12,7 @@ import os
 import re
 from bisect import bisect_left
 from collections import Counter as Tally
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -21,9 +21,11 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.registry import Collector
 
 from projections.asking_findings import EngineAnswer
+from projections.asking_receipts import ReceiptsAnswer
 from service.errors import ServiceError
 from service.runtime import Runtime
 from service.tokens import now
+from service.webhooks.status import Status
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _FLUSH_SECONDS = 1.0
@@ -143,12 +145,21 @@ def following(count: int) -> None:
 class _AtScrape(Collector):
     """What is looked up when it is asked for: the view belongs to the host, so that any worker may say it.
 
-    `engine`: what the analytics process says of the abuse rules, None if it says nothing.
+    `engine`: what the analytics process says of the abuse rules, None if it says nothing. `receipts`: what the process
+    that keeps the receipts says of the followers, likewise. `deliverers`: what those say that deliver webhooks.
     """
 
-    def __init__(self, runtime: Runtime, engine: EngineAnswer | None) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        engine: EngineAnswer | None,
+        receipts: ReceiptsAnswer | None,
+        deliverers: Sequence[Status],
+    ) -> None:
+        self._deliverers = deliverers
         self._runtime = runtime
         self._engine = engine
+        self._receipts = receipts
 
     def collect(self) -> Iterable[Metric]:
         fresh = self._runtime.view.freshness()
@@ -168,6 +179,10 @@ class _AtScrape(Collector):
         yield ages
         if self._engine is not None:
             yield from _abuse(self._engine)
+        if self._receipts is not None:
+            yield from _receipts(self._receipts)
+        if self._deliverers:
+            yield from _webhooks(self._deliverers)
 
 
 def _abuse(engine: EngineAnswer) -> Iterable[Metric]:
@@ -186,7 +201,50 @@ def _abuse(engine: EngineAnswer) -> Iterable[Metric]:
         )
 
 
-def exposition(runtime: Runtime | None, engine: EngineAnswer | None = None) -> bytes:
+def _webhooks(deliverers: Sequence[Status]) -> Iterable[Metric]:
+    """Of all processes that deliver, on whatever host: they share the work."""
+    attempts = CounterMetricFamily(
+        "token_ledger_webhook_attempts", "Attempts to deliver webhooks, by what came of them.", labels=("outcome",)
+    )
+    totals: Tally[str] = Tally()
+    for one in deliverers:
+        totals.update(one.attempts)
+    for outcome, count in sorted(totals.items()):
+        attempts.add_metric([outcome], count)
+    yield attempts
+    yield CounterMetricFamily(
+        "token_ledger_webhooks_disabled",
+        "Webhooks that were disabled since they were gone or failed for too long.",
+        sum(one.disabled for one in deliverers),
+    )
+    yield GaugeMetricFamily(
+        "token_ledger_webhooks_failing",
+        "Webhooks whose last attempts all failed.",
+        max(one.failing for one in deliverers),
+    )
+
+
+def _receipts(answer: ReceiptsAnswer) -> Iterable[Metric]:
+    yield GaugeMetricFamily("token_ledger_registered_followers", "Subscribers and webhooks.", answer.registered)
+    silent = [one for one in answer.followers if one.silent_since_us is not None]
+    yield GaugeMetricFamily(
+        "token_ledger_silent_followers",
+        "Subscribers and webhooks that were not heard of for too long, or have not applied a revocation for too long.",
+        len(silent),
+    )
+    yield GaugeMetricFamily(
+        "token_ledger_pending_followers",
+        "Subscribers and webhooks that have not applied everything that was announced.",
+        sum(1 for one in answer.followers if one.pending),
+    )
+
+
+def exposition(
+    runtime: Runtime | None,
+    engine: EngineAnswer | None = None,
+    receipts: ReceiptsAnswer | None = None,
+    deliverers: Sequence[Status] = (),
+) -> bytes:
     """All metrics of all workers, in Prometheus' text format."""
     _meter.flush()
     directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
@@ -197,7 +255,7 @@ def exposition(runtime: Runtime | None, engine: EngineAnswer | None = None) -> b
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     if runtime is not None:
         at_scrape = CollectorRegistry()
-        at_scrape.register(_AtScrape(runtime, engine))
+        at_scrape.register(_AtScrape(runtime, engine, receipts, deliverers))
         parts.append(generate_latest(at_scrape))
     return b"".join([generate_latest(registry), *parts])
 

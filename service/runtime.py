@@ -13,8 +13,10 @@ from msgspec import Struct
 
 from events.errors import LedgerUnavailable
 from events.ledger import Ledger
+from events.receipts import ReceiptLog
 from events.streams import ANSWERS, IDEMPOTENCY, Connection, StreamLimits, check, connect
 from events.usage import UsageLog
+from projections.asking_receipts import Registered, SignsOfLife
 from projections.current import CurrentReader, Freshness, view_path
 from service.caller import Caller
 from service.errors import TooManyRequests, Unavailable
@@ -42,6 +44,11 @@ def stream_limits(settings: Settings) -> StreamLimits:
         ledger_bytes_max=settings.ledger_bytes_max,
         answers_ttl_seconds=settings.refresh_retry_window_seconds + _ANSWER_TTL_MARGIN_SECONDS,
     )
+
+
+def writer_name() -> str:
+    """Names this process in subjects of the logs that it writes blocks to."""
+    return f"{socket.gethostname().split('.')[0]}-{os.getpid()}".replace(" ", "_").replace("*", "_")
 
 
 class ViewWaiter:
@@ -147,11 +154,13 @@ class Runtime:
         self.nc = nc
         self.master = MasterKey.load(settings.master_key, settings.data_dir)
         self.ledger = Ledger(nc)
-        writer = f"{socket.gethostname().split('.')[0]}-{os.getpid()}".replace(" ", "_").replace("*", "_")
-        self.usage = UsageLog(nc, writer, settings.use_recording, buffered_uses_max=settings.use_buffer_max)
+        self.usage = UsageLog(nc, writer_name(), settings.use_recording, buffered_uses_max=settings.use_buffer_max)
         self.view = CurrentReader(view_path(settings.data_dir))
         self.waiter = ViewWaiter(self.view)
         self.feed = Feed(nc)
+        self.receipts = ReceiptLog(nc, writer_name())
+        self.registered = Registered(self.ledger)
+        self.signs_of_life = SignsOfLife(nc)
         self.subject_keys = SubjectKeys(nc, self.master)
         self.signing_keys = SigningKeys(self)
         self.answers = Bucket(nc, ANSWERS)
@@ -189,7 +198,8 @@ class Runtime:
         self.signing_keys.stop()
         self.feed.stop()
         self.snapshots.close()
-        await self.usage.close()
+        self.signs_of_life.stop()
+        await asyncio.gather(self.usage.close(), self.receipts.close())
         await self.nc.close()
         self.view.close()
 
@@ -229,4 +239,4 @@ class NotYetApplied(Unavailable):
         self.ledger_seq = seq
 
 
-__all__ = ["NotYetApplied", "RateLimiter", "Runtime", "ViewWaiter", "stream_limits"]
+__all__ = ["NotYetApplied", "RateLimiter", "Runtime", "ViewWaiter", "stream_limits", "writer_name"]

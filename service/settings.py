@@ -368,6 +368,15 @@ class Settings(Struct, frozen=True, kw_only=True):
             unit="uses",
         ),
     ] = 200_000
+    follower_silent_seconds_max: Annotated[
+        int,
+        About(
+            "A follower of the revocations that was not heard of for longer, or has not applied one for longer, is "
+            "silent: the log, `/metrics` and `doctor` say so.",
+            _integer(1, 86_400),
+            unit="seconds",
+        ),
+    ] = 60
     key_rotation_days: Annotated[
         int, About("Age at which a signing key is replaced.", _integer(1, 3_650), unit="days")
     ] = 90

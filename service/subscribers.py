@@ -18,9 +18,10 @@ import nats.errors
 import structlog
 from msgspec import Struct
 
+from events.accounts import SUBSCRIBERS_CHANGED
 from events.errors import LedgerError, LedgerUnavailable
 from events.ledger import Append
-from events.server import SUBSCRIBERS_CHANGED, new_nkey
+from events.server import new_nkey
 from events.streams import REVOCATIONS, Connection
 from projections.registry import Client, User
 from service.caller import Caller
@@ -59,6 +60,7 @@ _OPERATORS_SERVERS = (
     "the nats-servers are not the service's own: write their configuration anew with `token-ledger subscriber list "
     "--all -o json` and `token-ledger nats-config --subscribers`, and have each server reload it"
 )
+_NEWS_MAX = 10_000
 _KNOWN_SECONDS = 1.0
 _KNOWN_MAX = 10_000
 _API_SECONDS_MAX = 5.0
@@ -144,7 +146,8 @@ async def _begins_after(runtime: Runtime, new: NewSubscriber) -> int:
         return 0
     await runtime.feed.start()
     if new.after is None:
-        return runtime.feed.position.ledger_seq
+        # What has been announced since the position was last known.
+        return (await runtime.feed.read(runtime.feed.position.ledger_seq, _NEWS_MAX)).reached
     await runtime.feed.read(new.after, 1)  # refuses what lies too far back, or beyond the log's end
     return new.after
 

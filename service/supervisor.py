@@ -25,17 +25,18 @@ from msgspec.structs import replace
 
 from events.errors import LedgerError, LedgerUnavailable, UnsafeServer
 from events.server import EmbeddedServer
-from events.streams import LEDGER, Connection, check, connect
+from events.streams import LEDGER, RECEIPTS, REVOCATIONS, Connection, check, connect
 from events.streams import provision as provision_streams
 from projections import base
 from projections.current import CurrentReader, CurrentWriter, HeldView, view_path
+from projections.followers import Followers
 from projections.revocations import Feed, FeedAhead, serve_position
 from service import logs
 from service.admission import Admission
 from service.bootstrap import bootstrap, new_administrator
 from service.keys import MasterKey
 from service.lifeline import SERVED_BY, SUPERVISED_BY, announce_stop, end_with_parent, prepare_stop
-from service.runtime import stream_limits
+from service.runtime import stream_limits, writer_name
 from service.settings import Settings, cpu_count
 
 if TYPE_CHECKING:
@@ -335,24 +336,34 @@ async def _project_revocations(settings: Settings) -> None:
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     view = CurrentReader(view_path(settings.data_dir))
     feed = Feed(nc, view, settings.issuer, settings.data_dir / "feed.json")
+    followers = Followers(nc, writer_name(), silent_seconds_max=settings.follower_silent_seconds_max)
     await serve_position(nc, feed)
-    told = CatchingUp(feed.name)
     try:
-        while True:
-            try:
-                await feed.start()
-                log.info("projector_started", projector=feed.name, position=feed.position(LEDGER))
-                await base.run(nc, feed, (LEDGER,), progress=told)
-            except LedgerUnavailable as error:
-                log.warning("projector_waits", projector=feed.name, why=str(error))
-            except FeedAhead as error:
-                log.error("feed_is_ahead", alarm=True, why=str(error), fix=error.fix)  # noqa: TRY400 - where it was raised says nothing
-                await asyncio.sleep(_PROGRESS_SECONDS)
-            await asyncio.sleep(0.3)
+        await asyncio.gather(
+            _announce_revocations(nc, feed),
+            _run_projection(nc, followers.fold, (RECEIPTS, REVOCATIONS)),
+            followers.run(),
+        )
     finally:
         feed.save()
+        await followers.close()
         view.close()
         await nc.close()
+
+
+async def _announce_revocations(nc: Connection, feed: Feed) -> None:
+    told = CatchingUp(feed.name)
+    while True:
+        try:
+            await feed.start()
+            log.info("projector_started", projector=feed.name, position=feed.position(LEDGER))
+            await base.run(nc, feed, (LEDGER,), progress=told)
+        except LedgerUnavailable as error:
+            log.warning("projector_waits", projector=feed.name, why=str(error))
+        except FeedAhead as error:
+            log.error("feed_is_ahead", alarm=True, why=str(error), fix=error.fix)  # noqa: TRY400 - where it was raised says nothing
+            await asyncio.sleep(_PROGRESS_SECONDS)
+        await asyncio.sleep(0.3)
 
 
 async def _deliver(settings: Settings) -> None:

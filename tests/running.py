@@ -364,6 +364,11 @@ class Service:
         token: str = self.issue(user["user_id"], scope, kind="sat", **more)["token"]
         return token
 
+    def forget_followers(self) -> None:
+        """Removes those that tests left behind: nobody hears of them any more, which is an alarm."""
+        for one in list(self.items("/v1/subscribers")):
+            self.done("DELETE", f"/v1/subscribers/{one['subscriber_id']}")
+
     # OAuth
 
     def form(

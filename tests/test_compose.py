@@ -32,7 +32,7 @@ from click.testing import CliRunner
 
 from events import server, streams
 from events.errors import LedgerUnavailable
-from events.server import Node, find_nats_server, write_cluster
+from events.server import Node, find_nats_server, new_nkey, write_cluster
 from service.cli import main
 from service.settings import Settings, known_names
 
@@ -512,6 +512,50 @@ async def test_cluster_refuses_streams_of_other_roles(cluster: _Cluster, role: s
         assert 'permissions violation for publish to "$js.api.stream.create.other"' in refusal.lower()
     finally:
         await nc.close()
+
+
+async def test_cluster_reloaded_lets_in_a_subscriber_at_every_node(cluster: _Cluster) -> None:
+    """As the README says: write the configuration anew with who is registered, and have each node reload it."""
+    name = "sub_" + "1" * 32
+    seed, public_key = new_nkey()
+    seed_file = cluster.directory / f"{name}.nk"
+    seed_file.write_text(seed)
+    admin = await streams.connect(cluster.url, cluster.creds("admin"), name="test")
+    projector = await streams.connect(cluster.url, cluster.creds("projector"), name="test")
+    lost: list[bool] = []
+    try:
+        admin.lost_listeners.append(lambda: lost.append(True))
+        write_cluster(cluster.directory, cluster.nodes, subscribers={name: public_key})
+        for process in cluster.processes.values():
+            process.send_signal(signal.SIGHUP)
+        config = {"name": name, "durable_name": name, "ack_policy": "explicit", "deliver_policy": "all"}
+        body = msgspec.json.encode({"stream_name": "REVOCATIONS", "action": "create", "config": config})
+        made = await admin.request(f"$JS.API.CONSUMER.CREATE.REVOCATIONS.{name}", body, timeout=SECONDS_MAX)
+        assert "error" not in msgspec.json.decode(made.data)
+        for number, node in enumerate(cluster.nodes):
+            data = str(number).encode()
+            await projector.jetstream(timeout=SECONDS_MAX).publish("revocations.main.grant", data)
+            nc = await _admitted(f"nats://{node.host}:{node.port}", seed_file)
+            feed = await nc.jetstream(prefix="L.API").pull_subscribe_bind(name, stream="REVOCATIONS")
+            [message] = await feed.fetch(1, timeout=SECONDS_MAX)
+            await message.ack_sync(timeout=SECONDS_MAX)
+            assert message.data == data
+            await nc.close()
+        assert lost == []
+    finally:
+        await admin.close()
+        await projector.close()
+
+
+async def _admitted(url: str, seed_file: Path) -> streams.Connection:
+    """A connection, once the node has reloaded."""
+    deadline = time.monotonic() + SECONDS_MAX
+    while True:
+        try:
+            return await streams.connect(url, seed_file, name="test")
+        except LedgerUnavailable:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
 
 
 async def test_cluster_without_one_node_still_takes_events(cluster: _Cluster) -> None:

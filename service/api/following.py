@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -17,6 +17,8 @@ from service.errors import ForeignOrigin, InvalidRequest, ServiceError, Unavaila
 from service.feed import Filters
 from service.following import Place, Polled, events, poll
 from service.outgoing import NO_STORE, FileResponse, Headers, Response, StreamResponse
+from service.propagation import acknowledge
+from service.subscribers import acting_subscriber
 from service.tokens import is_id
 from service.validation import authenticate
 
@@ -36,15 +38,20 @@ _IDS: tuple[tuple[str, tuple[Literal["cli", "usr", "grt"], ...]], ...] = (
 _After = Annotated[int, Meta(ge=0, le=_SEQ_MAX, description="The last `ledger_seq` that the follower knows of.")]
 _ClientId = Annotated[str, Meta(min_length=1, max_length=64, description="What names another client is left out.")]
 _Subject = Annotated[str, Meta(min_length=1, max_length=64, description="User id, or client id: as above.")]
+_Subscriber = Annotated[str, Meta(min_length=1, max_length=64, description="The subscriber that follows, by its id.")]
 _GrantId = Annotated[str, Meta(min_length=1, max_length=64, description="As above.")]
 
 
 class Following(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What could concern the client, subject or grant that is named; what does not say whose it is could."""
+    """What could concern the client, subject or grant that is named; what does not say whose it is could.
+
+    `subscriber`: which of the caller's subscribers it is that follows; it is then known to live.
+    """
 
     client_id: _ClientId | UnsetType = UNSET
     subject: _Subject | UnsetType = UNSET
     grant_id: _GrantId | UnsetType = UNSET
+    subscriber: _Subscriber | UnsetType = UNSET
 
 
 class StreamQuery(Following, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -104,7 +111,7 @@ def filters_of(query: Following) -> Filters:
     needs=FOLLOW,
     query=StreamQuery,
     answer=None,
-    errors=(410,),
+    errors=(404, 410),
     media_types=(EVENT_STREAM,),
     headers=(("Last-Event-ID", "The last id that was received. It wins over `after`."),),
 )
@@ -120,6 +127,7 @@ async def stream_revocations(call: Call[None, StreamQuery]) -> StreamResponse:
     runtime, incoming = call.runtime, call.incoming
     _check_origin(call)
     filters, given = filters_of(call.query), _last_event_id(call)
+    await _heard_of(call)
     feed = runtime.feed
     await feed.start()
     after = given if given is not None else call.query.after
@@ -131,6 +139,7 @@ async def stream_revocations(call: Call[None, StreamQuery]) -> StreamResponse:
     async def allowed() -> bool:
         try:
             await authenticate(runtime, incoming, FOLLOW, record=False)
+            await _heard_of(call)
         except Unavailable:
             return True  # a view that stands still for a moment ends no stream
         except ServiceError:
@@ -140,6 +149,15 @@ async def stream_revocations(call: Call[None, StreamQuery]) -> StreamResponse:
     place = Place(runtime.followers)
     parts = events(feed, after, filters, allowed)
     return StreamResponse(200, _stream_headers(), parts, runtime.stopping, place.give_back)
+
+
+async def _heard_of(call: Call[None, Any]) -> str | None:
+    """The subscriber that says who it is. Raises: NotFound if the caller does not speak for it; Unavailable."""
+    if isinstance(call.query.subscriber, UnsetType):
+        return None
+    subscriber = await acting_subscriber(call.runtime, call.caller, call.query.subscriber)
+    call.runtime.signs_of_life.heard(subscriber.subscriber_id)
+    return subscriber.subscriber_id
 
 
 def _stream_headers() -> Headers:
@@ -170,16 +188,19 @@ def _last_event_id(call: Call[None, StreamQuery]) -> int | None:
 
 
 @operation(
-    "GET", "/v1/revocations", tag="revocations", needs=FOLLOW, query=PollQuery, answer=Announcements, errors=(410,)
+    "GET", "/v1/revocations", tag="revocations", needs=FOLLOW, query=PollQuery, answer=Announcements, errors=(404, 410)
 )
 async def poll_revocations(call: Call[None, PollQuery]) -> Response:
     """Fetch revocations after a cursor, and wait for them.
 
     Without `after` it begins with the oldest that is kept. With `wait_seconds` an answer without items comes only after
-    that time.
+    that time. A `subscriber` says by `after` that it has applied everything up to there.
     """
     runtime, asked = call.runtime, call.query
     filters = filters_of(asked)
+    subscriber = await _heard_of(call)
+    if subscriber is not None and asked.after:
+        await acknowledge(runtime, subscriber, asked.after)
     place = Place(runtime.followers)
     try:
         found = await call.incoming.while_connected(

@@ -11,6 +11,7 @@ from msgspec import UNSET, Struct, UnsetType
 from events.errors import LedgerUnavailable
 from projections.asking import AnalyticsRefused, StatusAnswer, StatusRequest, ask
 from projections.asking_findings import EngineAnswer, EngineRequest
+from projections.asking_receipts import ReceiptsAnswer, ReceiptsRequest, ReceiptsUnavailable, ask_receipts
 from service import metrics
 from service.api.routing import GetRuntime
 from service.errors import ServiceError
@@ -18,6 +19,7 @@ from service.feed import ask_position
 from service.incoming import Incoming
 from service.outgoing import NO_STORE, Response
 from service.runtime import Runtime
+from service.webhooks.status import ask_all
 
 _ANALYTICS_SECONDS_MAX = 0.5
 _FEED_SECONDS_MAX = 0.5
@@ -146,6 +148,17 @@ async def metric_text(get_runtime: GetRuntime, _: Incoming) -> Response:
     """Tell Prometheus what was counted, in its text format."""
     headers = (("content-type", metrics.CONTENT_TYPE), ("x-content-type-options", "nosniff"))
     runtime = metrics.running(get_runtime)
-    engine = await _engine(runtime) if runtime is not None else None
+    if runtime is None:
+        return Response(200, metrics.exposition(None), headers)
+    engine, receipts, deliverers = await asyncio.gather(_engine(runtime), _receipts(runtime), ask_all(runtime.nc))
     found = engine if isinstance(engine, EngineAnswer) else None
-    return Response(200, metrics.exposition(runtime, found), headers)
+    return Response(200, metrics.exposition(runtime, found, receipts, deliverers), headers)
+
+
+async def _receipts(runtime: Runtime) -> ReceiptsAnswer | None:
+    """None if nobody says, or not yet: no number is better than a wrong one."""
+    try:
+        answer = await ask_receipts(runtime.nc, ReceiptsRequest(), seconds=_FEED_SECONDS_MAX)
+    except ReceiptsUnavailable:
+        return None
+    return answer if answer.complete else None

@@ -8,9 +8,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from projections.asking_receipts import FollowerStanding
 from service.api.routing import Call, Nothing, operation
 from service.api.wire import Id, Page, Seq, cursor_of, page, position_of
 from service.caller import ADMIN
+from service.propagation import standing_told, standings
 from service.rules.subscribers import Subscriber
 from service.subscribers import (
     NewSubscriber,
@@ -48,8 +50,9 @@ class SubscriberRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class SubscriberView(Struct, frozen=True, kw_only=True):
     """A subscriber. From `public_key` on: of the transport `nats`, what its client is told besides the seed.
 
-    `pending` and `ack_pending`, when one is shown: announcements that its consumer has not delivered yet, and that were
-    delivered and not acknowledged.
+    `acknowledged_seq`: it has applied everything up to there; `pending`: announcements behind that. `ack_pending`, when
+    one over NATS is shown: those of them that were delivered. `silent`: for longer than `follower_silent_seconds_max`
+    it was not heard of, or has not applied one. These are left out while nobody can say.
     """
 
     subscriber_id: str
@@ -64,8 +67,11 @@ class SubscriberView(Struct, frozen=True, kw_only=True):
     consumer: str | UnsetType = UNSET
     api_prefix: str | UnsetType = UNSET
     inbox_prefix: str | UnsetType = UNSET
+    acknowledged_seq: Seq | UnsetType = UNSET
     pending: int | UnsetType = UNSET
     ack_pending: int | UnsetType = UNSET
+    last_seen_at: datetime | UnsetType = UNSET
+    silent: bool | UnsetType = UNSET
     ledger_seq: Seq
 
 
@@ -101,11 +107,13 @@ class SubscriberRemovedAnswer(Struct, frozen=True, kw_only=True):
     ledger_seq: Seq
 
 
-def _view(call: Call[Any, Any], subscriber: Subscriber) -> SubscriberView:
+def _view(call: Call[Any, Any], subscriber: Subscriber, standing: FollowerStanding | None) -> SubscriberView:
     more: dict[str, Any] = {}
     if subscriber.public_key is not None:
         more = {"public_key": subscriber.public_key, "after": subscriber.after}
         more |= nats_access(call.runtime, subscriber.subscriber_id)
+    if standing is not None:
+        more |= standing_told(standing)
     return SubscriberView(
         subscriber_id=subscriber.subscriber_id,
         name=subscriber.name,
@@ -150,7 +158,8 @@ async def list_subscribers(call: Call[None, Page]) -> dict[str, Any]:
     """List subscribers, the oldest first: all for who holds `ledger:audit`, for others their own."""
     after, limit = position_of(call.query.cursor, _LIST).decode(), call.query.limit
     found = [one for one in await seen_by(call.runtime, call.caller) if one.subscriber_id > after]
-    items = [_view(call, one) for one in found[:limit]]
+    known = await standings(call.runtime)
+    items = [_view(call, one, known.get(one.subscriber_id)) for one in found[:limit]]
     more = len(found) > limit
     return page(items, cursor_of(_LIST, items[-1].subscriber_id.encode()) if more else None)
 
@@ -164,13 +173,14 @@ async def list_subscribers(call: Call[None, Page]) -> dict[str, Any]:
     errors=(404,),
 )
 async def show_subscriber(call: Call[None, Nothing]) -> SubscriberView:
-    """Show a subscriber and, over NATS, how much its consumer still has for it."""
+    """Show a subscriber, and how much it has not applied yet."""
     subscriber = await shown_to(call.runtime, call.caller, call.name)
-    view = _view(call, subscriber)
+    view = _view(call, subscriber, (await standings(call.runtime)).get(subscriber.subscriber_id))
     if subscriber.transport == "http":
         return view
     left = await backlog(call.runtime, subscriber)
-    return msgspec.structs.replace(view, pending=left.pending, ack_pending=left.ack_pending)
+    pending = left.pending + left.ack_pending
+    return msgspec.structs.replace(view, pending=pending, ack_pending=left.ack_pending)
 
 
 @operation(

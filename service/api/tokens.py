@@ -27,6 +27,7 @@ from service.api.wire import (
     ScopeText,
     Seq,
     Time,
+    WaitSeconds,
     audiences,
     concurrently,
     cursor_of,
@@ -44,6 +45,7 @@ from service.grants import (
 )
 from service.parsing import moment
 from service.past import Issue, Past, past_of
+from service.propagation import Propagation, propagation_after
 from service.registry import read_sealed, subject_id
 from service.revocations import Ending, Target, ending_of, revoke_broadly
 from service.rules.registry import check_audience, check_networks, check_plain, check_scope
@@ -155,13 +157,15 @@ class Rotation(Struct, frozen=True, forbid_unknown_fields=True):
 class TokenRevocation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     reason: CallersReason
     comment: Comment | UnsetType = UNSET
+    wait_seconds: WaitSeconds | UnsetType = UNSET
 
 
 class TokenRevoked(Struct, frozen=True, kw_only=True):
-    """The same however often it is asked: the first revocation counts."""
+    """The same however often it is asked: the first revocation counts. `propagation`: if `wait_seconds` was given."""
 
     revoked_at: datetime
     ledger_seq: Seq
+    propagation: Propagation | UnsetType = UNSET
 
 
 class BroadRevocation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -175,6 +179,7 @@ class BroadRevocation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     reason: CallersReason
     comment: Comment | UnsetType = UNSET
     dry_run: bool = False
+    wait_seconds: WaitSeconds | UnsetType = UNSET
 
 
 class Affected(Struct, frozen=True):
@@ -185,10 +190,14 @@ class Affected(Struct, frozen=True):
 
 
 class RevocationDone(Struct, frozen=True, kw_only=True):
-    """`ledger_seq` is that of the revocation; of the present state for a dry run."""
+    """`ledger_seq` is that of the revocation; of the present state for a dry run.
+
+    `propagation`: if `wait_seconds` was given.
+    """
 
     affected: Affected
     ledger_seq: Seq
+    propagation: Propagation | UnsetType = UNSET
 
 
 def _view(hit: Hit, ending: Ending, name: str | None) -> TokenView:
@@ -419,7 +428,8 @@ async def rotate_token(call: Call[Rotation, Nothing]) -> dict[str, Any]:
 async def revoke(call: Call[TokenRevocation, Nothing]) -> TokenRevoked:
     """Revoke a token; a refresh token takes its whole grant with it.
 
-    It holds on this host when the answer comes, and everywhere within the bound on the views' staleness.
+    It holds on this host when the answer comes, and everywhere within the bound on the views' staleness. With
+    `wait_seconds` the answer comes when every follower has applied it, or after that time, and says who has.
     """
     if not is_id(call.name, "tok"):
         raise NotFound("there is no such token")
@@ -427,7 +437,16 @@ async def revoke(call: Call[TokenRevocation, Nothing]) -> TokenRevoked:
     done = await revoke_token(
         call.runtime, call.caller.token_id, call.name, reason, comment, request_id=call.request_id
     )
-    return TokenRevoked(revoked_at=done.at, ledger_seq=done.seq)
+    propagation = await _propagation(call, done.seq)
+    return TokenRevoked(revoked_at=done.at, ledger_seq=done.seq, propagation=propagation)
+
+
+async def _propagation(call: Call[Any, Nothing], ledger_seq: int) -> Propagation | UnsetType:
+    """What was revoked stays so when the client does not wait for this."""
+    wait_seconds = call.body.wait_seconds
+    if isinstance(wait_seconds, UnsetType):
+        return UNSET
+    return await call.incoming.while_connected(propagation_after(call.runtime, ledger_seq, wait_seconds))
 
 
 @operation(
@@ -442,13 +461,16 @@ async def revoke(call: Call[TokenRevocation, Nothing]) -> TokenRevoked:
 async def create_revocation(call: Call[BroadRevocation, Nothing]) -> RevocationDone:
     """Revoke a token, a grant, or everything that a client or user has.
 
-    What is issued afterwards is not touched by it. A dry run says what would end, and ends nothing.
+    What is issued afterwards is not touched by it. A dry run says what would end, and ends nothing. `wait_seconds`: as
+    for one token.
     """
     body = call.body
     names = ("token", "token_id", "grant_id", "client_id", "subject")
     given = {name: getattr(body, name) for name in names if getattr(body, name) is not UNSET}
     if len(given) != 1:
         raise InvalidRequest(f"{len(given)} targets are named", fix=f"name exactly one of {', '.join(names)}")
+    if body.dry_run and body.wait_seconds is not UNSET:
+        raise InvalidRequest("a dry run revokes nothing that could be waited for", fix="leave out wait_seconds")
     done = await revoke_broadly(
         call.runtime,
         call.asker,
@@ -457,4 +479,5 @@ async def create_revocation(call: Call[BroadRevocation, Nothing]) -> RevocationD
         body.comment or None,
         dry_run=body.dry_run,
     )
-    return RevocationDone(affected=Affected(done.grants, done.tokens), ledger_seq=done.seq)
+    propagation = await _propagation(call, done.seq)
+    return RevocationDone(affected=Affected(done.grants, done.tokens), ledger_seq=done.seq, propagation=propagation)

@@ -91,9 +91,11 @@ class Api:
         *,
         query: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
+        seconds_max: float = ANSWER_SECONDS_MAX,
     ) -> dict[str, Any]:
         """The answer to one request. Members of `body` and `query` that are None or empty were not given."""
-        return answer_of(self.ask(method, path, body, query=query, idempotency_key=idempotency_key))
+        response = self.ask(method, path, body, query=query, idempotency_key=idempotency_key, seconds_max=seconds_max)
+        return answer_of(response)
 
     def ask(
         self,

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from service.cli import output as out
-from service.cli.connection import Api, locate
+from service.cli.connection import ANSWER_SECONDS_MAX, Api, locate
 from service.cli.output import WRONG_USE, Failed
 from service.settings import Settings, SettingsError, default_worded, described, environment_name, flag_name
 
@@ -43,9 +43,11 @@ class Session:
         *,
         query: dict[str, Any] | None = None,
         idempotency_key: str | None = None,
+        wait_seconds: int = 0,
     ) -> dict[str, Any]:
-        """The answer to one request. Raises: Failed."""
-        return self.api.call(method, path, body, query=query, idempotency_key=idempotency_key)
+        """The answer to one request, which may wait for so long on purpose. Raises: Failed."""
+        seconds = ANSWER_SECONDS_MAX + wait_seconds
+        return self.api.call(method, path, body, query=query, idempotency_key=idempotency_key, seconds_max=seconds)
 
     def close(self) -> None:
         if self._api is not None:

@@ -180,6 +180,31 @@ def print_timeline(items: Sequence[Mapping[str, Any]]) -> None:
             click.echo(f"    {printable(name):<12} {worded(value)}")
 
 
+_REACHED_COLUMNS = ("id", "name", "transport", "state", "applied_at", "after", "last_seen_at", "silent")
+
+
+def print_propagation(answer: Mapping[str, Any]) -> None:
+    """Who has applied a revocation, a row each, and then in a sentence whether all have."""
+    rows = [
+        {**one, "after": f"{one['after_ms']:.1f} ms" if "after_ms" in one else "", "silent": one["silent"] or ""}
+        for one in answer["followers"]
+    ]
+    if rows:
+        print_table(rows, _REACHED_COLUMNS)
+        click.echo()
+    everyone = answer["applied"] + answer["pending"]
+    if "unknown" in answer:
+        said = f"Who has applied it is not known: {answer['unknown']}."
+    elif not rows:
+        said = "Nobody was registered to follow the revocations." if answer["complete"] else "It is not announced yet."
+    elif answer["complete"]:
+        said = f"All {everyone} have applied it."
+    else:
+        have = "has" if answer["pending"] == 1 else "have"
+        said = f"{answer['applied']} of {everyone} have applied it; {answer['pending']} {have} not."
+    click.echo(printable(said))
+
+
 _BAR_WIDTH = 24
 _USAGE_COLUMNS = ("starts_at", "value", "uses", "", "refused", "tokens", "addresses", "first_used_at", "last_used_at")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import click
@@ -30,6 +31,20 @@ def tail(session: Session, **query: Any) -> None:
             click.echo(json.dumps(event) if session.output == "json" else _line(event))
     except (KeyboardInterrupt, BrokenPipeError):
         return  # that is how it ends
+
+
+@revocations.command("propagation")
+@click.argument("ledger_seq", type=click.IntRange(1))
+@asks_service
+def propagation(session: Session, ledger_seq: int) -> None:
+    """Who has applied a revocation, and when: exit code 1 while somebody has not."""
+    answer = session.call("GET", f"/v1/revocations/{ledger_seq}/propagation")
+    if session.output == "json":
+        out.print_json(answer)
+    else:
+        out.print_propagation(answer)
+    if not answer["complete"]:
+        sys.exit(out.REFUSED)
 
 
 _OWN_COLUMNS = {"reason", "revoked_at", "ledger_seq", "token_sha256"}

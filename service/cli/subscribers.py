@@ -13,7 +13,18 @@ import click
 from service.cli.options import Session, asks_service, confirmed, paged, repeatable, segment
 from service.cli.output import WRONG_USE, Failed
 
-COLUMNS = ("subscriber_id", "name", "transport", "owner", "created_at", "after")
+COLUMNS = (
+    "subscriber_id",
+    "name",
+    "transport",
+    "owner",
+    "created_at",
+    "after",
+    "acknowledged_seq",
+    "pending",
+    "last_seen_at",
+    "silent",
+)
 
 
 @click.group()
@@ -92,7 +103,7 @@ def subscriber_list(session: Session, paging: dict[str, Any]) -> None:
 @click.argument("subscriber_id")
 @asks_service
 def subscriber_show(session: Session, subscriber_id: str) -> None:
-    """One subscriber and, over NATS, how much its consumer still has for it."""
+    """One subscriber, and how much it has not applied yet."""
     session.show(session.call("GET", f"/v1/subscribers/{segment(subscriber_id)}"))
 
 

@@ -146,6 +146,13 @@ def token_validate(session: Session, token_string: str, **asked: Any) -> None:
 @click.option("--reason", type=click.Choice(REASONS), default="admin", show_default=True)
 @click.option("--comment", help="For the audit trail; kept sealed.")
 @click.option("--dry-run", is_flag=True, help="Say how many tokens it would end, and end none.")
+@click.option(
+    "--wait",
+    "wait_seconds",
+    type=Duration(),
+    help="Wait until every follower of the revocations has applied it, at most 30s, and say who has. Exit code 1: "
+    "somebody has not; the token is revoked all the same.",
+)
 @asks_service
 def token_revoke(
     session: Session,
@@ -155,6 +162,7 @@ def token_revoke(
     reason: str,
     comment: str | None,
     dry_run: bool,
+    wait_seconds: int | None,
     **breadth: str | None,
 ) -> None:
     """End a token, or all of a grant, client or user. It holds on this host when the command returns."""
@@ -167,14 +175,32 @@ def token_revoke(
             "--subject": breadth["subject"],
         }
     )
-    why = {"reason": reason, "comment": comment}
+    if dry_run and wait_seconds is not None:
+        raise click.UsageError("a dry run revokes nothing that could be waited for: give one of --dry-run and --wait")
+    why = {"reason": reason, "comment": comment, "wait_seconds": wait_seconds}
     if token_id is not None and not dry_run:
-        session.show(session.call("POST", f"/v1/tokens/{segment(token_id)}/revoke", why))
+        path = f"/v1/tokens/{segment(token_id)}/revoke"
+        _show_revoked(session, session.call("POST", path, why, wait_seconds=wait_seconds or 0))
         return
     wanted: dict[str, Any] = {"token_id": token_id, **breadth, **why, "dry_run": dry_run or None}
     if token_string is not None:
         wanted["token"] = secret_argument(token_string, "Token")
-    session.show(session.call("POST", "/v1/revocations", wanted))
+    _show_revoked(session, session.call("POST", "/v1/revocations", wanted, wait_seconds=wait_seconds or 0))
+
+
+def _show_revoked(session: Session, answer: dict[str, Any]) -> None:
+    """Exit code 1 if it was waited for, and somebody has not applied it."""
+    propagation = answer.get("propagation")
+    if propagation is None or session.output == "json":
+        session.show(answer)
+    else:
+        session.show({name: value for name, value in answer.items() if name != "propagation"})
+        click.echo()
+        out.print_propagation(propagation)
+    if propagation is not None and not propagation["complete"]:
+        if session.output == "table":
+            click.echo("It is revoked all the same.", err=True)
+        sys.exit(out.REFUSED)
 
 
 @token.command("rotate")

@@ -18,7 +18,7 @@ def webhook() -> None:
 
 
 @webhook.command("create")
-@click.argument("url")
+@click.argument("receiver", metavar="URL")
 @click.option("--name", "webhook_name", help="As it is listed. [default: its id]")
 @click.option("--client-id", help="Only what could concern this client.")
 @click.option("--subject", help="Only what could concern this subject.")
@@ -26,9 +26,9 @@ def webhook() -> None:
 @click.option("--after", type=int, help="Deliver what was announced after this ledger_seq. [default: now]")
 @repeatable
 @asks_service
-def webhook_create(session: Session, idempotency_key: str | None, **fields: Any) -> None:
+def webhook_create(session: Session, receiver: str, idempotency_key: str | None, **fields: Any) -> None:
     """Register a webhook and print the secret that signs what is sent, once."""
-    answer = session.call("POST", "/v1/webhooks", fields, idempotency_key=idempotency_key)
+    answer = session.call("POST", "/v1/webhooks", {"url": receiver} | fields, idempotency_key=idempotency_key)
     session.show(answer, once="secret")
 
 

@@ -26,13 +26,15 @@ _CURSOR = "cursor"  # in the consumer's metadata
 
 
 class Progress(Struct, frozen=True, kw_only=True):
-    """How far a consumer is. `floor`: everything up to this position of REVOCATIONS was delivered.
+    """How far a consumer is. `floor`: everything up to this position of REVOCATIONS was delivered, 0 if nothing was.
 
-    `known`: everything up to here was handed out at least once. `pending`: not delivered yet.
+    `undelivered`: where it would go on if it were made anew. `known`: everything up to here was handed out at least
+    once. `pending`: how much is not delivered yet.
     """
 
     cursor: str
     floor: int
+    undelivered: int
     known: int
     pending: int
 
@@ -58,12 +60,14 @@ async def progress(nc: Connection, webhook_id: str) -> Progress | None:
     answer = await _api(nc, "INFO", webhook_id)
     if "error" in answer:
         return None
-    config, delivered = answer["config"], answer["delivered"]
+    config, delivered, floor = answer["config"], answer["delivered"], answer["ack_floor"]
     # Before it has handed out anything, the server says where it will begin, which is behind what it had to pass over.
-    known = delivered["stream_seq"] if delivered["consumer_seq"] else config.get("opt_start_seq", 1) - 1
+    begins = config.get("opt_start_seq", 1)
+    known = delivered["stream_seq"] if delivered["consumer_seq"] else begins - 1
     return Progress(
         cursor=(config.get("metadata") or {}).get(_CURSOR, ""),
-        floor=answer["ack_floor"]["stream_seq"],
+        floor=floor["stream_seq"] if floor["consumer_seq"] else 0,
+        undelivered=floor["stream_seq"] + 1 if floor["consumer_seq"] else begins,
         known=known,
         pending=answer["num_pending"] + answer["num_ack_pending"],
     )
@@ -74,12 +78,13 @@ async def ensure(nc: Connection, webhook_id: str, after: int, cursor: str) -> Pr
     found = await progress(nc, webhook_id)
     if found is not None and found.cursor == cursor:
         return found
-    if found is not None:
-        await delete(nc, webhook_id)
     try:
         start = await Feed(nc).stream_seq_after(after)
     except CursorTooOld:
         start = 1  # that what comes first is not what should have come shows by its sequence
+    if found is not None:
+        start = min(start, found.undelivered)  # nothing is left out
+        await delete(nc, webhook_id)
     config = {
         "durable_name": webhook_id,
         "ack_policy": "explicit",

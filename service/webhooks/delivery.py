@@ -10,22 +10,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter as Tally
+from collections import OrderedDict
 from datetime import datetime, timedelta
 
 import msgspec
 import nats.errors
 import structlog
-from msgspec import UNSET, Struct
+from msgspec import UNSET
 from nats.aio.msg import Msg
 
 from events.errors import LedgerError, LedgerUnavailable
 from events.ledger import Ledger
+from events.receipts import ReceiptLog
 from events.streams import LEDGER, REVOCATIONS, Connection, stream_state
 from projections.base import end_all
 from projections.revocations import decode_event, feed_id
 from service.feed import Filters, matches
 from service.keys import MasterKey
 from service.rules.webhooks import DisabledReason, Sealed
+from service.runtime import writer_name
 from service.settings import Settings, SettingsError
 from service.tokens import now
 from service.webhooks import consumers
@@ -37,23 +40,16 @@ from service.webhooks.consumers import ACK_WAIT_SECONDS, IN_FLIGHT_MAX, Delivere
 from service.webhooks.messages import CONTENT_TYPE, Message, announcement, snapshot_required
 from service.webhooks.sender import Answer, Line, trusted_certificates
 from service.webhooks.signatures import signed_headers
+from service.webhooks.status import STATUS_SUBJECT, Status
 from service.webhooks.store import Webhook, WebhookStore
 
 log = structlog.get_logger()
 
-STATUS_SUBJECT = "webhooks.status"
 _LOOK_SECONDS = 0.5
 _AGAIN_SECONDS = 1.0
 _FINISH_SECONDS_MAX = 0.7
-
-
-class Status(Struct, frozen=True, kw_only=True):
-    """What one process has done since it started. `failing`: webhooks whose last attempts all failed."""
-
-    attempts: dict[str, int]
-    disabled: int
-    running: int
-    failing: int
+_GATHER_SECONDS = 0.02
+_REMEMBERED_MAX = 64
 
 
 class Deliverer:
@@ -65,6 +61,7 @@ class Deliverer:
         self.ledger = Ledger(nc)
         self.store = WebhookStore(nc, self.ledger, master)
         self.attempts = AttemptLog(nc)
+        self.receipts = ReceiptLog(nc, writer_name())
         self.guard = guard or Guard(settings.webhook_allowed_networks, settings.webhook_ports)
         self.tls = trusted_certificates()
         self.counts: Tally[str] = Tally()
@@ -91,7 +88,7 @@ class Deliverer:
                 async with asyncio.timeout(_LOOK_SECONDS):
                     await stop.wait()
         await asyncio.gather(*(runner.stop() for runner in self._runners.values()))
-        await self.attempts.close()
+        await asyncio.gather(self.attempts.close(), self.receipts.close())
 
     async def _reload(self) -> bool:
         """Whether every webhook now runs as its last event says."""
@@ -137,7 +134,7 @@ class Deliverer:
 
     async def _answer_status(self, message: Msg) -> None:
         failing = sum(runner.failing for runner in self._runners.values())
-        status = Status(attempts=dict(self.counts), disabled=self.disabled, running=len(self._runners), failing=failing)
+        status = Status(attempts=dict(self.counts), disabled=self.disabled, failing=failing)
         try:
             await message.respond(msgspec.json.encode(status))
         except nats.errors.Error as error:
@@ -162,6 +159,7 @@ class Runner:
         self._feed = ""
         self._known = 0  # position in REVOCATIONS up to which all has been handed out once
         self._held: dict[asyncio.Task[None], Delivered] = {}
+        self._receipts = Receipts(deliverer, webhook.webhook_id)
         self._task = asyncio.create_task(self._run())
         self._holding = asyncio.create_task(self._hold())
 
@@ -188,6 +186,7 @@ class Runner:
         if self._held:
             await asyncio.wait(set(self._held), timeout=_FINISH_SECONDS_MAX)
         await end_all([*self._held, self._holding])
+        await self._receipts.close()
         await self._line.close()
 
     async def _run(self) -> None:
@@ -206,6 +205,7 @@ class Runner:
         ledger, feed = await asyncio.gather(stream_state(self._nc, LEDGER), stream_state(self._nc, REVOCATIONS))
         self._feed = feed_id(ledger["created"], feed["created"])
         self._known = (await consumers.ensure(self._nc, self.webhook_id, self._sealed.after, self._sealed.cursor)).known
+        self._receipts.look()  # a process that was killed may not have told
         puller = Puller(self._nc, self.webhook_id)
         try:
             while True:
@@ -253,6 +253,8 @@ class Runner:
             if matches(revoked, self._filters()):
                 await self._deliver(announcement(self._feed, revoked.ledger_seq, message.data), message.times - 1)
             acknowledged = await consumers.acknowledge(self._nc, message)
+            if acknowledged:
+                self._receipts.delivered(message.seq, revoked.ledger_seq)
         except LedgerUnavailable as error:
             log.info("webhook_waits", webhook_id=self.webhook_id, why=str(error))
         finally:
@@ -280,8 +282,8 @@ class Runner:
             answer = await self._line.post(self._target, headers, message.body)
             self._deliverer.counts[answer.outcome] += 1
             if answer.outcome == "delivered":
-                self._record(message, number, at, answer, None)
                 self._delivered()
+                self._record(message, number, at, answer, None)
                 return
             await self._failed(answer, at)
             seconds = max(delay_seconds(number), answer.retry_after_seconds)
@@ -346,3 +348,47 @@ class Runner:
             return await delivered_since(self._nc, self.webhook_id, self._failing_since or now())
         except LedgerUnavailable:
             return True
+
+
+class Receipts:
+    """Tells up to where everything was delivered to a webhook, by whichever process."""
+
+    def __init__(self, deliverer: Deliverer, webhook_id: str) -> None:
+        self._deliverer = deliverer
+        self._webhook_id = webhook_id
+        self._seqs: OrderedDict[int, int] = OrderedDict()  # of REVOCATIONS and of LEDGER
+        self._task: asyncio.Task[None] | None = None
+        self._again = False
+
+    def delivered(self, seq: int, ledger_seq: int) -> None:
+        """What stands at `seq` of REVOCATIONS was delivered. Waits for nothing."""
+        self._seqs[seq] = ledger_seq
+        if len(self._seqs) > _REMEMBERED_MAX:
+            self._seqs.popitem(last=False)
+        self.look()
+
+    def look(self) -> None:
+        """Asks the consumer up to where everything was delivered. Waits for nothing."""
+        self._again = True
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._tell())
+
+    async def _tell(self) -> None:
+        while self._again:
+            await asyncio.sleep(_GATHER_SECONDS)
+            self._again = False
+            try:
+                progress = await consumers.progress(self._deliverer.nc, self._webhook_id)
+                if progress is None or not progress.floor:
+                    return
+                seq = self._seqs.get(progress.floor)
+                if seq is None:
+                    seq = await consumers.ledger_seq_at(self._deliverer.nc, progress.floor)
+                if seq is not None:
+                    self._deliverer.receipts.record(self._webhook_id, seq)
+            except LedgerUnavailable as error:
+                log.info("receipt_waits", webhook_id=self._webhook_id, why=str(error))
+
+    async def close(self) -> None:
+        if self._task is not None:
+            await end_all([self._task])

@@ -54,7 +54,18 @@ SURFACE = {
     ("GET", "/v1/revocations"),
     ("GET", "/v1/revocations/position"),
     ("GET", "/v1/revocations/snapshot"),
+    ("GET", "/v1/revocations/{ledger_seq}/propagation"),
     ("GET", "/v1/revocations/stream"),
+    ("GET", "/v1/revocations/{ledger_seq}/propagation"),
+    ("POST", "/v1/webhooks"),
+    ("GET", "/v1/webhooks"),
+    ("GET", "/v1/webhooks/{webhook_id}"),
+    ("PATCH", "/v1/webhooks/{webhook_id}"),
+    ("DELETE", "/v1/webhooks/{webhook_id}"),
+    ("GET", "/v1/webhooks/{webhook_id}/deliveries"),
+    ("POST", "/v1/webhooks/{webhook_id}/redeliveries"),
+    ("POST", "/v1/webhooks/{webhook_id}/secrets"),
+    ("POST", "/v1/webhooks/{webhook_id}/test"),
     ("GET", "/v1/audit/events"),
     ("GET", "/v1/audit/usage"),
     ("GET", "/v1/audit/tokens"),
@@ -79,6 +90,7 @@ SURFACE = {
     ("GET", "/v1/subscribers"),
     ("GET", "/v1/subscribers/{subscriber_id}"),
     ("DELETE", "/v1/subscribers/{subscriber_id}"),
+    ("POST", "/v1/subscribers/{subscriber_id}/acknowledgements"),
     ("GET", "/health/live"),
     ("GET", "/health/ready"),
     ("GET", "/metrics"),
@@ -280,6 +292,11 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
         made = service.done("POST", "/v1/subscribers", json={"name": "x", "transport": transport})
         return {"subscriber_id": made["subscriber_id"]}
 
+    def revoked() -> int:
+        path = f"/v1/tokens/{token()['token_id']}/revoke"
+        seq: int = service.done("POST", path, json={"reason": "admin"})["ledger_seq"]
+        return seq
+
     def ended_backtest() -> dict[str, Any]:
         service.done("DELETE", f"/v1/audit/backtests/{backtest()['backtest_id']}")
         return {"rule": "burst", "days": 1, "set": {"factor": 3}}
@@ -335,7 +352,10 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
             Call(token=ground.token["token"], query={"scope": "more"}),
         ],
         ("POST", "/v1/uses"): lambda: [Call(body=reported), Call(body={**reported, "uses": [], "lost": 3})],
-        ("POST", "/v1/tokens/{token_id}/revoke"): lambda: [Call(token(), body={"reason": "admin"})],
+        ("POST", "/v1/tokens/{token_id}/revoke"): lambda: [
+            Call(token(), body={"reason": "admin"}),
+            Call(token(), body={"reason": "admin", "wait_seconds": 0.1}),
+        ],
         ("POST", "/v1/revocations"): lambda: [
             Call(body={"token_id": ground.token["token_id"], "reason": "admin", "dry_run": True}),
             Call(body={"token_id": ground.token["token_id"], "reason": "admin"}),
@@ -343,6 +363,7 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
         ("GET", "/v1/revocations"): lambda: [*everywhere, Call(query={"client_id": ground.app.client_id})],
         ("GET", "/v1/revocations/position"): lambda: [Call()],
         ("GET", "/v1/revocations/snapshot"): lambda: [Call()],
+        ("GET", "/v1/revocations/{ledger_seq}/propagation"): lambda: [Call({"ledger_seq": str(revoked())})],
         ("GET", "/v1/revocations/stream"): lambda: [
             Call(endless=True),
             Call(query={"after": "0", "subject": ground.user["user_id"]}, endless=True),
@@ -388,6 +409,9 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
         ("GET", "/v1/subscribers"): lambda: everywhere,
         ("GET", "/v1/subscribers/{subscriber_id}"): lambda: [Call(subscriber()), Call(subscriber("http"))],
         ("DELETE", "/v1/subscribers/{subscriber_id}"): lambda: [Call(subscriber()), Call(subscriber("http"))],
+        ("POST", "/v1/subscribers/{subscriber_id}/acknowledgements"): lambda: [
+            Call(subscriber("http"), body={"ledger_seq": 1})
+        ],
         ("POST", "/oauth2/token"): lambda: [
             Call(form={"grant_type": "client_credentials"}, auth=ground.app.basic),
             Call(

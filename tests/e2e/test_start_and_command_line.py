@@ -141,6 +141,7 @@ def test_strangers_path_by_the_command_line(service: Service) -> None:
 
 
 def test_doctor_finds_a_running_service_well(service: Service) -> None:
+    service.forget_followers()
     done = run("doctor", "--data-dir", str(service.data_dir))
     assert done.returncode == 0, done.stdout + done.stderr
 

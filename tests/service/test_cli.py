@@ -715,7 +715,8 @@ def test_cli_blast_radius_is_of_one_thing(run: Run) -> None:
     assert unknown.exit_code == REFUSED
 
 
-def test_doctor_finds_nothing_wrong_with_a_running_service(run: Run) -> None:
+def test_doctor_finds_nothing_wrong_with_a_running_service(run: Run, service: Service) -> None:
+    service.forget_followers()
     result = run("doctor", "-o", "json")
     answer = json.loads(result.stdout)
     assert [check for check in answer["checks"] if check["state"] == "problem"] == []

@@ -1,0 +1,247 @@
+"""Followers that are slow, dead, cut off or too late, and services that stop or lose a part under them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from events import streams
+from events.ledger import Append, Ledger
+from events.streams import REVOCATIONS, Connection
+from events.types import Reason, TokenRevoked
+from service.tokens import new_id
+from tests import running
+from tests.following import POLL, STREAM, Follower, Revoked, following, poll_all, snapshot
+from tests.making import head, subject_of
+from tests.running import Process, Service, StartService, problem, until
+
+pytestmark = pytest.mark.slow
+
+MIB = 1024**2
+STREAMS = 200
+SILENT = 12
+HISTORY = 5_000  # announcements of some 550 bytes, so that each silent follower could be sent 2.7 MB
+GROWTH_BYTES_MAX = (SILENT + 60) * MIB  # a stream holds 1 MiB at the most; and the feed's ring and its rest
+
+
+async def connection(service: Service, role: str) -> Connection:
+    url = json.loads((service.data_dir / "bootstrap.json").read_text())["nats_url"]
+    return await streams.connect(url, service.data_dir / "nats" / f"{role}.nk", name=f"test-{role}")
+
+
+def revoke_many(service: Service, count: int) -> int:
+    """Appends revocations of tokens that nobody knows, and answers the sequence of the last."""
+
+    async def append() -> int:
+        nc = await connection(service, "service")
+        ledger = Ledger(nc)
+        try:
+            events = [
+                TokenRevoked(**head(), grant_id=new_id("grt"), token_id=new_id("tok"), reason=Reason.ADMIN)
+                for _ in range(count)
+            ]
+            done = 0
+            for at in range(0, count, 500):
+                appended = await ledger.append(*(Append(subject_of(one), one) for one in events[at : at + 500]))
+                done = appended[-1]
+            return done
+        finally:
+            await nc.close()
+
+    return asyncio.run(append())
+
+
+def announced(service: Service, token: str, seq: int) -> None:
+    """Returns once the feed has reached the sequence."""
+
+    def reached() -> bool:
+        answer = service.call("GET", "/v1/revocations/position", token=token)
+        return answer.is_success and answer.json()["ledger_seq"] >= seq
+
+    until(reached, seconds=60, what="it is announced")
+
+
+@contextlib.contextmanager
+def silent_streams(service: Service, token: str, count: int, query: str = "") -> Iterator[list[socket.socket]]:
+    """Streams that have begun and are not read any further."""
+    request = f"GET {STREAM}{query} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
+    with contextlib.ExitStack() as stack:
+        opened = []
+        for _ in range(count):
+            one = stack.enter_context(socket.socket())
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            one.settimeout(60)
+            one.connect(("127.0.0.1", service.port))
+            one.sendall(request)
+            opened.append(one)
+        for one in opened:
+            assert one.recv(12) == b"HTTP/1.1 200"
+        yield opened
+
+
+def followers(service: Service) -> int:
+    """As the metrics tell."""
+    lines = service.http.get("/metrics").text.splitlines()
+    counts = [one.split()[1] for one in lines if one.startswith("token_ledger_followers ")]
+    return int(float(counts[0])) if counts else 0
+
+
+def resident_bytes(process: Process) -> int:
+    pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+    return pages * 4096
+
+
+def test_service_with_open_streams_stops_in_time_and_loses_no_use(own_service: StartService, tmp_path: Path) -> None:
+    """Also with followers that have not read what they were sent."""
+    service = own_service(directory=tmp_path / "crowded", use_recording="buffered")
+    token, pat = service.bearer("ledger:subscribe"), service.pat()
+    announced(service, token, revoke_many(service, HISTORY))
+    with silent_streams(service, token, STREAMS), silent_streams(service, token, 4, "?after=0"):
+        until(lambda: followers(service) >= STREAMS, seconds=60)
+        for _ in range(50):
+            assert service.code(pat["token"]) == "valid"
+        service.stop()  # within CONTRACT's 10 s, every process with 0
+    again = own_service(directory=tmp_path / "crowded")
+    uses = [one for one in again.history(pat["token_id"], uses="true") if one["ledger_seq"] is None]
+    assert len(uses) == 50
+
+
+def test_followers_that_do_not_read_hold_little_and_delay_nobody(own_service: StartService) -> None:
+    service = own_service(workers=1, followers_max=SILENT + 1)
+    token = service.bearer("ledger:subscribe")
+    [worker] = service.workers()
+    announced(service, token, revoke_many(service, HISTORY))
+    with following(service, token) as healthy:
+        before = resident_bytes(worker)
+        with silent_streams(service, token, SILENT, "?after=0"):
+            # There is no place left.
+            body = service.call("GET", STREAM, token=token)
+            problem(body, 503, "unavailable")
+            assert int(body.headers["retry-after"]) > 0
+            problem(service.call("GET", POLL, token=token), 503, "unavailable")
+            last = revoke_many(service, HISTORY)
+            healthy.wait_reached(last)
+            assert len(healthy.seqs) == HISTORY
+            growth = resident_bytes(worker) - before
+            assert growth < GROWTH_BYTES_MAX
+            # Whoever takes nothing is given up.
+            until(lambda: followers(service) == 1, seconds=90, what="their places are free again")
+        assert service.workers() == [worker]
+        seq = revoke_many(service, 1)
+        healthy.wait_reached(seq)
+
+
+@pytest.fixture(scope="module")
+def battered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    service = running.start(tmp_path_factory.mktemp("followed"))
+    try:
+        yield service
+    finally:
+        service.stop()
+
+
+VICTIMS = {
+    "API worker": lambda service: service.workers()[0],
+    "API server": Service.api_server,
+    "nats-server": Service.nats_server,
+    "feed projector": lambda service: service.projector("revocations"),
+}
+
+
+def test_followers_of_a_service_whose_parts_are_killed_miss_nothing(battered: Service) -> None:
+    token = battered.bearer("ledger:subscribe")
+    start = snapshot(battered, token)[0]["ledger_seq"]
+    with following(battered, token, after=start) as one, following(battered, token, after=start) as other:
+        for victim in VICTIMS.values():
+            revoke_many(battered, 20)
+            killed = victim(battered)
+            killed.kill()
+            until(lambda: not killed.alive(), seconds=10)  # noqa: B023 - asked at once
+            until(battered.ready, seconds=60)
+            last = revoke_many(battered, 20)
+            for follower in (one, other):
+                follower.wait_reached(last)
+        until(lambda: len(battered.workers()) == battered.worker_count, seconds=60)
+        polled, _ = poll_all(battered, token, start, limit=1000)
+        assert len(polled) == 40 * len(VICTIMS)
+        for follower in (one, other):
+            assert follower.connections > 1
+            assert follower.events == polled
+
+
+def test_follower_that_was_away_begins_where_it_ended(battered: Service) -> None:
+    """Stopped, with what it had; begun again with an old cursor, and fed some of it twice."""
+    token = battered.bearer("ledger:subscribe")
+    start = snapshot(battered, token)[0]["ledger_seq"]
+    found = Revoked()
+    for after in (start, start + 10, start + 30):  # each cursor lies before what was seen
+        last = revoke_many(battered, 25)
+        with following(battered, token, after=after) as one:
+            one.wait_reached(last)
+            for event in one.events:
+                found.add(event["data"])
+    everything = Revoked()
+    for item in poll_all(battered, token, start)[0]:
+        everything.add(item["data"])
+    assert found.names() == everything.names()
+    assert len(everything.names()) == 75
+
+
+def test_cursor_behind_which_announcements_were_dropped_is_refused_and_a_snapshot_goes_on(battered: Service) -> None:
+    token, pat = battered.bearer("ledger:subscribe"), battered.pat()
+    battered.done("POST", POLL, json={"grant_id": pat["grant_id"], "reason": "admin"})
+    last = revoke_many(battered, 60)
+    announced(battered, token, last)
+    asyncio.run(keep(battered, 10))
+    for worker in battered.workers():
+        worker.kill()  # or they would still hold what was dropped
+    until(battered.ready, seconds=60)
+    for answer in (
+        battered.call("GET", STREAM, token=token, params={"after": 0}),
+        battered.call("GET", STREAM, token=token, headers={"Last-Event-ID": str(last - 30)}),
+        battered.call("GET", POLL, token=token, params={"after": last - 30, "wait_seconds": 5}),
+    ):
+        body = problem(answer, 410, "cursor_too_old")
+        assert "/v1/revocations/snapshot" in body["fix"]
+    begun, revoked = snapshot(battered, token)
+    assert ("grant", pat["grant_id"]) in {(one["what"], one.get("grant_id")) for one in revoked}
+    assert begun["ledger_seq"] >= last
+    with following(battered, token, after=begun["ledger_seq"]) as one:
+        one.wait_for(revoke_many(battered, 1))
+    kept, _ = poll_all(battered, token, last - 5)
+    assert [int(item["id"]) for item in kept][:5] == list(range(last - 4, last + 1))
+
+
+async def keep(service: Service, messages: int) -> None:
+    """As if the feed's retention had dropped all but the newest."""
+    nc = await connection(service, "admin")
+    try:
+        subject = f"$JS.API.STREAM.UPDATE.{REVOCATIONS}"
+        state = json.loads((await nc.request(f"$JS.API.STREAM.INFO.{REVOCATIONS}", b"", timeout=10)).data)
+        for most in (messages, -1):  # another configuration than the service's would keep its workers from starting
+            config = json.dumps(state["config"] | {"max_msgs": most}).encode()
+            answer = json.loads((await nc.request(subject, config, timeout=10)).data)
+            assert "error" not in answer, answer
+    finally:
+        await nc.close()
+
+
+def test_follower_of_one_worker_learns_at_once_what_was_revoked_at_another(battered: Service) -> None:
+    """Two connections each: whichever worker they meet."""
+    token = battered.bearer("ledger:subscribe")
+    several = [Follower(battered, token) for _ in range(4)]
+    try:
+        for one in several:
+            one.wait_begun()
+        seq = revoke_many(battered, 1)
+        for one in several:
+            one.wait_for(seq)
+    finally:
+        for one in several:
+            one.close()
