@@ -1,14 +1,7 @@
 """The nats-server: its configuration, its credentials, and the one that `token-ledger up` runs itself.
 
-`render_config` serves the embedded server and every node of a cluster, so that both have the same accounts:
-
-- MAIN has JetStream. `admin` makes streams and buckets, `service` appends and reads, `projector` follows.
-- APPS has none. Registered subscribers ask there, each for its own durable consumer on REVOCATIONS, through imports:
-  the server checks no reply subjects, and in MAIN the answer to a request with a crafted one would be stored in LEDGER.
-- SYS has no user. It exports VARZ, by which everyone in MAIN sees whether the server syncs before it acknowledges.
-
-For the same reason the roles within MAIN guard against mistakes and keep configuration in one hand; they are no
-wall between processes of which one is hostile.
+`render_config` serves the embedded server and every node of a cluster, so that both have the same accounts
+(`events/accounts.py`). A change of subscribers is a new configuration that the server reloads.
 """
 
 from __future__ import annotations
@@ -29,7 +22,7 @@ import subprocess
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -37,35 +30,19 @@ from typing import Any
 import nkeys
 from msgspec import Struct
 
+from events.accounts import ROLES, accounts
 from events.errors import LedgerUnavailable, UnsafeServer
-from events.streams import (
-    DELIVERIES,
-    LEDGER,
-    RECEIPTS,
-    REVOCATIONS,
-    SIGNING_KEYS,
-    SUBJECT_KEYS,
-    USAGE,
-    WEBHOOKS,
-    Connection,
-    StreamLimits,
-    server_reports,
-    stream_configs,
-)
-from events.types import TENANT
+from events.streams import Connection, server_reports
 
-ROLES = ("admin", "service", "projector")
 LOOPBACK = "127.0.0.1"
 CLIENT_PORT = 4222
 ROUTE_PORT = 6222
 MONITOR_PORT = 8222
 CONFIG_FILE = "nats.conf"
 SUBSCRIBERS_FILE = "subscribers.json"  # their public keys by id, as the configuration beside it has them
-SUBSCRIBERS_CHANGED = "subscribers.changed"  # asked of who runs the embedded server, once the ledger has the change
 
 PAYLOAD_BYTES_MAX = 1024 * 1024
 CONNECTIONS_MAX = 1024
-SUBSCRIBER_CONNECTIONS_MAX = 512  # so that subscribers cannot take the places of API and projectors
 LOG_BYTES_MAX = 16 * 1024 * 1024
 LOG_FILES_MAX = 4
 # Left out, the server would take three quarters of the disk that is free at its start, and a store that has grown
@@ -142,7 +119,7 @@ def render_config(
             "max_memory_store": MEMORY_STORE_BYTES_MAX,
         },
         "system_account": "SYS",
-        "accounts": _accounts(public_keys, subscribers or {}),
+        "accounts": accounts(public_keys, subscribers or {}),
     }
     if log_file is not None:
         config |= {"logfile": log_file, "logfile_size_limit": LOG_BYTES_MAX, "logfile_max_num": LOG_FILES_MAX}
@@ -160,156 +137,6 @@ def render_config(
             "no_advertise": True,
         }
     return json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-
-
-def _accounts(public_keys: Mapping[str, str], subscribers: Mapping[str, str]) -> dict[str, Any]:
-    varz = "$SYS.REQ.SERVER.PING.VARZ"
-    info = f"$JS.API.CONSUMER.INFO.{REVOCATIONS}.*"
-    fetch = f"$JS.API.CONSUMER.MSG.NEXT.{REVOCATIONS}.*"
-    acknowledge = f"$JS.ACK.{REVOCATIONS}.>"
-    # CONSUMER.CREATE is not exported: the body of such a request may name any deliver subject.
-    exports = [
-        {"service": info, "accounts": ["APPS"]},
-        {"service": fetch, "response_type": "stream", "accounts": ["APPS"]},
-        {"service": acknowledge, "accounts": ["APPS"]},
-        {"service": "feed.position", "accounts": ["APPS"]},
-    ]
-    main_users = [
-        _user(public_keys["admin"], "admin", publish=_admin_publishes(), subscribe=[SUBSCRIBERS_CHANGED]),
-        # `findings.act`: the analytics process asks it to act on findings, and it answers. `webhooks.status`: workers
-        # ask those that deliver how they are getting on.
-        _user(
-            public_keys["service"],
-            "service",
-            publish=_service_publishes(),
-            subscribe=["findings.act", "webhooks.status"],
-        ),
-        _user(
-            public_keys["projector"],
-            "projector",
-            publish=_projector_publishes(),
-            # What subscribers acknowledge and ask for passes here: that is how their receipts are known.
-            subscribe=["analytics.>", "$SRV.>", "feed.>", f"$JS.ACK.{REVOCATIONS}.>", fetch],
-        ),
-    ]
-    return {
-        "MAIN": {
-            "jetstream": "enabled",
-            "users": main_users,
-            "imports": [{"service": {"account": "SYS", "subject": varz}, "to": "sync.check"}],
-            "exports": exports,
-        },
-        "APPS": {
-            "limits": {"max_connections": SUBSCRIBER_CONNECTIONS_MAX},
-            "users": [
-                _user(public_key, subscriber, publish=_subscriber_publishes(subscriber))
-                for subscriber, public_key in sorted(subscribers.items())
-            ],
-            # Not under $JS.API itself, which the server refuses (10039): clients set the prefix L.API.
-            "imports": [
-                {"service": {"account": "MAIN", "subject": info}, "to": info.replace("$JS.", "L.")},
-                {"service": {"account": "MAIN", "subject": fetch}, "to": fetch.replace("$JS.", "L.")},
-                {"service": {"account": "MAIN", "subject": acknowledge}},
-                {"service": {"account": "MAIN", "subject": "feed.position"}},
-            ],
-        },
-        # `stream`: every server of a cluster answers, not only the first.
-        "SYS": {"exports": [{"service": varz, "response_type": "stream", "accounts": ["MAIN"]}]},
-    }
-
-
-def _user(public_key: str, name: str, *, publish: Iterable[str], subscribe: Iterable[str] = ()) -> dict[str, Any]:
-    # Nobody hears the answers that another is given.
-    return {
-        "nkey": public_key,
-        "permissions": {
-            "publish": {"allow": list(publish)},
-            "subscribe": {"allow": [f"_INBOX_{name}.>", *subscribe]},
-        },
-    }
-
-
-def _all_streams() -> list[str]:
-    return list(stream_configs(StreamLimits()))
-
-
-def _reads_directly(stream: str) -> list[str]:
-    """Single and batched direct gets, by sequence or subject, and gets that the stream's leader answers."""
-    return [
-        f"$JS.API.DIRECT.GET.{stream}",
-        f"$JS.API.DIRECT.GET.{stream}.>",
-        f"$JS.API.STREAM.MSG.GET.{stream}",
-    ]
-
-
-def _follows(stream: str, subjects: str) -> list[str]:
-    """Named consumers on the subjects of a stream or some of them, pushed with flow control or pulled."""
-    return [
-        f"$JS.API.CONSUMER.CREATE.{stream}.*.{subjects}",
-        f"$JS.API.CONSUMER.INFO.{stream}.*",
-        f"$JS.API.CONSUMER.MSG.NEXT.{stream}.*",
-        f"$JS.FC.{stream}.>",
-    ]
-
-
-def _admin_publishes() -> list[str]:
-    return ["$JS.API.>", "sync.check", "analytics.>", "feed.>", "$SRV.>", "_INBOX_service.>"]
-
-
-def _service_publishes() -> list[str]:
-    buckets = [name for name in _all_streams() if name.startswith("KV_")]
-    allowed = ["ledger.>", "usage.>", "sync.check", "analytics.>", "$SRV.>", "$JS.API.INFO"]
-    allowed += ["_INBOX_projector.>"]
-    allowed += [f"$JS.API.STREAM.INFO.{name}" for name in _all_streams()]
-    allowed += _reads_directly(LEDGER) + _follows(LEDGER, "ledger.>")
-    # The feed is handed on over HTTP and to webhooks, whose consumers, as those of subscribers, are made here.
-    allowed += _reads_directly(REVOCATIONS) + _follows(REVOCATIONS, "revocations.>")
-    allowed += [
-        f"$JS.API.CONSUMER.CREATE.{REVOCATIONS}.*",
-        f"$JS.API.CONSUMER.DURABLE.CREATE.{REVOCATIONS}.*",
-        f"$JS.API.CONSUMER.DELETE.{REVOCATIONS}.*",
-        f"$JS.API.CONSUMER.NAMES.{REVOCATIONS}",
-        f"$JS.API.CONSUMER.LIST.{REVOCATIONS}",
-        f"$JS.ACK.{REVOCATIONS}.>",
-        "feed.>",
-        SUBSCRIBERS_CHANGED,
-        "receipts.>",
-        "deliveries.>",
-        "webhooks.status",
-        *_reads_directly(DELIVERIES),
-    ]
-    for bucket in buckets:
-        keys = f"$KV.{bucket.removeprefix('KV_')}.>"
-        allowed += [keys, *_reads_directly(bucket), *_follows(bucket, keys)]
-    # A deleted message is overwritten on disk: that is how the key of an erased subject goes, and one that
-    # signed.
-    allowed += [f"$JS.API.STREAM.MSG.DELETE.KV_{bucket}" for bucket in (SUBJECT_KEYS, SIGNING_KEYS, WEBHOOKS)]
-    return allowed
-
-
-def _projector_publishes() -> list[str]:
-    allowed = [f"ledger.{TENANT}.finding.>", "revocations.>", "receipts.>", "sync.check", "$JS.API.INFO"]
-    allowed += [f"$JS.API.STREAM.INFO.{name}" for name in _all_streams()]
-    allowed += _follows(LEDGER, "ledger.>") + _follows(USAGE, "usage.>") + _follows(RECEIPTS, "receipts.>")
-    # The feed asks what it published last. `allow_responses` instead of the inboxes would make the server remember
-    # every message that it delivers with a reply subject, and those of a consumer all have one.
-    allowed += _reads_directly(REVOCATIONS) + _follows(REVOCATIONS, "revocations.>")
-    # Questions of subscribers come with a reply subject of the import's own, `_R_.`.
-    allowed += ["_INBOX_service.>", "_INBOX_admin.>", "_R_.>"]
-    # A finding that is appended again is looked up; what it could read so, it follows anyway.
-    allowed += [f"$JS.API.DIRECT.GET.{LEDGER}", "findings.act"]
-    # A health check asks the analytics process with the credentials that its container has.
-    allowed += ["analytics.status", "_INBOX_projector.>"]
-    return allowed
-
-
-def _subscriber_publishes(subscriber: str) -> list[str]:
-    return [
-        f"L.API.CONSUMER.INFO.{REVOCATIONS}.{subscriber}",
-        f"L.API.CONSUMER.MSG.NEXT.{REVOCATIONS}.{subscriber}",
-        f"$JS.ACK.{REVOCATIONS}.{subscriber}.>",
-        "feed.position",
-    ]
 
 
 def write_cluster(

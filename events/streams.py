@@ -159,8 +159,8 @@ async def connect(
 
     `reads_headers`: a connection that only follows needs none of what is stored, and reads a fifth faster without.
 
-    `creds` is an nkey seed file or a `.creds` file. The embedded server's seed files are named after their role,
-    and a role may only listen on its own inbox, `_INBOX_<role>`.
+    `creds` is an nkey seed file or a `.creds` file. Seed files are named after their role or their subscriber's id,
+    which may only listen on its own inbox: `_INBOX_<role>`, `_INBOX_<id>`.
 
     Raises: LedgerUnavailable
     """

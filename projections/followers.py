@@ -43,6 +43,7 @@ _ASK_SECONDS_MAX = 2.0
 _EARLY_MAX = 10_000  # acknowledgements of announcements that have not been read here yet
 _CONSUMERS_MAX = 10_000
 _WAITING_MAX = 256  # questions that wait for receipts; further ones are answered at once
+_TOLD_AT_ONCE = 100
 _CARRY_AFTER_NS = 6 * 3600 * 1_000_000_000
 _NUMBER_DIGITS_MAX = 19
 _ACKNOWLEDGED = {b"", b"+ACK", b"+OK"}
@@ -202,7 +203,8 @@ class Followers:
         for one in self._known.values():
             if one.transport == "nats" and self._worth_asking(one):
                 await self._ask_server(one.id)
-        self._alarm()
+            await asyncio.sleep(0)
+        await self._alarm()
         self._carry_forward()
 
     def _worth_asking(self, one: Follower) -> bool:
@@ -302,8 +304,11 @@ class Followers:
         since += [pending_since_us] if pending_since_us is not None else []
         return min((one for one in since if one < latest), default=None)
 
-    def _alarm(self) -> None:
-        silent = {one: self._standing(one) for one in self._known}
+    async def _alarm(self) -> None:
+        silent = {}
+        for one in list(self._known):
+            silent[one] = self._standing(one)
+            await asyncio.sleep(0)
         now = {one for one, standing in silent.items() if standing.silent_since_us is not None}
         for follower in sorted(now - self._silent):
             standing = silent[follower]
@@ -350,9 +355,13 @@ class Followers:
 
     async def _answer(self, message: Msg, request: ReceiptsRequest) -> None:
         seq = request.ledger_seq
-        everyone = self._known.keys() | self.fold.followers.keys()
+        standings = []
+        for number, follower in enumerate(sorted(self._known.keys() | self.fold.followers.keys()), 1):
+            standings.append(self._standing(follower, seq))
+            if number % _TOLD_AT_ONCE == 0:
+                await asyncio.sleep(0)  # the same process announces revocations
         answer = ReceiptsAnswer(
-            followers=[self._standing(follower, seq) for follower in sorted(everyone)],
+            followers=standings,
             registered=len(self._known),
             announced_seq=self.fold.announced.last_ledger_seq,
             announced_at_us=self.fold.announced.announced_at_us(seq) if seq is not None else None,

@@ -7,6 +7,7 @@ everybody else positions of LEDGER.
 
 from __future__ import annotations
 
+import asyncio
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from events.streams import RECEIPTS, REVOCATIONS, RawMessage
 
 VERSION = 1
 ANNOUNCEMENTS_MAX = 100_000  # the newest that are held
+_AT_ONCE = 20  # messages; a block of receipts has up to some thousands, and seldom more than one a follower
 _STEPS_MAX = 4_096  # of one follower that are held
 _FOLLOWERS_MAX = 10_000
 _ABOVE_MAX = 10_000  # acknowledgements of one consumer beyond one that is missing
@@ -75,6 +77,11 @@ class Steps:
     def add(self, ledger_seq: int, at_us: int) -> bool:
         """Whether it says anything new. The order in which receipts come does not matter."""
         seqs, times = self._seqs, self._at_us
+        if not seqs or (ledger_seq > seqs[-1] and at_us > times[-1]):  # as nearly always
+            seqs.append(ledger_seq)
+            times.append(at_us)
+            self._trim()
+            return True
         end = bisect_left(seqs, ledger_seq)
         if end < len(seqs) and times[end] <= at_us:
             return False  # what reaches as far was heard before
@@ -83,11 +90,14 @@ class Steps:
             end += 1
         seqs[start:end] = array("q", [ledger_seq])
         times[start:end] = array("q", [at_us])
-        if len(seqs) > _STEPS_MAX:
-            count = _STEPS_MAX // 4
-            self.forgotten = seqs[count - 1]
-            del seqs[:count], times[:count]
+        self._trim()
         return True
+
+    def _trim(self) -> None:
+        if len(self._seqs) > _STEPS_MAX:
+            count = _STEPS_MAX // 4
+            self.forgotten = self._seqs[count - 1]
+            del self._seqs[:count], self._at_us[:count]
 
     def applied_at_us(self, ledger_seq: int) -> int | None:
         """When the follower had applied it; None if it has not, or if that is no longer known."""
@@ -151,7 +161,7 @@ class Announcements:
 
 
 class ReceiptsFold:
-    """A projection of RECEIPTS and REVOCATIONS. `changed` is called when something was applied."""
+    """A projection of RECEIPTS and REVOCATIONS into memory. `changed` is called when something was applied."""
 
     name = "receipts"
     version = VERSION
@@ -169,7 +179,14 @@ class ReceiptsFold:
     def position(self, stream: str) -> int:
         return self._positions.get(stream, 0)
 
+    async def publish(self, stream: str, batch: list[RawMessage]) -> None:
+        """As `apply`, a little at a time: the same process announces revocations, which must not wait for this."""
+        for start in range(0, len(batch), _AT_ONCE):
+            self.apply(stream, batch[start : start + _AT_ONCE])
+            await asyncio.sleep(0)
+
     def apply(self, stream: str, batch: list[RawMessage]) -> None:
+        """Folds the batch."""
         for message in batch:
             if message.seq <= self.position(stream):
                 continue

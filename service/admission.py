@@ -9,9 +9,10 @@ import nats.errors
 import structlog
 from nats.aio.msg import Msg
 
+from events.accounts import SUBSCRIBERS_CHANGED
 from events.errors import LedgerError
 from events.ledger import Ledger
-from events.server import SUBSCRIBERS_CHANGED, EmbeddedServer
+from events.server import EmbeddedServer
 from events.streams import Connection
 from service.commands import subject
 from service.rules.subscribers import Subscriber, subscriber_of

@@ -411,7 +411,7 @@ def _silent(follower: Follower, standing: FollowerStanding) -> Finding:
     since = datetime.fromtimestamp((standing.silent_since_us or 0) // 1_000_000, UTC)
     found = f"{follower.id} ({follower.transport}, {follower.name!r}) is silent since {since:%Y-%m-%d %H:%M:%S}Z"
     if standing.pending:
-        found += f" and has not applied {standing.pending} revocations"
+        found += f" and has not applied {standing.pending} revocation{'s' if standing.pending > 1 else ''}"
     what = "webhook" if follower.transport == "webhook" else "subscriber"
     fix = (
         "see that it runs and reaches this service: what is revoked, it may still accept; "

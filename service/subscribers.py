@@ -18,9 +18,10 @@ import nats.errors
 import structlog
 from msgspec import Struct
 
+from events.accounts import SUBSCRIBERS_CHANGED
 from events.errors import LedgerError, LedgerUnavailable
 from events.ledger import Append
-from events.server import SUBSCRIBERS_CHANGED, new_nkey
+from events.server import new_nkey
 from events.streams import REVOCATIONS, Connection
 from projections.registry import Client, User
 from service.caller import Caller

@@ -200,7 +200,8 @@ def print_propagation(answer: Mapping[str, Any]) -> None:
     elif answer["complete"]:
         said = f"All {everyone} have applied it."
     else:
-        said = f"{answer['applied']} of {everyone} have applied it; {answer['pending']} have not."
+        have = "has" if answer["pending"] == 1 else "have"
+        said = f"{answer['applied']} of {everyone} have applied it; {answer['pending']} {have} not."
     click.echo(printable(said))
 
 

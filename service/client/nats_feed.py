@@ -6,7 +6,6 @@ Any two processes need a subscriber each: two that share one would get half of t
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 from collections import deque
 from dataclasses import dataclass, field
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import nats
 import nats.errors
 from msgspec import Struct
 from nats.aio.client import Client
@@ -31,6 +29,7 @@ _BATCH = 512
 _PULL_SECONDS = 30
 _POSITION_SECONDS = 1.0
 _ANSWER_SECONDS_MAX = 2.0
+_CLOSE_SECONDS_MAX = 2.0
 _BEHIND_SECONDS_MAX = 3.0  # what was announced is here within milliseconds, or it went to somebody else
 _SNAPSHOT_ATTEMPTS = 50
 _SNAPSHOT_PAUSE_SECONDS = 0.1
@@ -62,8 +61,19 @@ class NatsFeed:
 
     async def follow(self, knowledge: Knowledge, ledger: Ledger) -> None:
         """Until something is wrong. Raises: LedgerClientError."""
+        nc = Client()
         try:
-            nc = await nats.connect(
+            await self._connect(nc)
+            await _Follower(nc, self, knowledge, ledger).run()
+        except (nats.errors.Error, OSError) as error:
+            raise Unreachable(f"the connection to the nats-server failed: {error or type(error).__name__}") from error
+        finally:
+            await _end(nc)
+
+    async def _connect(self, nc: Client) -> None:
+        """Raises: Unreachable."""
+        try:
+            await nc.connect(
                 self.url,
                 nkeys_seed=str(self.seed_file),
                 inbox_prefix=self.inbox_prefix or f"_INBOX_{self.subscriber_id}",
@@ -77,13 +87,19 @@ class NatsFeed:
                 f"the nats-server cannot be used: {error or type(error).__name__}",
                 fix="look at the feed's url and seed_file; `token-ledger subscriber show` says which subscriber it is",
             ) from error
-        try:
-            await _Follower(nc, self, knowledge, ledger).run()
-        except (nats.errors.Error, OSError) as error:
-            raise Unreachable(f"the connection to the nats-server failed: {error or type(error).__name__}") from error
-        finally:
-            with contextlib.suppress(nats.errors.Error, OSError):
-                await nc.close()
+
+
+async def _end(nc: Client) -> None:
+    """Closes the connection, whatever state it is in: the client leaves open what it could not write to."""
+    transport = nc._transport  # noqa: SLF001 - there is no public way
+    try:
+        async with asyncio.timeout(_CLOSE_SECONDS_MAX):
+            await nc.close()
+    except (nats.errors.Error, OSError, TimeoutError):
+        pass
+    finally:
+        if transport is not None:
+            transport.close()  # type: ignore[no-untyped-call]
 
 
 async def _ignore(_: Exception) -> None:
@@ -183,6 +199,7 @@ class _Follower:
         except Exception as error:
             if not self._failed.done():
                 self._failed.set_exception(error)
+                self._failed.exception()  # `run` may have ended by itself
 
     async def _apply(self, message: Msg) -> None:
         """Raises: SnapshotNeeded when a message is missing before this one."""

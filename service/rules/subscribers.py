@@ -15,7 +15,7 @@ from service.errors import Gone, InvalidRequest, LimitReached, NotFound
 from service.rules.grants import Stamp
 from service.rules.registry import check_plain
 
-SUBSCRIBERS_MAX = 500  # each may hold a connection; the nats-server keeps 512 places for all of them
+SUBSCRIBERS_MAX = 200  # a nats-server takes some 10 ms for each consumer to stop, and is killed after 4 s
 
 Transport = Literal["nats", "http"]
 

@@ -15,10 +15,13 @@ import msgspec
 from rich.console import Console
 
 from tests import running
-from tests.bench import load, machine, report, revocation, upkeep, wrk
+from tests.bench import followers, load, machine, report, revocation, upkeep, wrk
 from tests.bench.fill import Filled, fill
 from tests.bench.processes import Echo, Memory, echo, settle, wait_ready
 from tests.bench.revocation import Revocations
+
+_RECEIVERS = {"webhook_allowed_networks": "127.0.0.1/32"}
+_FOLLOWERS = {"NATS": 13, "SSE": 13, "long poll": 12, "webhook": 12}
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,6 +32,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     row_seconds: float
     echo_seconds: float
     revocations: int
+    followers: dict[str, int]
     workers: int
 
 
@@ -48,7 +52,7 @@ class Bench:
 
     def start(self, **settings: Any) -> running.Service:
         workers = self.plan.workers
-        self.service = running.start(self.directory, workers=workers, port=self.port, **settings)
+        self.service = running.start(self.directory, workers=workers, port=self.port, **_RECEIVERS, **settings)
         wait_ready(self.service, workers)
         return self.service
 
@@ -67,7 +71,7 @@ class Bench:
         settle(service)
         view = upkeep.view(service.data_dir)
         self.say("stopping and starting again")
-        service, restarted = upkeep.restart(service, self.directory)
+        service, restarted = upkeep.restart(service, self.directory, **_RECEIVERS)
         self.service = service
         self.say("rebuilding the view")
         settle(service)
@@ -75,6 +79,7 @@ class Bench:
         settle(service)
         with echo(plan.workers, self.directory / "echo.log") as bare:
             rows, memory, revoked = self._rows(service, bare, filled)
+            told = self._told(service, filled)
             rows.insert(1, self._buffered(bare, filled))
         return report.Report(
             quick=quick,
@@ -85,6 +90,7 @@ class Bench:
             filled=filled,
             rows=rows,
             revocations=revoked,
+            followers=told,
             view=view,
             memory=memory,
             restart=restarted,
@@ -113,6 +119,12 @@ class Bench:
         settle(service)
         revoked = asyncio.run(revocation.measure(service, filled.revocable[: self.plan.revocations]))
         return rows, memory, revoked
+
+    def _told(self, service: running.Service, filled: Filled) -> list[followers.Way]:
+        count = self.plan.revocations
+        self.say(f"revoking {count} more, with {sum(self.plan.followers.values())} followers")
+        settle(service)
+        return asyncio.run(followers.measure(service, filled.revocable[count : 2 * count], self.plan.followers))
 
     def _buffered(self, bare: Echo, filled: Filled) -> load.Row:
         """The same service started again, with the other way of recording uses."""
@@ -154,6 +166,7 @@ def main(
         row_seconds=seconds or (3 if quick else 10),
         echo_seconds=1 if quick else 4,
         revocations=20 if quick else 200,
+        followers=dict.fromkeys(followers.WAYS, 2) if quick else _FOLLOWERS,
         workers=workers or machine.cores(),
     )
     messages = Console(stderr=True)

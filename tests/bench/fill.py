@@ -38,7 +38,7 @@ WORDS = {
     "opaque": "opaque access tokens by client credentials,",
     "pat": "personal access tokens",
 }
-REVOCABLE = 200  # tokens kept aside to be revoked: no row under load asks about them
+REVOCABLE = 400  # tokens kept aside to be revoked: no row under load asks about them
 REVOCABLE_PER_APPEND = 20
 SEED = 20
 

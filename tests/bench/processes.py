@@ -32,6 +32,8 @@ def role(process: running.Process) -> str:
     for name in ("current", "analytics"):
         if process.command_line.endswith(f"project {name}"):
             return f"project {name}"
+    if process.command_line.endswith(("project revocations", " deliver")):
+        return "feed"
     return "API"
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.bench.fill import Filled
+from tests.bench.followers import Way
 from tests.bench.load import Row
 from tests.bench.machine import Machine
 from tests.bench.processes import Memory
@@ -53,6 +54,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     filled: Filled
     rows: list[Row]
     revocations: Revocations
+    followers: list[Way]
     view: View
     memory: list[Memory]
     restart: Restart
@@ -62,7 +64,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 PLAIN_COLUMNS = 150  # where there is no terminal, whose width would hold
 LOAD_HEADINGS = ("row", "conn.", "requests/s", "echo/s", "ratio", "p50 ms", "p99 ms", "failed", "uses kept")
 FIGURE_HEADINGS = ("what", "measured", "target", "")
-CPU_ROLES = ("API", "nats-server", "project current", "project analytics", "wrk", "echo")
+CPU_ROLES = ("API", "nats-server", "project current", "project analytics", "feed", "wrk", "echo")
 CPU_HEADINGS = ("CPU, µs a request", *CPU_ROLES, "others", "stolen")
 OTHERS_SHARE_MAX = 0.05
 
@@ -97,7 +99,8 @@ def figure_cells(figure: Figure) -> tuple[str, ...]:
 
 def figures(report: Report) -> list[Figure]:
     """Every number that the table of rows does not show, and every target."""
-    return [*_of_load(report), *_of_revocations(report.revocations), *_of_upkeep(report), *_of_size(report)]
+    revoked = [*_of_revocations(report.revocations), *_of_followers(report.followers)]
+    return [*_of_load(report), *revoked, *_of_upkeep(report), *_of_size(report)]
 
 
 def _of_load(report: Report) -> list[Figure]:
@@ -126,6 +129,20 @@ def _of_revocations(found: Revocations) -> list[Figure]:
         Figure(what="revocation answered: p50", value=found.answered_p50, unit="ms"),
         Figure(what="revocation answered: p99", value=found.answered_p99, unit="ms"),
         Figure(what="questions sent after that answer and still answered `valid`", value=found.late, target=0),
+    ]
+
+
+def _of_followers(ways: list[Way]) -> list[Figure]:
+    count = sum(way.followers for way in ways)
+    return [
+        Figure(
+            what=f"revocation answered to known by {way.followers} of {count} followers, {way.way}: p99",
+            value=way.p99,
+            unit="ms",
+            target=500 if way.way == "webhook" else 50,
+            note=f"{way.revocations} revocations, p50 {way.p50:.1f} ms, longest {way.longest:.1f}",
+        )
+        for way in ways
     ]
 
 
@@ -228,8 +245,9 @@ def _setting(report: Report) -> str:
         "the first refusal by the last of the workers, each of which is asked without pause by a connection of its "
         "own. Replay: the whole command, beside the running service. Memory: what is resident without the pages of "
         "the view's file, which belong to the page cache and are shared. CPU: of all processes of the same kind "
-        "together; `echo` is the echo's, for one of its own requests; `others` is what programs that have nothing to "
-        "do with it took of the machine, `stolen` what the machine's host did not give it although it had work for it."
+        "together, `feed` being what announces revocations and delivers webhooks; `echo` is the echo's, for one of its "
+        "own requests; `others` is what programs that have nothing to do with it took of the machine, `stolen` what "
+        "the machine's host did not give it although it had work for it. Followers share the machine too."
     )
 
 

@@ -39,7 +39,7 @@ class Revocations(msgspec.Struct, frozen=True, kw_only=True):
     late: int
 
 
-class _Channel:
+class Channel:
     """A kept-alive connection to one worker, and HTTP by hand: nothing between the bytes and the clock."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: str) -> None:
@@ -48,7 +48,7 @@ class _Channel:
         self.head = head
 
     @classmethod
-    async def over(cls, connection: socket.socket, service: running.Service) -> _Channel:
+    async def over(cls, connection: socket.socket, service: running.Service) -> Channel:
         connection.setblocking(False)
         reader, writer = await asyncio.open_connection(sock=connection)
         head = (
@@ -61,13 +61,22 @@ class _Channel:
         body = json.dumps(content)
         self.writer.write(f"POST {path} HTTP/1.1\r\n{self.head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
         async with asyncio.timeout(ANSWER_SECONDS_MAX):
-            answer = await self.reader.readuntil(b"\r\n\r\n")
-            length = next(
-                int(line.partition(b":")[2])
-                for line in answer.split(b"\r\n")
-                if line.lower().startswith(b"content-length:")
-            )
-            return int(answer.split(b" ", 2)[1]), json.loads(await self.reader.readexactly(length))
+            status, answer = await self._answer()
+        return status, json.loads(answer)
+
+    async def get(self, target: str) -> tuple[int, bytes]:
+        """However long the answer takes."""
+        self.writer.write(f"GET {target} HTTP/1.1\r\n{self.head}\r\n".encode())
+        return await self._answer()
+
+    async def _answer(self) -> tuple[int, bytes]:
+        answer = await self.reader.readuntil(b"\r\n\r\n")
+        length = next(
+            int(line.partition(b":")[2])
+            for line in answer.split(b"\r\n")
+            if line.lower().startswith(b"content-length:")
+        )
+        return int(answer.split(b" ", 2)[1]), await self.reader.readexactly(length)
 
     async def close(self) -> None:
         self.writer.close()
@@ -78,7 +87,7 @@ class _Channel:
 class _Watch:
     """One worker's answers about one token."""
 
-    def __init__(self, channel: _Channel, token: str) -> None:
+    def __init__(self, channel: Channel, token: str) -> None:
         self.channel = channel
         self.token = token
         self.valid = 0
@@ -107,8 +116,8 @@ async def measure(service: running.Service, tokens: list[Issued]) -> Revocations
     """Revokes each of `tokens` and watches every worker. Raises: RuntimeError, TimeoutError."""
     watching = connection_to_each_worker(service)
     revoking = connection_to_each_worker(service)
-    channels = {pid: await _Channel.over(connection, service) for pid, connection in watching.items()}
-    revokers = [await _Channel.over(connection, service) for connection in revoking.values()]
+    channels = {pid: await Channel.over(connection, service) for pid, connection in watching.items()}
+    revokers = [await Channel.over(connection, service) for connection in revoking.values()]
     refused: list[float] = []
     answered: list[float] = []
     late = 0

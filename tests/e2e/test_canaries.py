@@ -49,6 +49,9 @@ def plant(service: Service) -> list[str]:
     use(service, app, user, made, second)
     misuse(service, app, [made["token"], second["refresh_token"], first["access_token"], new_secret])
     service.done("POST", "/v1/tokens", json=token_request(user, scope), headers={"Idempotency-Key": unique("key")})
+    subscriber = {"name": unique("subscriber"), "transport": "nats"}
+    keyed = {"Idempotency-Key": unique("key")}
+    secrets.append(service.done("POST", "/v1/subscribers", json=subscriber, headers=keyed)["nats_seed"])
     comment = {"reason": "compromised", "comment": unique(CANARY_NAME)}
     service.done("POST", f"/v1/tokens/{made['token_id']}/revoke", json=comment)
     service.done("PATCH", f"/v1/users/{user['user_id']}", json={"password": unique(CANARY_PASSWORD)})

@@ -54,6 +54,7 @@ SURFACE = {
     ("GET", "/v1/revocations"),
     ("GET", "/v1/revocations/position"),
     ("GET", "/v1/revocations/snapshot"),
+    ("GET", "/v1/revocations/{ledger_seq}/propagation"),
     ("GET", "/v1/revocations/stream"),
     ("GET", "/v1/revocations/{ledger_seq}/propagation"),
     ("POST", "/v1/webhooks"),
@@ -89,6 +90,7 @@ SURFACE = {
     ("GET", "/v1/subscribers"),
     ("GET", "/v1/subscribers/{subscriber_id}"),
     ("DELETE", "/v1/subscribers/{subscriber_id}"),
+    ("POST", "/v1/subscribers/{subscriber_id}/acknowledgements"),
     ("GET", "/health/live"),
     ("GET", "/health/ready"),
     ("GET", "/metrics"),
@@ -305,6 +307,11 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
         made = service.done("POST", "/v1/webhooks", json={"url": UNHEARD})
         return {"webhook_id": made["webhook_id"]}
 
+    def revoked() -> int:
+        path = f"/v1/tokens/{token()['token_id']}/revoke"
+        seq: int = service.done("POST", path, json={"reason": "admin"})["ledger_seq"]
+        return seq
+
     def ended_backtest() -> dict[str, Any]:
         service.done("DELETE", f"/v1/audit/backtests/{backtest()['backtest_id']}")
         return {"rule": "burst", "days": 1, "set": {"factor": 3}}
@@ -360,7 +367,10 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
             Call(token=ground.token["token"], query={"scope": "more"}),
         ],
         ("POST", "/v1/uses"): lambda: [Call(body=reported), Call(body={**reported, "uses": [], "lost": 3})],
-        ("POST", "/v1/tokens/{token_id}/revoke"): lambda: [Call(token(), body={"reason": "admin"})],
+        ("POST", "/v1/tokens/{token_id}/revoke"): lambda: [
+            Call(token(), body={"reason": "admin"}),
+            Call(token(), body={"reason": "admin", "wait_seconds": 0.1}),
+        ],
         ("POST", "/v1/revocations"): lambda: [
             Call(body={"token_id": ground.token["token_id"], "reason": "admin", "dry_run": True}),
             Call(body={"token_id": ground.token["token_id"], "reason": "admin"}),
@@ -368,6 +378,7 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
         ("GET", "/v1/revocations"): lambda: [*everywhere, Call(query={"client_id": ground.app.client_id})],
         ("GET", "/v1/revocations/position"): lambda: [Call()],
         ("GET", "/v1/revocations/snapshot"): lambda: [Call()],
+        ("GET", "/v1/revocations/{ledger_seq}/propagation"): lambda: [Call({"ledger_seq": str(revoked())})],
         ("GET", "/v1/revocations/stream"): lambda: [
             Call(endless=True),
             Call(query={"after": "0", "subject": ground.user["user_id"]}, endless=True),
@@ -425,6 +436,9 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
         ("POST", "/v1/webhooks/{webhook_id}/test"): lambda: [Call(webhook())],
         ("GET", "/v1/subscribers/{subscriber_id}"): lambda: [Call(subscriber()), Call(subscriber("http"))],
         ("DELETE", "/v1/subscribers/{subscriber_id}"): lambda: [Call(subscriber()), Call(subscriber("http"))],
+        ("POST", "/v1/subscribers/{subscriber_id}/acknowledgements"): lambda: [
+            Call(subscriber("http"), body={"ledger_seq": 1})
+        ],
         ("POST", "/oauth2/token"): lambda: [
             Call(form={"grant_type": "client_credentials"}, auth=ground.app.basic),
             Call(

@@ -182,7 +182,7 @@ async def test_command_that_waited_in_vain_ends_with_1_and_says_that_it_is_revok
     token = service.pat()
     ended = cli(service, "token", "revoke", "--grant-id", token["grant_id"], "--wait", "0s")
     assert ended.returncode == 1
-    assert "0 of 1 have applied it; 1 have not." in ended.stdout or "It is not announced yet." in ended.stdout
+    assert "0 of 1 have applied it; 1 has not." in ended.stdout or "It is not announced yet." in ended.stdout
     assert gate in ended.stdout
     assert ended.stderr == "It is revoked all the same.\n"
     assert service.code(token["token"]) == "revoked"

@@ -27,8 +27,9 @@ from nats.js import api
 
 from events import server as server_module
 from events import streams
+from events.accounts import ROLES
 from events.errors import LedgerUnavailable
-from events.server import ROLES, EmbeddedServer, find_nats_server, new_nkey, render_config, write_cluster
+from events.server import EmbeddedServer, find_nats_server, new_nkey, render_config, write_cluster
 
 SECONDS_MAX = 20
 LIMITS = streams.StreamLimits()
