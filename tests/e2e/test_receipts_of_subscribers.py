@@ -88,6 +88,22 @@ def test_acknowledgement_of_what_was_not_announced_is_refused(service: Service) 
         assert state_of(service, told, seq)["state"] == "pending"
 
 
+def test_acknowledgement_of_another_feed_is_refused(service: Service) -> None:
+    """A backup was restored: what the follower applied was of another log, with other sequences."""
+    with subscriber(service) as told:
+        seq = revoke(service)
+        feed = service.done("GET", "/v1/revocations/position")["feed"]
+        path = f"/v1/subscribers/{told['subscriber_id']}/acknowledgements"
+        for body in ({"ledger_seq": seq, "feed": "0" * 16}, {"ledger_seq": 1, "feed": "x"}):
+            assert "snapshot" in problem(service.call("POST", path, json=body), 400, "invalid_request")["fix"]
+        query = {"after": seq, "subscriber": told["subscriber_id"], "feed": "0" * 16}
+        problem(service.call("GET", "/v1/revocations", params=query), 400, "invalid_request")
+        assert state_of(service, told, seq)["state"] == "pending"
+        service.done("GET", "/v1/revocations", params={**query, "feed": feed})
+        until_applied(service, told, seq)
+        service.done("POST", path, json={"ledger_seq": seq, "feed": feed})
+
+
 @pytest.mark.parametrize("seq", [-1, "7", None, 1.5, 2**60])
 def test_acknowledgement_that_is_no_position_is_refused(service: Service, seq: Any) -> None:
     with subscriber(service) as told:
