@@ -34,8 +34,8 @@ class Tested(Struct, frozen=True, kw_only=True):
     webhook_id: str
 
 
-class _Event(Struct, frozen=True, kw_only=True):
-    """Source: CloudEvents 1.0."""
+class WebhookEvent(Struct, frozen=True, kw_only=True):
+    """What is sent to webhooks only. Source: CloudEvents 1.0."""
 
     specversion: Literal["1.0"] = "1.0"
     id: str
@@ -62,5 +62,5 @@ def test_message(webhook_id: str, issuer: str) -> Message:
 
 
 def _message(message_id: str, kind: str, issuer: str, data: SnapshotRequired | Tested) -> Message:
-    event = _Event(id=message_id, source=issuer, type=kind, time=now(), data=data)
+    event = WebhookEvent(id=message_id, source=issuer, type=kind, time=now(), data=data)
     return Message(message_id, msgspec.json.encode(event))
