@@ -64,8 +64,8 @@ _NEWS_MAX = 10_000
 _KNOWN_SECONDS = 1.0
 _KNOWN_MAX = 10_000
 _API_SECONDS_MAX = 5.0
-_IN_FORCE_SECONDS_MAX = 10.0
-_NOBODY_ANSWERS_SECONDS = 2.0  # an embedded server's supervisor may be connecting again
+_IN_FORCE_SECONDS_MAX = 25.0  # what the server is given to check its new configuration and to take it
+_NOBODY_ANSWERS_SECONDS = 4.0  # an embedded server's supervisor may be connecting again
 _NS = 1_000_000_000
 _CONSUMER_EXISTS, _CONSUMER_UNKNOWN = 10148, 10014
 
