@@ -171,7 +171,8 @@ class TokenValidator:
         `audience`: instead of the validator's own. `ip`: of who sent the token, for tokens that are bound to
         addresses; it may stand in `context`, too, which is kept for the record. Never raises for a bad token.
         """
-        asked = _asked(scope, audience, ip, context)
+        plain = audience is None and ip is None
+        asked = Asked(scope, None, context) if plain else _asked(scope, audience, ip, context)
         return self._offline.check(token, asked) or await self._resolve(token, asked)
 
     def check(
