@@ -108,7 +108,7 @@ def test_commands_of_compose_and_image_are_commands_of_the_cli(services: dict[st
     image_command = re.search(r'^ENTRYPOINT \["token-ledger"\]\nCMD (\[.*\])$', dockerfile, re.MULTILINE)
     assert image_command, "the image does not start token-ledger"
     calls.append(("Dockerfile", msgspec.json.decode(image_command[1], type=list[str])))
-    assert {"nats-config", "provision", "project", "serve", "up"} == {call[0] for _, call in calls}
+    assert {"nats-config", "provision", "project", "serve", "deliver", "up"} == {call[0] for _, call in calls}
     for name, call in calls:
         command = main.get_command(click.Context(main), call[0])
         assert command, f"{name}: no command {call[0]}"
@@ -129,7 +129,7 @@ def test_settings_of_every_service_are_accepted_together(
     seed, key = tmp_path / "role.nk", tmp_path / "master_key"
     seed.write_text("seed")
     key.write_text("MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=")
-    for name in ("provision", "api", "analytics"):
+    for name in ("provision", "api", "deliver", "analytics"):
         environment = _environment(services[name], dockerfile)
         if "TOKEN_LEDGER_MASTER_KEY_FILE" in environment:
             assert environment["TOKEN_LEDGER_MASTER_KEY_FILE"] == "/run/secrets/master_key"
@@ -257,7 +257,7 @@ def test_what_each_container_reads_is_what_init_wrote_for_it(
         return directory / (init[volume] / within).relative_to(place)
 
     roles = {}
-    for name in ("provision", "api", "analytics"):
+    for name in ("provision", "api", "deliver", "analytics"):
         environment = _environment(services[name], dockerfile)
         for call in _invocations(services[name]):
             creds = (_option(call, "--nats-creds") or [environment.get("TOKEN_LEDGER_NATS_CREDS", "")])[0]
@@ -268,6 +268,8 @@ def test_what_each_container_reads_is_what_init_wrote_for_it(
         "provision": "admin",
         "serve": "service",
         "project current": "projector",
+        "project revocations": "projector",
+        "deliver": "service",
         "project analytics": "projector",
     }
     for node in NODES:
@@ -320,15 +322,16 @@ def test_store_volumes_are_prepared_for_the_user_of_the_nodes(services: dict[str
         assert any(Path(path).is_relative_to(place) for place in places), f"{path} stays root's"
 
 
-# The script that runs the API and its view.
+# The script that runs the API, its view and the feed.
 
 
-class _Pair:
+class _Trio:
     """The script of the container `api`, with a token-ledger that only says what becomes of it."""
 
     PROGRAM = """#!/bin/bash
-trap 'echo "$1 stops" >> "$LOG"; exit 0' TERM
-echo "$1 $$" >> "$LOG"
+name=$1; [ "$1" = project ] && name=$2
+trap 'echo "$name stops" >> "$LOG"; exit 0' TERM
+echo "$name $$" >> "$LOG"
 while :; do read -r -t 1 < <(:) || :; sleep 0.02; done
 """
 
@@ -344,9 +347,9 @@ while :; do read -r -t 1 < <(:) || :; sleep 0.02; done
     def pids(self) -> dict[str, int]:
         return {name: int(pid) for name, pid in re.findall(r"^(\w+) (\d+)$", self.log.read_text(), re.MULTILINE)}
 
-    def until_both_run(self) -> dict[str, int]:
+    def until_all_run(self) -> dict[str, int]:
         deadline = time.monotonic() + SECONDS_MAX
-        while len(self.pids()) < 2 or "sleep" not in self._children():
+        while len(self.pids()) < 3 or "sleep" not in self._children():
             assert time.monotonic() < deadline
             assert self.process.poll() is None
         return self.pids()
@@ -366,8 +369,8 @@ while :; do read -r -t 1 < <(:) || :; sleep 0.02; done
 
 
 @pytest.fixture
-def pair(services: dict[str, Service], tmp_path: Path) -> Iterator[_Pair]:
-    one = _Pair(services["api"], tmp_path)
+def trio(services: dict[str, Service], tmp_path: Path) -> Iterator[_Trio]:
+    one = _Trio(services["api"], tmp_path)
     yield one
     for pid in [one.process.pid, *one.pids().values()]:
         with contextlib.suppress(ProcessLookupError):
@@ -375,18 +378,18 @@ def pair(services: dict[str, Service], tmp_path: Path) -> Iterator[_Pair]:
     one.process.wait()
 
 
-def test_stopped_api_container_ends_the_api_and_then_the_view(pair: _Pair) -> None:
-    pair.until_both_run()
-    pair.process.terminate()
-    assert pair.process.wait(SECONDS_MAX) == 0
-    assert pair.stops() == ["serve", "project"]
+def test_stopped_api_container_ends_the_api_and_then_the_view(trio: _Trio) -> None:
+    trio.until_all_run()
+    trio.process.terminate()
+    assert trio.process.wait(SECONDS_MAX) == 0
+    assert trio.stops() == ["serve", "revocations", "current"]
 
 
-@pytest.mark.parametrize(("dies", "stays"), [("serve", "project"), ("project", "serve")])
-def test_api_container_ends_when_either_process_dies(pair: _Pair, dies: str, stays: str) -> None:
-    os.kill(pair.until_both_run()[dies], signal.SIGKILL)
-    assert pair.process.wait(SECONDS_MAX) == 1, "Docker restarts what failed"
-    assert pair.stops() == [stays]
+@pytest.mark.parametrize("dies", ["serve", "revocations", "current"])
+def test_api_container_ends_when_any_process_dies(trio: _Trio, dies: str) -> None:
+    os.kill(trio.until_all_run()[dies], signal.SIGKILL)
+    assert trio.process.wait(SECONDS_MAX) == 1, "Docker restarts what failed"
+    assert trio.stops() == [name for name in ("serve", "revocations", "current") if name != dies]
 
 
 # Three real servers.

@@ -11,8 +11,10 @@ from events.types import TENANT
 from projections.revocations import POSITION_SUBJECT, CloudEvent, FeedPosition, What
 from service.api.openapi import software_version
 from service.following import Told
+from service.webhooks.messages import CONTENT_TYPE, SNAPSHOT_REQUIRED, TEST, SnapshotRequiredEvent, WebhookTestEvent
 
 PATH = "/schema/asyncapi.json"
+_PAYLOADS = (CloudEvent, SnapshotRequiredEvent, WebhookTestEvent, Told, FeedPosition)
 _REF = "#/components/schemas/{name}"
 _ENDED: dict[What, str] = {
     "token": "One token ended.",
@@ -25,7 +27,7 @@ _ENDED: dict[What, str] = {
 @functools.cache
 def document() -> bytes:
     """The document as JSON, the same from every worker."""
-    schemas = msgspec.json.schema_components([CloudEvent, Told, FeedPosition], ref_template=_REF)[1]
+    schemas = msgspec.json.schema_components(_PAYLOADS, ref_template=_REF)[1]
     whole = {
         "asyncapi": "3.0.0",
         "info": {
@@ -41,6 +43,13 @@ def document() -> bytes:
             "schemas": schemas,
             "messages": {f"{what}Revoked": _revoked(what) for what in _ENDED}
             | {
+                "snapshotRequired": _event(
+                    "SnapshotRequired",
+                    "Something was dropped and is not delivered.",
+                    SnapshotRequiredEvent,
+                    SNAPSHOT_REQUIRED,
+                ),
+                "webhookTest": _event("WebhookTest", "Somebody asked whether it arrives.", WebhookTestEvent, TEST),
                 "streamPosition": _message("StreamPosition", "How far a stream is complete, every second.", Told),
                 "positionRequest": {"name": "PositionRequest", "summary": "Empty.", "payload": {}},
                 "position": _message("Position", "How far the announcements are.", FeedPosition),
@@ -66,14 +75,14 @@ def _message(name: str, summary: str, payload: type) -> dict[str, Any]:
 
 
 def _revoked(what: What) -> dict[str, Any]:
-    event = {"$ref": _REF.format(name=CloudEvent.__name__)}
-    own = {"type": "object", "properties": {"type": {"const": f"token-ledger.{what}.revoked.v1"}}}
-    return {
-        "name": f"{what.capitalize()}Revoked",
-        "summary": _ENDED[what],
-        "contentType": "application/cloudevents+json",
-        "payload": {"allOf": [event, own]},
-    }
+    return _event(f"{what.capitalize()}Revoked", _ENDED[what], CloudEvent, f"token-ledger.{what}.revoked.v1")
+
+
+def _event(name: str, summary: str, payload: type, kind: str) -> dict[str, Any]:
+    """A CloudEvent of one type."""
+    own = {"type": "object", "properties": {"type": {"const": kind}}}
+    message = _message(name, summary, payload)
+    return message | {"contentType": CONTENT_TYPE, "payload": {"allOf": [message["payload"], own]}}
 
 
 def _messages(*more: str) -> dict[str, Any]:
@@ -100,7 +109,7 @@ def _channels() -> dict[str, Any]:
         "webhook": {
             "address": None,
             "description": "The URL that was registered at /v1/webhooks. Signed as Standard Webhooks has it.",
-            "messages": _messages(),
+            "messages": _messages("snapshotRequired", "webhookTest"),
             "bindings": {"http": {}},
         },
         "position": {

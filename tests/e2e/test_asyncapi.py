@@ -10,6 +10,7 @@ import httpx
 import jsonschema
 import pytest
 
+from service.webhooks import messages
 from tests.running import Service
 
 PATH = "/schema/asyncapi.json"
@@ -120,3 +121,9 @@ def test_asyncapi_messages_are_what_the_stream_sends(service: Service, document:
             if not wanted and position is not None:
                 break
     assert wanted == {}
+
+
+def test_asyncapi_messages_are_what_only_webhooks_are_sent(document: dict[str, Any]) -> None:
+    issuer = "https://ledger.example"
+    fits(document, "snapshotRequired", json.loads(messages.snapshot_required("feed", 3, 9, issuer).body))
+    fits(document, "webhookTest", json.loads(messages.test_message("whk_1", issuer).body))
