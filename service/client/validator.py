@@ -268,7 +268,7 @@ class TokenValidator:
                 async with asyncio.timeout(_ACKNOWLEDGED_SECONDS_MAX):
                     await knowledge.applied.wait()
             knowledge.applied.clear()
-            if self._offline.stale or not knowledge.ledger_seq or knowledge.feed is None:
+            if not knowledge.ledger_seq or knowledge.feed is None:
                 continue
             try:
                 await self._ledger.acknowledge(subscriber_id, knowledge.ledger_seq, knowledge.feed)
