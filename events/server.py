@@ -307,21 +307,26 @@ class EmbeddedServer:
 
         Raises: LedgerUnavailable, ValueError; what was in force before then stays in force.
         """
-        before = self.config_file.read_text()
         config = self._config(subscribers)
-        candidate = self.directory / f"{CONFIG_FILE}.new"
-        _write_private(candidate, config)
+        candidate, before = (self.directory / f"{CONFIG_FILE}.{word}" for word in ("new", "old"))
         try:
+            _write_private(candidate, config)
             digest = await self._digest(candidate)
+            # A copy, so that what goes wrong now is undone by a rename, which a full disk does not hinder.
+            _write_private(before, self.config_file.read_text())
+        except BaseException:
+            candidate.unlink(missing_ok=True)
+            raise
+        try:
             candidate.replace(self.config_file)
             self._reload()
             await self._has_loaded(nc, digest)
             _write_private(self._subscribers_file, json.dumps(dict(subscribers), indent=2) + "\n")
         except BaseException:
-            candidate.unlink(missing_ok=True)
-            _write_private(self.config_file, before)
+            before.replace(self.config_file)
             self._reload()
             raise
+        before.unlink(missing_ok=True)
 
     def _first_config(self) -> str:
         # Those that were let in before, so that nobody is refused until who runs the server has asked the ledger.

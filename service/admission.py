@@ -14,9 +14,8 @@ from events.errors import LedgerError
 from events.ledger import Ledger
 from events.server import EmbeddedServer
 from events.streams import Connection
-from service.commands import subject
-from service.rules.subscribers import Subscriber, subscriber_of
-from service.subscribers import EVERY, KEEP_SECONDS, ServerAnswer
+from service.rules.subscribers import Subscriber
+from service.subscribers import KEEP_SECONDS, ServerAnswer, all_states
 
 log = structlog.get_logger()
 
@@ -47,17 +46,16 @@ class Admission:
                 if str(error) != told:
                     told = str(error)
                     log.error("subscribers_not_admitted", alarm=True, why=told, fix=error.fix)  # noqa: TRY400 - where it was raised says nothing
+            except Exception:
+                log.exception("subscribers_not_admitted", alarm=True)
             await asyncio.sleep(KEEP_SECONDS)
 
     async def admit(self) -> int:
         """Whoever is registered now is let in when this returns, and nobody else; how many. Raises: LedgerError."""
         async with self._one_at_a_time:
-            states = [
-                subscriber_of([recorded]) for recorded in await self._ledger.last_of(subject("subscriber", EVERY))
-            ]
             wanted = {
                 state.subscriber_id: state.public_key
-                for state in states
+                for state in await all_states(self._ledger)
                 if isinstance(state, Subscriber) and state.public_key is not None
             }
             if wanted != self._admitted:

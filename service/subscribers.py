@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from events.accounts import SUBSCRIBERS_CHANGED
 from events.errors import LedgerError, LedgerUnavailable
-from events.ledger import Append
+from events.ledger import Append, Ledger
 from events.server import new_nkey
 from events.streams import REVOCATIONS, Connection
 from projections.registry import Client, User
@@ -54,7 +54,6 @@ REQUESTS_WAITING_MAX = 64
 BATCH_MAX = 1_000
 REQUEST_SECONDS_MAX = 300
 API_PREFIX = "L.API"  # of what account APPS imports, instead of $JS.API
-EVERY = "*"
 KEEP_SECONDS = 30.0
 _OPERATORS_SERVERS = (
     "the nats-servers are not the service's own: write their configuration anew with `token-ledger subscriber list "
@@ -196,7 +195,7 @@ async def remove_subscriber(runtime: Runtime, asker: Asker, subscriber_id: str) 
     if isinstance(outcome.state, Subscriber) and outcome.state.transport == "http":
         return answer | in_force(True)
     done = await _tell_server(runtime)
-    await _api(runtime.nc, f"DELETE.{REVOCATIONS}.{subscriber_id}", known=(_CONSUMER_UNKNOWN,))
+    await _delete_consumer(runtime.nc, subscriber_id)
     return answer | in_force(done)
 
 
@@ -228,14 +227,18 @@ async def find_subscriber(runtime: Runtime, subscriber_id: str) -> Subscriber:
             raise NotFound("there is no such subscriber")
 
 
+async def all_states(ledger: Ledger) -> list[State]:
+    """What became of everyone who was ever registered. Raises: LedgerError."""
+    states = [subscriber_of([recorded]) for recorded in await ledger.last_of(subject("subscriber", "*"))]
+    return [state for state in states if state is not None]
+
+
 async def registered(runtime: Runtime) -> list[Subscriber]:
     """All subscribers that were not removed, the oldest first. Raises: Unavailable."""
     try:
-        events = await runtime.ledger.last_of(subject("subscriber", EVERY))
+        found = [state for state in await all_states(runtime.ledger) if isinstance(state, Subscriber)]
     except LedgerError as error:
         raise refused(error) from error
-    states = [subscriber_of([recorded]) for recorded in events]
-    found = [state for state in states if isinstance(state, Subscriber)]
     return sorted(found, key=lambda subscriber: subscriber.subscriber_id)
 
 
@@ -313,18 +316,33 @@ async def backlog(runtime: Runtime, subscriber: Subscriber) -> Backlog:
 
 
 async def keep_consumers(runtime: Runtime) -> None:
-    """For ever: makes consumers that are missing, which only somebody else can have ended, or a stream made anew."""
+    """For ever: makes consumers that are missing, and ends those of who was removed.
+
+    A stream that was made anew has none, and a process may have died between two steps.
+    """
     while True:
         try:
-            subscribers = [one for one in await registered(runtime) if one.transport == "nats"]
-            there = await _consumer_names(runtime.nc) if subscribers else set()
-            for subscriber in subscribers:
-                if subscriber.subscriber_id not in there:
-                    log.warning("subscriber_consumer_made_again", subscriber=subscriber.subscriber_id)
-                    await make_consumer(runtime, subscriber)
-        except ServiceError as error:
-            log.warning("subscriber_consumers_not_checked", why=error.detail, private=error.private)
+            await _check_consumers(runtime)
+        except (ServiceError, LedgerError) as error:
+            log.warning("subscriber_consumers_not_checked", why=str(error))
         await asyncio.sleep(KEEP_SECONDS)
+
+
+async def _check_consumers(runtime: Runtime) -> None:
+    states = await all_states(runtime.ledger)
+    there = await _consumer_names(runtime.nc) if states else set()
+    for state in states:
+        name = state.subscriber_id
+        if isinstance(state, Removed):
+            if name in there:
+                await _delete_consumer(runtime.nc, name)
+        elif state.transport == "nats" and name not in there:
+            log.warning("subscriber_consumer_made_again", subscriber=name)
+            await make_consumer(runtime, state)
+
+
+async def _delete_consumer(nc: Connection, name: str) -> None:
+    await _api(nc, f"DELETE.{REVOCATIONS}.{name}", known=(_CONSUMER_UNKNOWN,))
 
 
 async def _consumer_names(nc: Connection) -> set[str]:

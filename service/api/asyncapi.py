@@ -11,9 +11,10 @@ from events.types import TENANT
 from projections.revocations import POSITION_SUBJECT, CloudEvent, FeedPosition, What
 from service.api.openapi import software_version
 from service.following import Told
-from service.webhooks.messages import CONTENT_TYPE, SNAPSHOT_REQUIRED, TEST, WebhookEvent
+from service.webhooks.messages import CONTENT_TYPE, SNAPSHOT_REQUIRED, TEST, SnapshotRequiredEvent, WebhookTestEvent
 
 PATH = "/schema/asyncapi.json"
+_PAYLOADS = (CloudEvent, SnapshotRequiredEvent, WebhookTestEvent, Told, FeedPosition)
 _REF = "#/components/schemas/{name}"
 _ENDED: dict[What, str] = {
     "token": "One token ended.",
@@ -26,7 +27,7 @@ _ENDED: dict[What, str] = {
 @functools.cache
 def document() -> bytes:
     """The document as JSON, the same from every worker."""
-    schemas = msgspec.json.schema_components([CloudEvent, WebhookEvent, Told, FeedPosition], ref_template=_REF)[1]
+    schemas = msgspec.json.schema_components(_PAYLOADS, ref_template=_REF)[1]
     whole = {
         "asyncapi": "3.0.0",
         "info": {
@@ -43,9 +44,12 @@ def document() -> bytes:
             "messages": {f"{what}Revoked": _revoked(what) for what in _ENDED}
             | {
                 "snapshotRequired": _event(
-                    "SnapshotRequired", "Something was dropped and is not delivered.", WebhookEvent, SNAPSHOT_REQUIRED
+                    "SnapshotRequired",
+                    "Something was dropped and is not delivered.",
+                    SnapshotRequiredEvent,
+                    SNAPSHOT_REQUIRED,
                 ),
-                "webhookTest": _event("WebhookTest", "Somebody asked whether it arrives.", WebhookEvent, TEST),
+                "webhookTest": _event("WebhookTest", "Somebody asked whether it arrives.", WebhookTestEvent, TEST),
                 "streamPosition": _message("StreamPosition", "How far a stream is complete, every second.", Told),
                 "positionRequest": {"name": "PositionRequest", "summary": "Empty.", "payload": {}},
                 "position": _message("Position", "How far the announcements are.", FeedPosition),

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
+from collections.abc import Callable
 
-# Linux' monotonic clock stands still while the machine is suspended: what was fresh before would look fresh after.
-if sys.platform == "linux":
-
-    def boot_seconds() -> float:
-        """Seconds since some moment in the past; only differences mean something, and only on this host."""
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-else:
-
-    def boot_seconds() -> float:
-        """Seconds since some moment in the past; only differences mean something, and only on this host."""
-        return time.monotonic()
+# Seconds since some moment in the past: only differences mean something, and only on this host. Linux' monotonic clock
+# stands still while the machine is suspended: what was fresh before would look fresh after.
+boot_seconds: Callable[[], float] = (
+    functools.partial(time.clock_gettime, time.CLOCK_BOOTTIME) if sys.platform == "linux" else time.monotonic
+)

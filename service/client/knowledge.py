@@ -56,7 +56,7 @@ class Knowledge:
         self.stream_seq = 0  # of the feed's stream, for who follows by NATS
         self.complete_at = -float("inf")
         self.revoked = RevokedSet()
-        self.applied = asyncio.Event()  # set whenever `ledger_seq` has grown
+        self.applied = asyncio.Event()  # set with each revocation, for who acknowledges it
         self.snapshots = 0
         self.needs_snapshot = True
         self.problem = "it has not reached the feed yet"
@@ -77,13 +77,14 @@ class Knowledge:
         what: Any = event.type[len(_TYPE_START) : -len(_TYPE_END)]
         one = msgspec.structs.replace(one, what=what)
         self.revoked.add(one, event.time.timestamp(), time.time())
-        self._reach(one.ledger_seq)
+        self.ledger_seq = max(self.ledger_seq, one.ledger_seq)
+        self.applied.set()
         return one.ledger_seq
 
     def confirm(self, ledger_seq: int, complete_at: float) -> None:
         """Everything up to `ledger_seq` was applied, and that was all there was at `complete_at`."""
         self.revoked.advance(time.time())
-        self._reach(ledger_seq)
+        self.ledger_seq = max(self.ledger_seq, ledger_seq)
         self.complete_at = max(self.complete_at, min(complete_at, boot_seconds()))
         self.problem = ""
 
@@ -92,11 +93,6 @@ class Knowledge:
         self.feed = None
         self.complete_at = -float("inf")
         self.needs_snapshot = True
-
-    def _reach(self, ledger_seq: int) -> None:
-        if ledger_seq > self.ledger_seq:
-            self.ledger_seq = ledger_seq
-            self.applied.set()
 
     async def replace(self, lines: AsyncIterator[bytes], ledger_seq_min: int = 0) -> bool:
         """Starts over from a snapshot. What was known is in force until all of it has been read.

@@ -26,7 +26,8 @@ class Known(Struct, gc=False):
     """A token that was found to be the ledger's.
 
     `standing`: since which generation of what is revoked, and from when on it is revoked: one value, since threads
-    write it. `answer_until`, by the boot clock: for reference tokens, how long the answer counts.
+    write it. `answer_until`, by the boot clock: for reference tokens, how long the answer counts. `good`: the last
+    verdict that it is valid.
     """
 
     token_id: str
@@ -46,6 +47,7 @@ class Known(Struct, gc=False):
     standing: tuple[int, float]
     code: Code = "valid"
     answer_until: float = 0.0
+    good: Verdict | None = None
 
 
 class _Cache:
@@ -53,12 +55,12 @@ class _Cache:
 
     def __init__(self, entries_max: int) -> None:
         self._half = max(1, entries_max // 2)
-        self._new: dict[object, Known] = {}
+        self.new: dict[object, Known] = {}
         self._old: dict[object, Known] = {}
         self._turned_at = boot_seconds()
 
     def get(self, key: object) -> Known | None:
-        found = self._new.get(key)
+        found = self.new.get(key)
         if found is None:
             found = self._old.get(key)
             if found is not None:
@@ -66,17 +68,17 @@ class _Cache:
         return found
 
     def put(self, key: object, known: Known) -> None:
-        if len(self._new) >= self._half or boot_seconds() - self._turned_at > _CACHED_SECONDS:
-            self._old, self._new = self._new, {}
+        if len(self.new) >= self._half or boot_seconds() - self._turned_at > _CACHED_SECONDS:
+            self._old, self.new = self.new, {}
             self._turned_at = boot_seconds()
-        self._new[key] = known
+        self.new[key] = known
 
     def drop(self, key: object) -> None:
-        self._new.pop(key, None)
+        self.new.pop(key, None)
         self._old.pop(key, None)
 
     def __len__(self) -> int:
-        return len(self._new.keys() | self._old.keys())
+        return len(self.new.keys() | self._old.keys())
 
 
 class Offline:
@@ -120,7 +122,7 @@ class Offline:
         if len(token) > TOKEN_CHARS_MAX or not token.isascii():
             return Verdict(False, "malformed", seq, True)
         digest = _sha256(token.encode()).digest()
-        known = self._jwts.get(digest)
+        known = self._jwts.new.get(digest) or self._jwts.get(digest)
         if known is None:
             found = self._read(token)
             if found is None or isinstance(found, str):
@@ -138,7 +140,12 @@ class Offline:
         if uses is not None:
             audience = self._audience_text if asked.audience is None else " ".join(asked.audience)
             uses.record((known.token_id, now, code, asked.scope, audience, asked.context))
-        return _verdict(known, code, seq)
+        if code != "valid":
+            return _verdict(known, code, seq)
+        verdict = known.good
+        if verdict is None or verdict.ledger_seq != seq:
+            verdict = known.good = _verdict(known, code, seq)
+        return verdict
 
     def _revoked_from(self, known: Known) -> float:
         """As `RevokedSet.check`, which need not be asked again until something more is revoked."""

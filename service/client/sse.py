@@ -44,12 +44,13 @@ class SseFeed:
         if knowledge.needs_snapshot and not await take_snapshot(knowledge, ledger):
             raise Unreachable("the ledger's view is behind its feed")
         cursor = str(knowledge.ledger_seq)
+        who = {"subscriber": self.subscriber_id} if self.subscriber_id else {}
         asked_at = boot_seconds()
         first: _Position | None = None
         timeout = httpx.Timeout(_SILENCE_SECONDS_MAX)
         try:
             async with ledger.lines(
-                "/v1/revocations/stream", headers={"last-event-id": cursor}, timeout=timeout
+                "/v1/revocations/stream", params=who, headers={"last-event-id": cursor}, timeout=timeout
             ) as lines:
                 async for kind, data in _messages(lines):
                     if kind == "message":

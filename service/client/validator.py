@@ -171,7 +171,8 @@ class TokenValidator:
         `audience`: instead of the validator's own. `ip`: of who sent the token, for tokens that are bound to
         addresses; it may stand in `context`, too, which is kept for the record. Never raises for a bad token.
         """
-        asked = _asked(scope, audience, ip, context)
+        plain = audience is None and ip is None
+        asked = Asked(scope, None, context) if plain else _asked(scope, audience, ip, context)
         return self._offline.check(token, asked) or await self._resolve(token, asked)
 
     def check(
@@ -267,10 +268,10 @@ class TokenValidator:
                 async with asyncio.timeout(_ACKNOWLEDGED_SECONDS_MAX):
                     await knowledge.applied.wait()
             knowledge.applied.clear()
-            if self._offline.stale or not knowledge.ledger_seq:
+            if self._offline.stale or not knowledge.ledger_seq or knowledge.feed is None:
                 continue
             try:
-                await self._ledger.acknowledge(subscriber_id, knowledge.ledger_seq)
+                await self._ledger.acknowledge(subscriber_id, knowledge.ledger_seq, knowledge.feed)
             except LedgerClientError as error:
                 log.warning("the ledger does not take the acknowledgement of %s: %s", subscriber_id, error)
                 await asyncio.sleep(_PAUSE_SECONDS_MAX)

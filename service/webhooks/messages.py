@@ -34,8 +34,8 @@ class Tested(Struct, frozen=True, kw_only=True):
     webhook_id: str
 
 
-class WebhookEvent(Struct, frozen=True, kw_only=True):
-    """What is sent to webhooks only. Source: CloudEvents 1.0."""
+class _Event(Struct, frozen=True, kw_only=True):
+    """Source: CloudEvents 1.0."""
 
     specversion: Literal["1.0"] = "1.0"
     id: str
@@ -43,7 +43,14 @@ class WebhookEvent(Struct, frozen=True, kw_only=True):
     type: str
     time: datetime
     datacontenttype: Literal["application/json"] = "application/json"
-    data: SnapshotRequired | Tested
+
+
+class SnapshotRequiredEvent(_Event, frozen=True, kw_only=True):
+    data: SnapshotRequired
+
+
+class WebhookTestEvent(_Event, frozen=True, kw_only=True):
+    data: Tested
 
 
 def announcement(feed: str, ledger_seq: int, body: bytes) -> Message:
@@ -54,13 +61,13 @@ def announcement(feed: str, ledger_seq: int, body: bytes) -> Message:
 def snapshot_required(feed: str, stream_seq: int, ledger_seq: int, issuer: str) -> Message:
     """That something is missing before what stands at `stream_seq` of REVOCATIONS."""
     data = SnapshotRequired(ledger_seq=ledger_seq, snapshot=f"{issuer}/v1/revocations/snapshot")
-    return _message(f"snapshot_{feed}_{stream_seq}", SNAPSHOT_REQUIRED, issuer, data)
+    identity = f"snapshot_{feed}_{stream_seq}"
+    event = SnapshotRequiredEvent(id=identity, source=issuer, type=SNAPSHOT_REQUIRED, time=now(), data=data)
+    return Message(identity, msgspec.json.encode(event))
 
 
 def test_message(webhook_id: str, issuer: str) -> Message:
-    return _message(f"test_{uuid7_hex()}", TEST, issuer, Tested(webhook_id=webhook_id))
-
-
-def _message(message_id: str, kind: str, issuer: str, data: SnapshotRequired | Tested) -> Message:
-    event = WebhookEvent(id=message_id, source=issuer, type=kind, time=now(), data=data)
-    return Message(message_id, msgspec.json.encode(event))
+    """What is sent when somebody asks whether it arrives."""
+    identity = f"test_{uuid7_hex()}"
+    event = WebhookTestEvent(id=identity, source=issuer, type=TEST, time=now(), data=Tested(webhook_id=webhook_id))
+    return Message(identity, msgspec.json.encode(event))

@@ -261,6 +261,23 @@ async def test_two_processes_that_share_a_subscriber_both_know_everything(ground
         await soon(known, "each of both refuses all")
 
 
+async def test_what_was_applied_is_acknowledged(ground: Ground) -> None:
+    service, name = ground.service, unique("edge")
+    body = {"name": name, "transport": "http", "owner": service.validate(ground.bearer)["subject"]}
+    http_id = service.done("POST", "/v1/subscribers", json=body)["subscriber_id"]
+    nats_feed = NatsFeed(**ground.subscriber())
+    wanted = {http_id, nats_feed.subscriber_id}
+    async with ground.validator(SseFeed(http_id)), ground.validator(nats_feed):
+        seq = await ground.revoke(token=ground.jwt())
+
+        async def applied() -> bool:
+            path = f"/v1/revocations/{seq}/propagation"
+            told = await asyncio.to_thread(service.done, "GET", path)
+            return wanted <= {one["id"] for one in told["followers"] if one["state"] == "applied"}
+
+        await soon(applied, "both have said so")
+
+
 class Child:
     """A resource server in a process of its own."""
 

@@ -213,6 +213,17 @@ def test_list_of_subscribers_goes_on_from_its_cursor(service: Service) -> None:
     assert len(seen) == len(set(seen))
 
 
+def test_registration_and_removal_stand_in_the_audit_trail(service: Service) -> None:
+    made = register(service)
+    removed = service.done("DELETE", f"/v1/subscribers/{made['subscriber_id']}")
+    seqs = {"subscriber.registered": made["ledger_seq"], "subscriber.removed": removed["ledger_seq"]}
+    for kind, seq in seqs.items():
+        found = service.done("GET", "/v1/audit/events", params={"type": kind, "after_seq": seq - 1, "limit": 1})
+        [event] = found["items"]
+        assert (event["ledger_seq"], event["type"].partition("/")[0]) == (seq, kind)
+        assert made["subscriber_id"] in json.dumps(event)
+
+
 # Ending one, and losing its consumer
 
 

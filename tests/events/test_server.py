@@ -675,7 +675,7 @@ async def test_configuration_that_the_server_refuses_leaves_the_old_one_in_force
         with pytest.raises(LedgerUnavailable, match="refuses its new configuration"):
             await server.admit(admin.nc, {SUBSCRIBER: "U" + "A" * 55})  # its checksum is wrong
         assert before == server.config_file.read_bytes()
-        assert not list(server.directory.glob("*.new"))
+        assert not [*server.directory.glob("*.new"), *server.directory.glob("*.old")]
         await (await Client().open(server, SUBSCRIBER)).nc.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,10 @@ from service.admission import Admission
 from service.caller import Caller
 from service.errors import NotFound, Unavailable
 from service.registry import Asker
-from service.subscribers import acting_subscriber, put_in_force, registered, remove_subscriber
+from service.subscribers import acting_subscriber, keep_consumers, put_in_force, registered, remove_subscriber
 from service.tokens import new_id
 from tests.hosts import Host, host
-from tests.logs import connected
+from tests.logs import SECONDS_MAX, connected
 from tests.logs import until as until_async
 from tests.making import cli, head, tok, usr
 
@@ -223,4 +224,35 @@ async def test_what_could_not_be_taken_over_is_tried_again_by_itself(
         await until_async(lambda: let_in(one) == {event.public_key}, what="it is let in")
         await one.record(SubscriberRemoved(**head(), subscriber_id=event.subscriber_id))
         await until_async(lambda: let_in(one) == set(), what="it is no more")
+        keeping.cancel()
+
+
+# Their consumers
+
+
+async def test_consumers_that_are_missing_are_made_and_those_of_the_removed_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process may die between two steps, and a stream that was made anew has no consumers."""
+    monkeypatch.setattr(module, "KEEP_SECONDS", 0.05)
+    async with host(tmp_path) as one, connected(one.server, "admin") as admin:
+
+        async def consumers() -> set[str]:
+            answer = await admin.request("$JS.API.CONSUMER.NAMES.REVOCATIONS", b'{"offset": 0}')
+            return set(json.loads(answer.data)["consumers"] or ())
+
+        async def until_there_are(*events: SubscriberRegistered) -> None:
+            deadline = time.monotonic() + SECONDS_MAX
+            while await consumers() != {event.subscriber_id for event in events}:
+                assert time.monotonic() < deadline
+
+        first, second = registration(), registration()
+        over_http = registration(transport="http", public_key=None)
+        await one.record(first, second, over_http)
+        keeping = asyncio.create_task(keep_consumers(one.runtime))
+        await until_there_are(first, second)
+        await admin.request(f"$JS.API.CONSUMER.DELETE.REVOCATIONS.{first.subscriber_id}", b"")
+        await until_there_are(first, second)
+        await one.record(SubscriberRemoved(**head(), subscriber_id=second.subscriber_id))
+        await until_there_are(first)
         keeping.cancel()
