@@ -101,6 +101,20 @@ def test_revocation_is_delivered_signed_and_to_the_byte(service: Service) -> Non
         assert "secret" not in seen
 
 
+def test_delivery_is_a_receipt(service: Service) -> None:
+    with Receiver() as receiver, registered(service, receiver) as made:
+        receiver.statuses = [500]
+        seq = revoke(service)
+
+        def reached() -> dict[str, Any]:
+            told = service.done("GET", f"/v1/revocations/{seq}/propagation")
+            return next(one for one in told["followers"] if one["id"] == made["webhook_id"])
+
+        found = until(lambda: (one := reached())["state"] == "applied" and one, seconds=SECONDS)
+        assert (found["transport"], found["acknowledged_seq"] >= seq) == ("webhook", True)
+        assert len(receiver.received) == 2
+
+
 def test_delivery_that_fails_is_tried_again_with_the_same_id(service: Service) -> None:
     with Receiver() as receiver, registered(service, receiver) as made:
         receiver.statuses = [500]
