@@ -297,6 +297,15 @@ def test_same_idempotency_key_registers_one_webhook(service: Service) -> None:
         service.done("DELETE", path(first))
 
 
+def test_same_idempotency_key_makes_one_secret(service: Service) -> None:
+    with Receiver() as receiver, registered(service, receiver) as made:
+        request = {"json": {"overlap_seconds": 60}, "headers": {"Idempotency-Key": unique("key")}}
+        first, second = (service.done("POST", path(made, "/secrets"), **request) for _ in range(2))
+        assert first == second
+        assert service.done("POST", path(made, "/test"))["outcome"] == "delivered"
+        assert signed_by(receiver.received[0], first["secret"])
+
+
 @pytest.mark.parametrize(
     ("url", "said"),
     [
