@@ -132,7 +132,8 @@ def _admin_publishes() -> list[str]:
 def _service_publishes() -> list[str]:
     buckets = [name for name in _all_streams() if name.startswith("KV_")]
     allowed = ["ledger.>", "usage.>", "sync.check", "analytics.>", "$SRV.>", "$JS.API.INFO"]
-    allowed += ["_INBOX_projector.>"]
+    # Answers to the analytics process, and those of the process that delivers webhooks to workers.
+    allowed += ["_INBOX_projector.>", "_INBOX_service.>"]
     allowed += [f"$JS.API.STREAM.INFO.{name}" for name in _all_streams()]
     allowed += _reads_directly(LEDGER) + _follows(LEDGER, "ledger.>")
     # The feed is handed on over HTTP and to webhooks, whose consumers, as those of subscribers, are made here.

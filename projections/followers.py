@@ -65,6 +65,7 @@ class Followers:
         self.nc = nc
         self.fold = ReceiptsFold(self._folded)
         self.receipts = ReceiptLog(nc, writer)
+        self.answers = False
         self._registered = Registered(Ledger(nc))
         self._known: dict[str, Follower] = {}
         self._seen_us: dict[str, int] = {}
@@ -86,7 +87,6 @@ class Followers:
         await self.nc.subscribe(f"$JS.ACK.{REVOCATIONS}.>", cb=self._acknowledged)
         await self.nc.subscribe(f"$JS.API.CONSUMER.MSG.NEXT.{REVOCATIONS}.*", cb=self._fetches)
         await self.nc.subscribe(SEEN_SUBJECT, cb=self._told_seen)
-        await self.nc.subscribe(RECEIPTS_SUBJECT, cb=self._asked)
         # Whoever asks the server hears of acknowledgements that came before; later ones are heard here.
         with contextlib.suppress(nats.errors.Error, TimeoutError):
             await self.nc.flush()
@@ -204,6 +204,9 @@ class Followers:
             if one.transport == "nats" and self._worth_asking(one):
                 await self._ask_server(one.id)
             await asyncio.sleep(0)
+        if not self.answers:  # not before, since another such process may know more
+            await self.nc.subscribe(RECEIPTS_SUBJECT, cb=self._asked)
+            self.answers = True
         await self._alarm()
         self._carry_forward()
 

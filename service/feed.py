@@ -266,6 +266,17 @@ class Feed:
                 fix="take GET /v1/revocations/snapshot, and go on from its ledger_seq",
             )
 
+    async def check_feed(self, feed: str | UnsetType) -> None:
+        """Raises: InvalidRequest if it is another one than this, so that its sequences mean something else."""
+        if isinstance(feed, UnsetType):
+            return
+        await self.start()
+        if feed != self.position.feed:
+            raise InvalidRequest(
+                "another log stands behind the feed now",
+                fix="take GET /v1/revocations/snapshot, and go on from its ledger_seq",
+            )
+
     async def check_announced(self, ledger_seq: int) -> None:
         """Raises: InvalidRequest if nothing that far was announced yet; Unavailable."""
         await self.start()

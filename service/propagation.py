@@ -27,6 +27,7 @@ from projections.asking_receipts import (
     ask_receipts,
 )
 from projections.revocations import Known, revocation
+from service.caller import Caller
 from service.commands import refused
 from service.errors import NotFound, ServiceError
 from service.feed import Filters, matches
@@ -78,8 +79,12 @@ class Propagation(Struct, frozen=True, kw_only=True):
     unknown: str | UnsetType = UNSET
 
 
-async def propagation_of(runtime: Runtime, ledger_seq: int, *, wait_seconds: float = 0.0) -> Propagation:
+async def propagation_of(
+    runtime: Runtime, caller: Caller, ledger_seq: int, *, wait_seconds: float = 0.0
+) -> Propagation:
     """As it stands; with `wait_seconds` as soon as it is complete, or after that time.
+
+    Who neither revokes nor audits is told of its own followers.
 
     Raises: NotFound if no revocation is recorded at `ledger_seq`; Unavailable if the ledger cannot be asked.
     """
@@ -95,15 +100,17 @@ async def propagation_of(runtime: Runtime, ledger_seq: int, *, wait_seconds: flo
             f"no revocation is recorded at ledger_seq {ledger_seq}",
             fix="a revocation's answer names its ledger_seq; `token-ledger audit events` lists what is recorded",
         )
-    one = _Revocation(recorded, told[1].revoked_at)
-    concerned = [follower for follower in registered if follower.registered_seq < ledger_seq and follower.followed]
+    revoked = _Revocation(recorded, told[1].revoked_at)
+    concerned = [one for one in registered if one.registered_seq < ledger_seq and one.followed]
+    if not (caller.holds("ledger:revoke") or caller.holds("ledger:audit")):
+        concerned = [one for one in concerned if one.owner in (caller.subject, caller.client_id)]
     concerned = await _concerned(runtime, ledger_seq, concerned)
     while True:
         left = max(0.0, deadline - time.monotonic())
         try:
-            found = _found(one, concerned, await _ask(runtime, ledger_seq, concerned, left))
+            found = _found(revoked, concerned, await _ask(runtime, ledger_seq, concerned, left))
         except ReceiptsUnavailable as error:
-            found = _found(one, concerned, None, f"{error}; {error.fix}")
+            found = _found(revoked, concerned, None, f"{error}; {error.fix}")
         if found.complete or not left or runtime.stopping.is_set():
             return found
         # Who keeps the receipts lets only so many wait, and answers the others at once.
@@ -153,17 +160,17 @@ def _filters(webhook: WebhookMetadata) -> Filters:
 
 
 def _found(
-    one: _Revocation, concerned: list[Follower], answer: ReceiptsAnswer | None, unknown: str = ""
+    revoked: _Revocation, concerned: list[Follower], answer: ReceiptsAnswer | None, unknown: str = ""
 ) -> Propagation:
     standings = {standing.follower: standing for standing in answer.followers} if answer is not None else {}
-    recorded = one.recorded
+    recorded = revoked.recorded
     followers = [_reached(recorded.recorded_at, follower, standings.get(follower.id)) for follower in concerned]
     applied = [follower for follower in followers if follower.state == "applied"]
     times = [follower.applied_at for follower in applied if not isinstance(follower.applied_at, UnsetType)]
     announced = answer is not None and recorded.seq <= answer.announced_seq
     return Propagation(
         ledger_seq=recorded.seq,
-        revoked_at=one.revoked_at,
+        revoked_at=revoked.revoked_at,
         announced_at=_moment(answer.announced_at_us if answer is not None else None),
         followers=followers,
         applied=len(applied),
@@ -196,10 +203,10 @@ def _moment(us: int | None) -> datetime | UnsetType:
     return UNSET if us is None else _EPOCH + timedelta(microseconds=us)
 
 
-async def propagation_after(runtime: Runtime, ledger_seq: int, wait_seconds: float) -> Propagation:
+async def propagation_after(runtime: Runtime, caller: Caller, ledger_seq: int, wait_seconds: float) -> Propagation:
     """The same for a revocation that was made just now, which no failure to tell may hide."""
     try:
-        return await propagation_of(runtime, ledger_seq, wait_seconds=wait_seconds)
+        return await propagation_of(runtime, caller, ledger_seq, wait_seconds=wait_seconds)
     except ServiceError as error:
         return Propagation(
             ledger_seq=ledger_seq,
@@ -211,11 +218,12 @@ async def propagation_after(runtime: Runtime, ledger_seq: int, wait_seconds: flo
         )
 
 
-async def acknowledge(runtime: Runtime, follower: str, ledger_seq: int) -> None:
+async def acknowledge(runtime: Runtime, follower: str, ledger_seq: int, feed: str | UnsetType = UNSET) -> None:
     """A follower over HTTP has applied everything that was announced up to `ledger_seq`. Waits for no disk.
 
-    Raises: InvalidRequest if the feed has not come as far; Unavailable.
+    Raises: InvalidRequest if the feed has not come as far, or `feed` is another one; Unavailable.
     """
+    await runtime.feed.check_feed(feed)
     await runtime.feed.check_announced(ledger_seq)
     runtime.signs_of_life.heard(follower)
     runtime.receipts.record(follower, ledger_seq)

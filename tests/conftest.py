@@ -19,8 +19,13 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[running.Service]:
-    """One `token-ledger up` for the whole session: two workers, defaults. Tests leave it as it was."""
-    started = running.start(tmp_path_factory.mktemp("service"))
+    """One `token-ledger up` for the whole session: two workers, defaults. Tests leave it as it was.
+
+    It may call receivers of webhooks at one address of this machine, which the tests' listen at; no other.
+    """
+    started = running.start(
+        tmp_path_factory.mktemp("service"), webhook_allowed_networks=f"{running.RECEIVERS_ADDRESS}/32"
+    )
     try:
         yield started
     finally:

@@ -11,7 +11,15 @@ from events import streams
 from events.ledger import Append, Ledger
 from events.receipts import ReceiptLog
 from events.streams import Connection
-from events.types import SubscriberRegistered, SubscriberRemoved
+from events.types import (
+    LedgerEvent,
+    SubscriberRegistered,
+    SubscriberRemoved,
+    WebhookChanged,
+    WebhookMetadata,
+    WebhookRegistered,
+    WebhookRemoved,
+)
 from service.tokens import new_id, now, uuid7_hex
 from tests.running import Service
 
@@ -29,9 +37,7 @@ class Crowd:
         ids = [new_id("sub") for _ in range(count)]
         events = [
             SubscriberRegistered(
-                id=uuid7_hex(),
-                occurred_at=now(),
-                by="system",
+                **_head(),
                 subscriber_id=one,
                 subscriber_name=f"gate {number}",
                 transport="http",
@@ -43,6 +49,19 @@ class Crowd:
         self.ids += ids
         return ids
 
+    async def hook(self, **about: Any) -> str:
+        """Registers a webhook that is only an event: nothing is delivered to it."""
+        webhook_id = new_id("whk")
+        event = WebhookRegistered(**_head(), webhook_id=webhook_id, webhook=_metadata(**about))
+        await self.ledger.append(Append(_subject(webhook_id), event, 0))
+        self.ids.append(webhook_id)
+        return webhook_id
+
+    async def change(self, webhook_id: str, **about: Any) -> None:
+        """The webhook is another one from now on."""
+        event = WebhookChanged(**_head(), webhook_id=webhook_id, webhook=_metadata(**about))
+        await self.ledger.append(Append(_subject(webhook_id), event))
+
     async def apply(self, ledger_seq: int, *followers: str) -> None:
         """These have applied everything up to there: it is on disk."""
         for follower in followers:
@@ -51,16 +70,29 @@ class Crowd:
 
     async def leave(self) -> None:
         """All of them, so that nobody later finds them silent."""
-        events = [
-            SubscriberRemoved(id=uuid7_hex(), occurred_at=now(), by="system", subscriber_id=one) for one in self.ids
-        ]
-        if events:
-            await self.ledger.append(*(Append(_subject(one.subscriber_id), one) for one in events))
+        gone: list[Append] = []
+        for one in self.ids:
+            event: LedgerEvent
+            if one.startswith("whk_"):
+                event = WebhookRemoved(**_head(), webhook_id=one)
+            else:
+                event = SubscriberRemoved(**_head(), subscriber_id=one)
+            gone.append(Append(_subject(one), event))
+        if gone:
+            await self.ledger.append(*gone)
         self.ids.clear()
 
 
-def _subject(subscriber_id: str) -> str:
-    return f"ledger.main.subscriber.{subscriber_id}"
+def _head() -> dict[str, Any]:
+    return {"id": uuid7_hex(), "occurred_at": now(), "by": "system"}
+
+
+def _metadata(**about: Any) -> WebhookMetadata:
+    return WebhookMetadata(webhook_name="hook", owner="system", origin="https://example.com", **about)
+
+
+def _subject(follower: str) -> str:
+    return f"ledger.main.{'webhook' if follower.startswith('whk_') else 'subscriber'}.{follower}"
 
 
 @contextlib.asynccontextmanager
@@ -70,7 +102,7 @@ async def crowd_of(service: Service) -> AsyncIterator[Crowd]:
     crowd = Crowd(nc)
     try:
         yield crowd
-        await crowd.leave()
     finally:
+        await crowd.leave()
         await crowd.receipts.close()
         await nc.close()

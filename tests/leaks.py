@@ -19,7 +19,8 @@ RAW_TOKEN = rb"tl_(?:at|rt|pat|sat|ac|cs)_[0-9A-Za-z]{40}"
 RAW_JWT = rb"eyJ[0-9A-Za-z_-]{16,}\.eyJ[0-9A-Za-z_-]{16,}"
 # nkeys: a seed of a user, account or operator.
 RAW_SEED = rb"S[UAO](?!U{16})[A-Z2-7]{56}"  # 0x55 bytes are what DuckDB packs columns of one value into
-READABLE = b"|".join([RAW_TOKEN, RAW_JWT, RAW_SEED])
+RAW_WEBHOOK_SECRET = rb"whsec_[0-9A-Za-z+/]{40}"
+READABLE = b"|".join([RAW_TOKEN, RAW_JWT, RAW_SEED, RAW_WEBHOOK_SECRET])
 
 
 def _base64_forms(word: bytes) -> set[bytes]:

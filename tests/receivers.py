@@ -1,4 +1,4 @@
-"""Receivers of webhooks for tests: real sockets on 127.0.0.1 that answer, hang, drip or flood as they are told."""
+"""Receivers of webhooks for tests: real sockets that answer, hang, drip or flood as they are told."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Self
+
+from tests.running import RECEIVERS_ADDRESS
 
 OK = b"HTTP/1.1 204 No Content\r\n\r\n"
 Behaviour = Callable[[socket.socket, "Received"], None]
@@ -58,12 +60,12 @@ class Receiver:
         self._tls = tls
         self._ended = threading.Event()
         self._open: set[socket.socket] = set()
-        self._listener = socket.create_server(("127.0.0.1", port), backlog=128)
+        self._listener = socket.create_server((RECEIVERS_ADDRESS, port), backlog=128)
         self.port: int = self._listener.getsockname()[1]
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
 
-    def url(self, path: str = "/hook", host: str = "127.0.0.1", scheme: str = "http") -> str:
+    def url(self, path: str = "/hook", host: str = RECEIVERS_ADDRESS, scheme: str = "http") -> str:
         return f"{scheme}://{host}:{self.port}{path}"
 
     def ids(self) -> list[str]:

@@ -27,13 +27,16 @@ STOP_SECONDS_MAX = 10.0  # CONTRACT: "SIGTERM stops everything within 10 s"
 LOG_TAIL_LINES = 60
 MARK = "LEDGER_TEST_MARK"  # every process of a service inherits it, so that none can be lost
 
+RECEIVERS_ADDRESS = "127.0.0.7"  # where receivers of webhooks listen
+
 # Everything personal or secret that a test plants begins with one of these, so that one search at the end of
 # the session finds whatever leaked from any test (test_canaries.py).
 CANARY_USERNAME = "cnryuser"
 CANARY_PASSWORD = "cnrypass"
 CANARY_NAME = "cnryname"
 CANARY_QUERY = "cnryquery"
-CANARIES = (CANARY_USERNAME, CANARY_PASSWORD, CANARY_NAME, CANARY_QUERY)
+CANARY_HOOK = "cnryhook"
+CANARIES = (CANARY_USERNAME, CANARY_PASSWORD, CANARY_NAME, CANARY_QUERY, CANARY_HOOK)
 
 # Loading certificates would cost each client 30 ms.
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

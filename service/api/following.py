@@ -12,7 +12,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from projections.base import boot_time_ns
 from projections.revocations import CloudEvent
 from service.api.routing import Call, Nothing, operation
-from service.api.wire import Seq
+from service.api.wire import FeedId, Seq
 from service.errors import ForeignOrigin, InvalidRequest, ServiceError, Unavailable
 from service.feed import Filters
 from service.following import Place, Polled, events, poll
@@ -59,7 +59,10 @@ class StreamQuery(Following, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class PollQuery(Following, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`feed`: which feed `after` is of, as the answer before said; refused if another log stands behind it now."""
+
     after: _After = 0
+    feed: FeedId | UnsetType = UNSET
     limit: Annotated[int, Meta(ge=1, le=LIMIT_MAX, description="Announcements at most.")] = 100
     wait_seconds: Annotated[int, Meta(ge=0, le=30, description="For how long, if there are none yet.")] = 0
 
@@ -198,6 +201,7 @@ async def poll_revocations(call: Call[None, PollQuery]) -> Response:
     """
     runtime, asked = call.runtime, call.query
     filters = filters_of(asked)
+    await runtime.feed.check_feed(asked.feed)
     subscriber = await _heard_of(call)
     if subscriber is not None and asked.after:
         await acknowledge(runtime, subscriber, asked.after)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from events.errors import LedgerError
 from service.api.routing import Call, Nothing, operation
-from service.api.wire import Seq
+from service.api.wire import FeedId, Seq
 from service.commands import refused
 from service.errors import InvalidRequest, NotFound
 from service.propagation import Propagation, acknowledge, propagation_of
@@ -20,9 +20,13 @@ _SEQ_DIGITS_MAX = 18
 
 
 class Acknowledgement(Struct, frozen=True, forbid_unknown_fields=True):
-    """The subscriber has applied everything that was announced up to `ledger_seq`."""
+    """The subscriber has applied everything that was announced up to `ledger_seq`.
+
+    `feed`: which feed that is of, as positions, polls and snapshots say; refused if another log stands behind it now.
+    """
 
     ledger_seq: Annotated[int, Meta(ge=0, le=2**53)]
+    feed: FeedId | UnsetType = UNSET
 
 
 class Acknowledged(Struct, frozen=True, kw_only=True):
@@ -44,12 +48,13 @@ async def show_propagation(call: Call[None, Nothing]) -> Propagation:
     """Say which follower has applied a revocation, when, and who has not.
 
     Of those who were registered when it was recorded and still are; later ones began with it. Webhooks are left out
-    that are about something else, that their owner disabled, or whose receiver said that it is gone.
+    that are about something else, that their owner disabled, or whose receiver said that it is gone. Who holds neither
+    `ledger:revoke` nor `ledger:audit` is told of its own followers only.
     """
     given = call.name
     if not (given.isascii() and given.isdecimal() and len(given) <= _SEQ_DIGITS_MAX):
         raise NotFound("there is no such ledger_seq", fix="it is a number, as a revocation's answer has it")
-    return await propagation_of(call.runtime, int(given))
+    return await propagation_of(call.runtime, call.caller, int(given))
 
 
 @operation(
@@ -71,7 +76,7 @@ async def acknowledge_revocations(call: Call[Acknowledgement, Nothing]) -> Ackno
         raise InvalidRequest(
             "the subscriber follows over NATS", fix="acknowledge the messages that its consumer delivers"
         )
-    await acknowledge(call.runtime, subscriber.subscriber_id, call.body.ledger_seq)
+    await acknowledge(call.runtime, subscriber.subscriber_id, call.body.ledger_seq, call.body.feed)
     try:
         await call.runtime.receipts.written()
     except LedgerError as error:

@@ -446,7 +446,7 @@ async def _propagation(call: Call[Any, Nothing], ledger_seq: int) -> Propagation
     wait_seconds = call.body.wait_seconds
     if isinstance(wait_seconds, UnsetType):
         return UNSET
-    return await call.incoming.while_connected(propagation_after(call.runtime, ledger_seq, wait_seconds))
+    return await call.incoming.while_connected(propagation_after(call.runtime, call.caller, ledger_seq, wait_seconds))
 
 
 @operation(

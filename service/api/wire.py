@@ -37,6 +37,7 @@ Comment = Annotated[str, Meta(min_length=1, max_length=1000, description="Sealed
 Id = Annotated[str, Meta(min_length=1, max_length=64)]
 Time = Annotated[str, Meta(min_length=1, max_length=40, description="RFC 3339; by `recorded_at`, inclusive.")]
 EndTime = Annotated[str, Meta(min_length=1, max_length=40, description="RFC 3339; by `recorded_at`, exclusive.")]
+FeedId = Annotated[str, Meta(min_length=1, max_length=64, description="Names the log and its feed.")]
 WaitSeconds = Annotated[
     float, Meta(ge=0, le=30, description="For how long the answer may wait until every follower has applied it.")
 ]

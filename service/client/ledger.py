@@ -79,10 +79,10 @@ class Ledger:
         """Uses. Raises: Unreachable, Refused, NotAllowed; NotSent if nothing can have been recorded."""
         await self._ask("POST", "/v1/uses", body)
 
-    async def acknowledge(self, subscriber_id: str, ledger_seq: int) -> None:
+    async def acknowledge(self, subscriber_id: str, ledger_seq: int, feed: str) -> None:
         """Raises: Unreachable, Refused, NotAllowed."""
         path = f"/v1/subscribers/{subscriber_id}/acknowledgements"
-        await self._ask("POST", path, msgspec.json.encode({"ledger_seq": ledger_seq}))
+        await self._ask("POST", path, msgspec.json.encode({"ledger_seq": ledger_seq, "feed": feed}))
 
     @contextlib.asynccontextmanager
     async def lines(self, path: str, **request: Any) -> AsyncIterator[AsyncIterator[bytes]]:

@@ -268,10 +268,10 @@ class TokenValidator:
                 async with asyncio.timeout(_ACKNOWLEDGED_SECONDS_MAX):
                     await knowledge.applied.wait()
             knowledge.applied.clear()
-            if self._offline.stale or not knowledge.ledger_seq:
+            if self._offline.stale or not knowledge.ledger_seq or knowledge.feed is None:
                 continue
             try:
-                await self._ledger.acknowledge(subscriber_id, knowledge.ledger_seq)
+                await self._ledger.acknowledge(subscriber_id, knowledge.ledger_seq, knowledge.feed)
             except LedgerClientError as error:
                 log.warning("the ledger does not take the acknowledgement of %s: %s", subscriber_id, error)
                 await asyncio.sleep(_PAUSE_SECONDS_MAX)

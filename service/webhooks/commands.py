@@ -290,5 +290,6 @@ async def disable(ledger: Ledger, store: WebhookStore, webhook: Webhook, reason:
     except Conflict:
         await store.destroy(webhook.webhook_id, mark.ids[0])
         return False
-    await store.destroy(webhook.webhook_id, webhook.event_id)
+    with contextlib.suppress(LedgerUnavailable):  # what is left is sealed, and in force no more
+        await store.destroy(webhook.webhook_id, webhook.event_id)
     return True

@@ -17,7 +17,7 @@ from projections.revocations import decode_event
 from service.feed import CursorTooOld, Feed
 
 IN_FLIGHT_MAX = 8
-ACK_WAIT_SECONDS = 30.0
+ACK_WAIT_SECONDS = 6.0  # what a killed process held is delivered by another one after that
 _PULL_SECONDS = 5.0  # how long a request waits at the server; one that was lost is missed no longer
 _API_SECONDS_MAX = 5.0
 _NS = 1_000_000_000

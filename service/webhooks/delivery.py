@@ -50,6 +50,7 @@ _AGAIN_SECONDS = 1.0
 _FINISH_SECONDS_MAX = 0.7
 _GATHER_SECONDS = 0.02
 _REMEMBERED_MAX = 64
+_FOR_EVER_SECONDS = 86_400.0
 
 
 class Deliverer:
@@ -120,17 +121,22 @@ class Deliverer:
             return False
         return True
 
-    async def disable(self, webhook: Webhook, reason: DisabledReason) -> None:
-        """Says so in the ledger; the runner is then stopped as if somebody had asked for it. Raises: LedgerError."""
-        if await disable(self.ledger, self.store, webhook, reason):
-            self.disabled += 1
-            log.error(
-                "webhook_disabled",
-                alarm=True,
-                webhook_id=webhook.webhook_id,
-                reason=reason,
-                fix="look at its deliveries, correct the receiver, then `token-ledger webhook enable`",
-            )
+    async def disable(self, webhook: Webhook, reason: DisabledReason) -> bool:
+        """Says so in the ledger; the runner is then stopped as if somebody had asked for it.
+
+        False if somebody has changed the webhook meanwhile. Raises: LedgerError.
+        """
+        if not await disable(self.ledger, self.store, webhook, reason):
+            return False
+        self.disabled += 1
+        log.error(
+            "webhook_disabled",
+            alarm=True,
+            webhook_id=webhook.webhook_id,
+            reason=reason,
+            fix="look at its deliveries, correct the receiver, then `token-ledger webhook enable`",
+        )
+        return True
 
     async def _answer_status(self, message: Msg) -> None:
         failing = sum(runner.failing for runner in self._runners.values())
@@ -155,6 +161,7 @@ class Runner:
         self._pauses = Pauses()
         self._failing_since: datetime | None = None
         self._disabling = False
+        self._disabled = False
         self._stopping = False
         self._feed = ""
         self._known = 0  # position in REVOCATIONS up to which all has been handed out once
@@ -173,7 +180,7 @@ class Runner:
 
     def takes(self, webhook: Webhook, sealed: Sealed) -> bool:
         """Goes on with another name, other filters or secrets; not with another URL or from another cursor."""
-        if (sealed.url, sealed.cursor) != (self._sealed.url, self._sealed.cursor):
+        if self._disabled or (sealed.url, sealed.cursor) != (self._sealed.url, self._sealed.cursor):
             return False
         self.webhook, self._sealed = webhook, sealed
         return True
@@ -273,6 +280,8 @@ class Runner:
         """Returns when the receiver has taken it. Raises: CancelledError when the webhook ends before."""
         number = tried
         while True:
+            while self._disabled:  # whoever keeps the runners will have heard of it in a moment
+                await self._pauses.wait(_FOR_EVER_SECONDS)
             number += 1
             at = now()
             headers = {
@@ -287,7 +296,8 @@ class Runner:
                 return
             await self._failed(answer, at)
             seconds = max(delay_seconds(number), answer.retry_after_seconds)
-            self._record(message, number, at, answer, now() + timedelta(seconds=seconds))
+            next_at = None if self._disabled else now() + timedelta(seconds=seconds)
+            self._record(message, number, at, answer, next_at)
             if self._stopping:
                 raise asyncio.CancelledError
             await self._pauses.wait(seconds, answer.retry_after_seconds)
@@ -328,7 +338,7 @@ class Runner:
             return
         self._disabling = True
         try:
-            await self._deliverer.disable(self.webhook, reason)
+            self._disabled = await self._deliverer.disable(self.webhook, reason)
         except LedgerError as error:
             log.warning("webhook_not_disabled", webhook_id=self.webhook_id, why=str(error))
         finally:

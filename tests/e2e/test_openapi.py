@@ -19,7 +19,7 @@ import httpx
 import jsonschema
 import pytest
 
-from tests.running import CANARY_NAME, CANARY_USERNAME, App, Service, unique, until
+from tests.running import CANARY_NAME, CANARY_USERNAME, RECEIVERS_ADDRESS, App, Service, unique, until
 
 METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
 # CONTRACT.md, "Management API" and "OAuth endpoints", as far as they are built.
@@ -183,6 +183,17 @@ def surface(service: Service) -> Surface:
     return Surface(service)
 
 
+UNHEARD = f"http://{RECEIVERS_ADDRESS}:9/"  # of webhooks: nobody listens there
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_webhook_is_left(service: Service) -> Iterator[None]:
+    """Other tests ask whether every follower has received what they revoke."""
+    yield
+    for one in list(service.items("/v1/webhooks")):
+        service.done("DELETE", f"/v1/webhooks/{one['webhook_id']}")
+
+
 @dataclass
 class Ground:
     """Things that valid requests name. Each is made when it is first asked for."""
@@ -291,6 +302,10 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
     def subscriber(transport: str = "nats") -> dict[str, str]:
         made = service.done("POST", "/v1/subscribers", json={"name": "x", "transport": transport})
         return {"subscriber_id": made["subscriber_id"]}
+
+    def webhook() -> dict[str, str]:
+        made = service.done("POST", "/v1/webhooks", json={"url": UNHEARD})
+        return {"webhook_id": made["webhook_id"]}
 
     def revoked() -> int:
         path = f"/v1/tokens/{token()['token_id']}/revoke"
@@ -407,6 +422,18 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
             Call(body={"name": "b", "transport": "http", "owner": ground.app.client_id}),
         ],
         ("GET", "/v1/subscribers"): lambda: everywhere,
+        ("POST", "/v1/webhooks"): lambda: [
+            Call(body={"url": UNHEARD}),
+            Call(body={"url": UNHEARD, "webhook_name": "a", "subject": ground.user["user_id"], "after": 1}),
+        ],
+        ("GET", "/v1/webhooks"): lambda: everywhere,
+        ("GET", "/v1/webhooks/{webhook_id}"): lambda: [Call(webhook())],
+        ("PATCH", "/v1/webhooks/{webhook_id}"): lambda: [Call(webhook(), body={"enabled": False})],
+        ("DELETE", "/v1/webhooks/{webhook_id}"): lambda: [Call(webhook())],
+        ("GET", "/v1/webhooks/{webhook_id}/deliveries"): lambda: [Call(webhook()), Call(webhook(), {"limit": "2"})],
+        ("POST", "/v1/webhooks/{webhook_id}/redeliveries"): lambda: [Call(webhook(), body={"after": 1})],
+        ("POST", "/v1/webhooks/{webhook_id}/secrets"): lambda: [Call(webhook(), body={"overlap_seconds": 1})],
+        ("POST", "/v1/webhooks/{webhook_id}/test"): lambda: [Call(webhook())],
         ("GET", "/v1/subscribers/{subscriber_id}"): lambda: [Call(subscriber()), Call(subscriber("http"))],
         ("DELETE", "/v1/subscribers/{subscriber_id}"): lambda: [Call(subscriber()), Call(subscriber("http"))],
         ("POST", "/v1/subscribers/{subscriber_id}/acknowledgements"): lambda: [

@@ -95,6 +95,40 @@ async def test_follower_that_left_is_not_waited_for(service: Service, crowd: Cro
     assert until_complete(service, seq)["followers"] == []
 
 
+async def test_webhook_is_concerned_by_what_it_is_about_since_it_was_registered(service: Service, crowd: Crowd) -> None:
+    app, other = service.app(), service.app()
+    mine = await crowd.hook(client_id=app.client_id)
+    everything = await crowd.hook()
+    asked = await crowd.hook(disabled_reason="asked")
+    await crowd.hook(client_id=other.client_id)
+    await crowd.hook(disabled_reason="gone")
+    failing = await crowd.hook(disabled_reason="failing")
+    body = {"client_id": app.client_id, "reason": "admin", "wait_seconds": 0}
+    seq = service.done("POST", "/v1/revocations", json=body)["ledger_seq"]
+    await crowd.change(everything)  # it was registered before all the same
+    await crowd.change(asked)
+    found = propagation(service, seq)
+    told = {one["id"]: one["transport"] for one in found["followers"]}
+    assert told == dict.fromkeys((mine, everything, asked, failing), "webhook")
+    await crowd.apply(seq, *told)
+    assert until_complete(service, seq)["applied"] == 4
+
+
+async def test_follower_is_told_of_its_own_propagation_only(service: Service, crowd: Crowd) -> None:
+    await crowd.join()
+    user = service.user(kind="service", scope="ledger:subscribe")
+    token = service.issue(user["user_id"], "ledger:subscribe", kind="sat")["token"]
+    told = {"name": "own", "transport": "http", "owner": user["user_id"]}
+    own = service.done("POST", "/v1/subscribers", json=told)["subscriber_id"]
+    try:
+        seq = revoked(service)["ledger_seq"]
+        found = service.done("GET", f"/v1/revocations/{seq}/propagation", token=token)
+        assert [one["id"] for one in found["followers"]] == [own]
+        assert len(propagation(service, seq)["followers"]) == 2
+    finally:
+        service.done("DELETE", f"/v1/subscribers/{own}")
+
+
 @pytest.mark.parametrize("which", ["0", "1", "999999999", "-1", "x", "%C2%B2", "9" * 40, "1.0"])
 def test_propagation_of_what_is_no_revocation_is_not_found(service: Service, which: str) -> None:
     body = problem(service.call("GET", f"/v1/revocations/{which}/propagation"), 404)

@@ -5,7 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import subprocess
+import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import nats
@@ -14,9 +18,13 @@ from click.testing import CliRunner
 from nats.aio.client import Client
 
 from service.cli import main
+from service.client import SseFeed, SyncTokenValidator
+from tests import running
+from tests.receivers import Receiver
 from tests.running import Service, StartService, problem, until
 
 PATIENCE = 60.0
+PLAIN = Path(running.__file__).with_name("plain_subscriber.py")
 
 
 @contextlib.contextmanager
@@ -47,7 +55,7 @@ def revoke(service: Service) -> int:
 
 
 def state_of(service: Service, told: dict[str, Any], seq: int) -> dict[str, Any]:
-    found = service.done("GET", f"/v1/revocations/{seq}/propagation")
+    found = propagation_of(service, seq)
     (mine,) = [one for one in found["followers"] if one["id"] == told["subscriber_id"]]
     return mine
 
@@ -86,6 +94,22 @@ def test_acknowledgement_of_what_was_not_announced_is_refused(service: Service) 
             body = problem(acknowledge(service, told, beyond), 400, "invalid_request")
             assert body["fix"]
         assert state_of(service, told, seq)["state"] == "pending"
+
+
+def test_acknowledgement_of_another_feed_is_refused(service: Service) -> None:
+    """A backup was restored: what the follower applied was of another log, with other sequences."""
+    with subscriber(service) as told:
+        seq = revoke(service)
+        feed = service.done("GET", "/v1/revocations/position")["feed"]
+        path = f"/v1/subscribers/{told['subscriber_id']}/acknowledgements"
+        for body in ({"ledger_seq": seq, "feed": "0" * 16}, {"ledger_seq": 1, "feed": "x"}):
+            assert "snapshot" in problem(service.call("POST", path, json=body), 400, "invalid_request")["fix"]
+        query = {"after": seq, "subscriber": told["subscriber_id"], "feed": "0" * 16}
+        problem(service.call("GET", "/v1/revocations", params=query), 400, "invalid_request")
+        assert state_of(service, told, seq)["state"] == "pending"
+        service.done("GET", "/v1/revocations", params={**query, "feed": feed})
+        until_applied(service, told, seq)
+        service.done("POST", path, json={"ledger_seq": seq, "feed": feed})
 
 
 @pytest.mark.parametrize("seq", [-1, "7", None, 1.5, 2**60])
@@ -222,3 +246,93 @@ def test_silent_subscriber_shows_in_metrics_doctor_and_lists_and_comes_back(serv
     until(lambda: numbers().get("registered_followers") == 0, seconds=PATIENCE)
     (finding,) = doctor()
     assert finding["state"] == "ok"
+
+
+# All kinds together
+
+
+@contextlib.contextmanager
+def plain_client(told: dict[str, Any], directory: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A subscriber over NATS in a process of its own, with nothing of this project."""
+    registration = directory / "registration.json"
+    registration.write_text(json.dumps(told))
+    process = subprocess.Popen([sys.executable, str(PLAIN), str(registration), str(directory / "applied.ndjson")])
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(PATIENCE)
+
+
+@contextlib.contextmanager
+def poller(service: Service, subscriber_id: str, token: str) -> Iterator[None]:
+    """A follower that polls, and comes for more when it has applied what it got."""
+    ended = threading.Event()
+    headers = {"Authorization": f"Bearer {token}"}
+    after: int = service.done("GET", "/v1/revocations/position")["ledger_seq"]
+
+    def run() -> None:
+        query = {"after": after, "wait_seconds": 1, "subscriber": subscriber_id}
+        with service.caller(timeout_seconds=PATIENCE) as http:
+            while not ended.is_set():
+                answer = http.get("/v1/revocations", params=query, headers=headers)
+                if answer.is_success:
+                    query["after"] = answer.json()["ledger_seq"]
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(PATIENCE)
+
+
+def test_revocation_is_complete_when_followers_of_every_kind_have_applied_it(
+    service_with: StartService, tmp_path: Path
+) -> None:
+    """A plain NATS client, our library by server-sent events, one that polls, and a webhook."""
+    service = service_with(webhook_allowed_networks="127.0.0.0/8")
+    scope = "ledger:subscribe ledger:validate"
+    user = service.user(kind="service", scope=scope)
+    bearer = service.issue(user["user_id"], scope, kind="sat")["token"]
+    with contextlib.ExitStack() as ends:
+        plain = ends.enter_context(subscriber(service, "nats"))
+        sse = ends.enter_context(subscriber(service, owner=user["user_id"]))
+        polling = ends.enter_context(subscriber(service, owner=user["user_id"]))
+        receiver = ends.enter_context(Receiver())
+        hook = service.done("POST", "/v1/webhooks", json={"url": receiver.url()})
+        ends.callback(service.done, "DELETE", f"/v1/webhooks/{hook['webhook_id']}")
+        process = ends.enter_context(plain_client(plain, tmp_path))
+        ends.enter_context(poller(service, polling["subscriber_id"], bearer))
+        feed = SseFeed(subscriber_id=sse["subscriber_id"])
+        options = {"token": bearer, "feed": feed, "start_seconds_max": PATIENCE}
+        ends.enter_context(SyncTokenValidator(service.issuer, "https://api.example", **options))
+
+        path = f"/v1/tokens/{service.pat()['token_id']}/revoke"
+        done = service.done("POST", path, json={"reason": "compromised", "wait_seconds": 30}, timeout=PATIENCE)
+        found = done["propagation"]
+        assert found["complete"], found
+        kinds = {one["id"]: (one["transport"], one["state"]) for one in found["followers"]}
+        assert kinds == {
+            plain["subscriber_id"]: ("nats", "applied"),
+            sse["subscriber_id"]: ("http", "applied"),
+            polling["subscriber_id"]: ("http", "applied"),
+            hook["webhook_id"]: ("webhook", "applied"),
+        }
+        times = [one["applied_at"] for one in found["followers"]]
+        assert found["last_applied_at"] == max(times)
+        assert all(one["after_ms"] > 0 for one in found["followers"])
+
+        process.kill()
+        process.wait(PATIENCE)
+        path = f"/v1/tokens/{service.pat()['token_id']}/revoke"
+        seq = service.done("POST", path, json={"reason": "compromised"})["ledger_seq"]
+        found = until(
+            lambda: found if (found := propagation_of(service, seq))["applied"] == 3 else None, seconds=PATIENCE
+        )
+        assert [one["id"] for one in found["followers"] if one["state"] == "pending"] == [plain["subscriber_id"]]
+
+
+def propagation_of(service: Service, seq: int) -> dict[str, Any]:
+    return service.done("GET", f"/v1/revocations/{seq}/propagation")

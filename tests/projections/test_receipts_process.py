@@ -65,7 +65,7 @@ class World:
             asyncio.create_task(base.run(nc, followers.fold, (RECEIPTS, REVOCATIONS))),
             asyncio.create_task(followers.run()),
         ]
-        await until(lambda: followers.fold.complete, what="the streams were read")
+        await until(lambda: followers.answers, what="the streams were read")
 
     async def kill(self) -> None:
         """What it held in memory is gone, as with kill -9."""

@@ -21,7 +21,7 @@ from service.webhooks.sender import Answer, Line
 from service.webhooks.signatures import new_secret, signed_headers
 from tests import receivers
 from tests.receivers import Receiver, signed_by
-from tests.running import NO_TLS
+from tests.running import NO_TLS, RECEIVERS_ADDRESS
 
 LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"),)
 PORTS = (443,)
@@ -178,7 +178,7 @@ async def test_name_without_an_address_is_refused() -> None:
 
 async def test_name_that_is_bound_anew_is_refused_when_it_is_called() -> None:
     """DNS rebinding: registered while it was public, it now means this machine. Nothing is connected."""
-    asked, resolve = resolving(["1.1.1.1"], ["127.0.0.1"])
+    asked, resolve = resolving(["1.1.1.1"], [RECEIVERS_ADDRESS])
     guard = Guard((), PORTS, resolve)
     with Receiver() as receiver:
         target = parse(f"https://hooks.example:{receiver.port}/")
@@ -188,16 +188,16 @@ async def test_name_that_is_bound_anew_is_refused_when_it_is_called() -> None:
         answer = await line.post(target, {}, b"{}")
         await line.close()
         assert (answer.outcome, answer.status) == ("not_allowed", None)
-        assert "127.0.0.1" in answer.error
+        assert RECEIVERS_ADDRESS in answer.error
         assert receiver.connections == 0
     assert asked == ["hooks.example"] * 2
 
 
 async def test_name_is_resolved_once_for_each_request() -> None:
     """What was looked at is what is called: there is no second look-up that could say something else."""
-    asked, resolve = resolving(["127.0.0.1"], ["127.0.0.99"])
+    asked, resolve = resolving([RECEIVERS_ADDRESS], ["127.0.0.99"])
     with Receiver() as receiver:
-        line = Line(Guard((ipaddress.ip_network("127.0.0.1/32"),), PORTS, resolve), NO_TLS)
+        line = Line(Guard((ipaddress.ip_network(RECEIVERS_ADDRESS),), PORTS, resolve), NO_TLS)
         target = parse(receiver.url(host="hooks.example"))
         assert (await line.post(target, {}, b"{}")).outcome == "delivered"
         assert (await line.post(target, {}, b"{}")).outcome == "not_allowed"
@@ -223,7 +223,7 @@ async def test_request_is_as_it_is_described() -> None:
         assert receiver.connections == 1
     assert (received.path, received.body) == ("/a/secret?b=c", body)
     assert received.headers["content-type"] == "application/cloudevents+json"
-    assert received.headers["host"] == f"127.0.0.1:{receiver.port}"
+    assert received.headers["host"] == f"{RECEIVERS_ADDRESS}:{receiver.port}"
     assert not received.headers.keys() & {"authorization", "cookie"}
     assert signed_by(received, secret)
     assert not signed_by(received, new_secret())
@@ -381,7 +381,7 @@ def certificate(directory: Path, name: str) -> tuple[ssl.SSLContext, ssl.SSLCont
 
 async def test_tls_is_checked_for_the_name_and_not_for_the_address(tmp_path: Path) -> None:
     server, client = certificate(tmp_path, "hooks.example")
-    _, resolve = resolving(["127.0.0.1"])
+    _, resolve = resolving([RECEIVERS_ADDRESS])
     with Receiver(tls=server) as receiver:
         line = Line(Guard(LOOPBACK, PORTS, resolve), client)
         good = await line.post(parse(receiver.url(host="hooks.example", scheme="https")), {}, b"{}")
