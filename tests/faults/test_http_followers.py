@@ -150,6 +150,11 @@ def test_followers_that_do_not_read_hold_little_and_delay_nobody(own_service: St
         assert service.workers() == [worker]
         seq = revoke_many(service, 1)
         healthy.wait_reached(seq)
+    # All of it is more than one stream holds.
+    with following(service, token, after=0) as late:
+        late.wait_reached(seq)
+        assert late.connections > 1
+        assert late.events == poll_all(service, token, 0, limit=1000)[0]
 
 
 @pytest.fixture(scope="module")
