@@ -52,7 +52,7 @@ MEMORY_STORE_BYTES_MAX = 256 * 1024 * 1024  # state of ordered consumers; no str
 
 READY_SECONDS_MAX = 300  # some 3 s for each million messages after a kill
 STOP_SECONDS_MAX = 4
-RELOAD_SECONDS_MAX = 5
+RELOAD_SECONDS_MAX = 10
 RESTART_SECONDS_MIN = 0.05
 RESTART_SECONDS_MAX = 5.0
 HEALTHY_AFTER_SECONDS = 30
@@ -356,7 +356,13 @@ class EmbeddedServer:
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
         )
-        said = (await process.communicate())[1].decode(errors="replace").strip()
+        try:
+            async with asyncio.timeout(RELOAD_SECONDS_MAX):
+                said = (await process.communicate())[1].decode(errors="replace").strip()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+            raise LedgerUnavailable("nats-server did not check its new configuration in time") from None
         digest = re.search(r"\((sha256:[0-9a-f]{64})\)$", said)
         if process.returncode != 0 or digest is None:
             raise LedgerUnavailable(f"nats-server refuses its new configuration: {said}")

@@ -40,7 +40,8 @@ _US = 1_000_000
 _LOOK_SECONDS = 2.0  # between two looks at who is registered, behind or silent
 _ASK_AGAIN_US = 2 * _US  # about the same consumer
 _ASK_SECONDS_MAX = 2.0
-_EARLY_MAX = 10_000  # acknowledgements of announcements that have not been read here yet
+_EARLY_MAX = 1_000  # acknowledgements of announcements that have not been read here yet
+_AHEAD_MAX = 1_000  # announcements that may be on their way here
 _CONSUMERS_MAX = 10_000
 _WAITING_MAX = 256  # questions that wait for receipts; further ones are answered at once
 _TOLD_AT_ONCE = 100
@@ -132,7 +133,8 @@ class Followers:
         """
         announced = self.fold.announced
         if not self.fold.complete or stream_seq > announced.end:
-            if len(self._early) < _EARLY_MAX:
+            near = not self.fold.complete or stream_seq <= announced.end + _AHEAD_MAX
+            if near and len(self._early) < _EARLY_MAX:  # what is not held, the server is asked for
                 self._early.append((stream_seq, follower, stored_ns, heard_us))
             return
         if stream_seq >= announced.first and announced.stored_ns(stream_seq) != stored_ns:

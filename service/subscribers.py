@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -63,8 +64,8 @@ _NEWS_MAX = 10_000
 _KNOWN_SECONDS = 1.0
 _KNOWN_MAX = 10_000
 _API_SECONDS_MAX = 5.0
-_IN_FORCE_SECONDS_MAX = 10.0
-_NOBODY_ANSWERS_SECONDS = 2.0  # an embedded server's supervisor may be connecting again
+_IN_FORCE_SECONDS_MAX = 25.0  # what the server is given to check its new configuration and to take it
+_NOBODY_ANSWERS_SECONDS = 4.0  # an embedded server's supervisor may be connecting again
 _NS = 1_000_000_000
 _CONSUMER_EXISTS, _CONSUMER_UNKNOWN = 10148, 10014
 
@@ -151,18 +152,21 @@ async def _begins_after(runtime: Runtime, new: NewSubscriber) -> int:
     return new.after
 
 
-async def put_in_force(runtime: Runtime, subscriber_id: str) -> dict[str, Any]:
-    """Makes what a subscriber just registered needs, and says whether all of it is there.
+async def put_in_force(runtime: Runtime, answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Makes what a subscriber just registered needs, by the answer to that, and says whether all of it is there.
 
     It is registered whatever happens here, and its seed is told only once: so nothing is raised.
     """
+    name = answer["subscriber_id"]
     try:
-        subscriber = await find_subscriber(runtime, subscriber_id)
-        if subscriber.transport == "nats":
-            await make_consumer(runtime, subscriber)
+        # A registration that is repeated may be about one that was removed since.
+        if isinstance(await _load(runtime, name), Removed):
+            return {"in_force": False, "to_do": "it was removed since; register another"}
+        if answer["transport"] == "nats":
+            await make_consumer(runtime, name, answer["after"])
             return in_force(await _tell_server(runtime))
     except ServiceError as error:
-        log.warning("subscriber_not_in_force", subscriber=subscriber_id, why=error.detail, private=error.private)
+        log.warning("subscriber_not_in_force", subscriber=name, why=error.detail, private=error.private)
         return {"in_force": False, "to_do": f"{error.detail}; it is tried again every {KEEP_SECONDS:.0f} s"}
     return in_force(True)
 
@@ -278,13 +282,12 @@ async def acting_subscriber(runtime: Runtime, caller: Caller, subscriber_id: str
 # What the nats-server must have
 
 
-async def make_consumer(runtime: Runtime, subscriber: Subscriber) -> None:
-    """Makes the subscriber's consumer, if it is not there. Raises: Unavailable."""
-    name = subscriber.subscriber_id
+async def make_consumer(runtime: Runtime, name: str, after: int) -> None:
+    """Makes a subscriber's consumer, which begins after this sequence, if it is not there. Raises: Unavailable."""
     try:
-        start = await runtime.feed.stream_seq_after(subscriber.after)
+        start = await runtime.feed.stream_seq_after(after)
     except CursorTooOld:
-        log.warning("subscriber_consumer_begins_late", subscriber=name, after=subscriber.after)
+        log.warning("subscriber_consumer_begins_late", subscriber=name, after=after)
         start = 1  # the server begins with the oldest that it has; what is missing shows by the first sequence
     except LedgerUnavailable as error:
         raise Unavailable("the feed of revocations cannot be read", private=str(error)) from error
@@ -310,7 +313,7 @@ async def backlog(runtime: Runtime, subscriber: Subscriber) -> Backlog:
     info = f"INFO.{REVOCATIONS}.{subscriber.subscriber_id}"
     answer = await _api(runtime.nc, info, known=(_CONSUMER_UNKNOWN,))
     if "error" in answer:
-        await make_consumer(runtime, subscriber)
+        await make_consumer(runtime, subscriber.subscriber_id, subscriber.after)
         answer = await _api(runtime.nc, info)
     return Backlog(pending=answer["num_pending"], ack_pending=answer["num_ack_pending"])
 
@@ -338,7 +341,7 @@ async def _check_consumers(runtime: Runtime) -> None:
                 await _delete_consumer(runtime.nc, name)
         elif state.transport == "nats" and name not in there:
             log.warning("subscriber_consumer_made_again", subscriber=name)
-            await make_consumer(runtime, state)
+            await make_consumer(runtime, name, state.after)
 
 
 async def _delete_consumer(nc: Connection, name: str) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import secrets
 import shutil
 import signal
@@ -369,6 +370,9 @@ async def _announce_revocations(nc: Connection, feed: Feed) -> None:
 async def _deliver(settings: Settings) -> None:
     from service.webhooks.delivery import Deliverer  # noqa: PLC0415 - the other processes send nothing
 
+    # Hundreds of receivers that hang hold eight connections each.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

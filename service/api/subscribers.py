@@ -29,7 +29,9 @@ NEEDS = (ADMIN,)
 LOOK = (ADMIN, "ledger:audit", "ledger:subscribe")
 _LIST = "subscribers"
 
-Name = Annotated[str, Meta(min_length=1, max_length=200)]
+Name = Annotated[
+    str, Meta(min_length=1, max_length=200, description="Of the enforcement point, no person's: it is kept for ever.")
+]
 After = Annotated[int, Meta(ge=0, lt=2**53, description="Announcements behind this position of the ledger.")]
 Transport = Literal["nats", "http"]
 InForce = Annotated[bool, Meta(description="False: `to_do` says what is missing.")]
@@ -150,7 +152,7 @@ async def create_subscriber(call: Call[SubscriberRequest, Nothing]) -> dict[str,
         after=None if isinstance(body.after, UnsetType) else body.after,
     )
     answer = await call.create(lambda _: prepare_subscriber(call.runtime, call.asker, new))
-    return answer | await put_in_force(call.runtime, answer["subscriber_id"])
+    return answer | await put_in_force(call.runtime, answer)
 
 
 @operation("GET", "/v1/subscribers", tag="subscribers", needs=LOOK, query=Page, answer=SubscriberList)

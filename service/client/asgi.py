@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 from .validator import TokenValidator
-from .verdicts import Context, Verdict
+from .verdicts import Context, Verdict, address_of
 
 Scope = Any  # frameworks have types of their own for these three
 Receive = Any
@@ -107,7 +107,7 @@ def _context(scope: Scope) -> Context:
     client = scope.get("client")
     agent = next((value for name, value in scope["headers"] if name.lower() == b"user-agent"), None)
     return Context(
-        client[0] if client else None,
+        address_of(client[0]) if client else None,
         agent.decode("latin-1") if agent else None,
         scope.get("method"),
         scope["path"],

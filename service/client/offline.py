@@ -204,6 +204,13 @@ class Offline:
             (-1, NEVER),
         )
 
+    def lacks_key(self, token: str) -> bool:
+        """Whether it is for want of a key that nothing can be said of this JWT."""
+        try:
+            return self._keys.get(read(token).kid) is None
+        except Malformed:
+            return False
+
     # Reference tokens: only the ledger can tell, and what it told counts for some seconds, unless it is revoked since.
 
     def _check_reference(self, token: str, asked: Asked) -> Verdict | None:

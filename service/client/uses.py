@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import re
 import secrets
 import threading
 from collections import deque
@@ -15,7 +17,9 @@ from msgspec import Struct
 from .clock import boot_seconds
 from .errors import LedgerClientError, NotAllowed, Refused
 from .ledger import Ledger, NotSent
-from .verdicts import Context
+from .verdicts import Context, address_of
+
+log = logging.getLogger("token_ledger")
 
 BLOCK_USES = 500
 _BLOCK_SECONDS = 1.0
@@ -24,8 +28,11 @@ _PAUSE_SECONDS_MAX = 10.0
 _REPEATED_SECONDS_MAX = 100.0
 _CLOSE_SECONDS_MAX = 3.0
 _BODY_BYTES_MAX = 400_000
-_TEXT_CHARS_MAX = {"user_agent": 256, "path": 256, "method": 32, "ip": 45}
+_AGENT_CHARS_MAX = _PATH_CHARS_MAX = 256
+_METHOD_CHARS_MAX = 32
 _SCOPE_CHARS_MAX = 1_000
+_AUDIENCE_CHARS_MAX = 500
+_SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+(?: [\x21\x23-\x5b\x5d-\x7e]+)*")  # RFC 6749 App. A.4
 
 Use = tuple[str, float, str, str, str, Context | None]  # token id, time, outcome, scope, audience, context
 
@@ -93,12 +100,14 @@ class Uses:
                 async with asyncio.timeout(pause):
                     await self._wake.wait()
             self._wake.clear()
-            while await self._tell():
-                if not self.waiting:
-                    break
+            try:
+                while await self._tell() and self.waiting:
+                    pass
+            except Exception as error:
+                # Nothing that a request holds may stop the record of the others.
+                log.exception("a block of uses cannot be reported")
+                self._give_up(error)
             pause = min(_PAUSE_SECONDS_MAX, pause * 2) if self.problem else _BLOCK_SECONDS
-            if self.problem:
-                await asyncio.sleep(pause)
 
     async def close(self) -> None:
         """Tells of what is left, within seconds."""
@@ -107,6 +116,8 @@ class Uses:
                 while self.waiting and await self._tell():
                     pass
         self._drop(self.waiting)
+        self._waiting.clear()
+        self._block = None
 
     async def _tell(self) -> bool:
         """One block. Whether the ledger has it, or it was given up."""
@@ -114,7 +125,7 @@ class Uses:
         if block is None:
             return True
         if self._repeated_since is not None and boot_seconds() - self._repeated_since > _REPEATED_SECONDS_MAX:
-            self._give_up(block)
+            self._give_up(self.problem)
             return True
         try:
             await self._ledger.report(msgspec.json.encode(block))
@@ -126,7 +137,7 @@ class Uses:
             if isinstance(error, NotAllowed) or error.status >= 500 or error.status == 429:
                 self._repeated_since = self._repeated_since or boot_seconds()
                 return False
-            self._give_up(block)
+            self._give_up(error)
             return True
         except LedgerClientError as error:
             self.problem = str(error)
@@ -136,11 +147,13 @@ class Uses:
         self._block, self._repeated_since, self.problem = None, None, ""
         return True
 
-    def _give_up(self, block: _Block) -> None:
-        self._drop(len(block.uses))
-        with self._lock:
-            self._untold += block.lost
-        self._block, self._repeated_since = None, None
+    def _give_up(self, why: object) -> None:
+        block, self._block, self._repeated_since = self._block, None, None
+        if block is not None:
+            log.warning("%d uses are not on the ledger's record: %s", len(block.uses), why)
+            self._drop(len(block.uses))
+            with self._lock:
+                self._untold += block.lost
 
     def _cut(self) -> _Block | None:
         with self._lock:
@@ -150,20 +163,35 @@ class Uses:
         while self._waiting and len(uses) < BLOCK_USES and size < _BODY_BYTES_MAX:
             use = _reported(self._waiting.popleft())
             uses.append(use)
-            size += 400 + len(use.scope) + len(use.audience) + (600 if use.context else 0)
+            size += len(msgspec.json.encode(use))
         if not uses and not lost:
             return None
         return _Block(secrets.token_hex(16), uses, lost)
 
 
 def _reported(use: Use) -> _Reported:
+    """As the ledger takes it: what it would refuse is left out, so that the use itself is recorded."""
     token_id, moment, outcome, scope, audience, context = use
-    if context is not None:
-        members = {
-            name: value[:most]
-            for name, most in _TEXT_CHARS_MAX.items()
-            if (value := getattr(context, name)) is not None
-        }
-        context = Context(**members)
-    occurred_at = datetime.fromtimestamp(moment, UTC)
-    return _Reported(token_id, occurred_at, outcome, scope[:_SCOPE_CHARS_MAX], audience[:_SCOPE_CHARS_MAX], context)
+    scope = " ".join(scope.split())[:_SCOPE_CHARS_MAX].rstrip()
+    return _Reported(
+        token_id,
+        datetime.fromtimestamp(moment, UTC),
+        outcome,
+        scope if _SCOPE.fullmatch(scope) else "",
+        _text(audience, _AUDIENCE_CHARS_MAX) or "",
+        context and _context(context),
+    )
+
+
+def _context(context: Context) -> Context:
+    return Context(
+        address_of(context.ip) if context.ip else None,
+        _text(context.user_agent, _AGENT_CHARS_MAX),
+        _text(context.method, _METHOD_CHARS_MAX),
+        _text(context.path and context.path.partition("?")[0], _PATH_CHARS_MAX),
+    )
+
+
+def _text(text: str | None, chars_max: int) -> str | None:
+    """Cut, and without what has no UTF-8."""
+    return text and text[:chars_max].encode(errors="replace").decode()

@@ -190,7 +190,7 @@ class TokenValidator:
     async def _resolve(self, token: str, asked: Asked) -> Verdict:
         """What needs the ledger: a key that is not known, a reference token, a JWT close to a cut-off."""
         offline = self._offline
-        if not token.startswith("tl_"):
+        if not token.startswith("tl_") and offline.lacks_key(token):
             try:
                 await self._keys.fetch()
             except LedgerClientError as error:
@@ -199,8 +199,8 @@ class TokenValidator:
             verdict = offline.check(token, asked)
             if verdict is not None:
                 return verdict
-        if not self._keys.known and not token.startswith("tl_"):
-            return self._unanswered("the ledger's keys are not known yet")
+            if not self._keys.known:
+                return self._unanswered("the ledger's keys are not known yet")
         audience = self._audience if asked.audience is None else asked.audience
         request: dict[str, Any] = {"token": token, "min_seq": self._knowledge.ledger_seq, "audience": audience}
         if asked.scope:
@@ -268,7 +268,7 @@ class TokenValidator:
                 async with asyncio.timeout(_ACKNOWLEDGED_SECONDS_MAX):
                     await knowledge.applied.wait()
             knowledge.applied.clear()
-            if self._offline.stale or not knowledge.ledger_seq or knowledge.feed is None:
+            if not knowledge.ledger_seq or knowledge.feed is None:
                 continue
             try:
                 await self._ledger.acknowledge(subscriber_id, knowledge.ledger_seq, knowledge.feed)

@@ -278,7 +278,7 @@ async def try_out(runtime: Runtime, caller: Caller, webhook_id: str) -> Answer:
         try:
             return await line.post(parse(sealed.url), headers, message.body)
         finally:
-            await line.close()
+            line.close()
 
 
 async def disable(ledger: Ledger, store: WebhookStore, webhook: Webhook, reason: DisabledReason) -> bool:

@@ -194,7 +194,7 @@ class Runner:
             await asyncio.wait(set(self._held), timeout=_FINISH_SECONDS_MAX)
         await end_all([*self._held, self._holding])
         await self._receipts.close()
-        await self._line.close()
+        self._line.close()
 
     async def _run(self) -> None:
         while True:

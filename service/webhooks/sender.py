@@ -7,12 +7,14 @@ no cookie kept, nothing decompressed, and little of the answer is read.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import email.utils
 import ssl
 import time
 from collections.abc import Mapping
 from typing import Literal
 
+import h11
 import httpx
 from msgspec import Struct
 
@@ -22,12 +24,13 @@ TOTAL_SECONDS_MAX = 15.0
 CONNECT_SECONDS_MAX = 5.0
 BODY_SECONDS_MAX = 1.0  # of the answer, once its status is known
 BODY_BYTES_MAX = 16 * 1024
+HEAD_BYTES_MAX = 16 * 1024
 RETRY_AFTER_SECONDS_MAX = 3_600.0
-CONNECTIONS_MAX = 8
+_READ_BYTES = 16 * 1024
+_INTERIM_MAX = 8  # answers such as 103 before the one that counts
 _IDLE_CONNECTIONS_MAX = 2
 _IDLE_SECONDS_MAX = 20.0
 _ADDRESSES_TRIED_MAX = 3
-_TIMEOUTS = {"connect": CONNECT_SECONDS_MAX, "read": TOTAL_SECONDS_MAX, "write": TOTAL_SECONDS_MAX, "pool": 5.0}
 
 Outcome = Literal[
     "delivered",  # 2xx
@@ -63,20 +66,74 @@ class _Failed(Exception):
         self.outcome: Outcome = outcome
 
 
+class _Connection:
+    """HTTP/1.1 over one connection (RFC 9112), one request at a time."""
+
+    def __init__(self, address: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.address = address
+        self.used_at = time.monotonic()
+        self.answered = False  # anything came for the request that is under way
+        self._reader = reader
+        self._writer = writer
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_BYTES_MAX)
+
+    @property
+    def usable(self) -> bool:
+        """Whether another request may be sent over it: its server may have closed it meanwhile."""
+        ended = self._reader.at_eof() or self._writer.is_closing()
+        return not ended and time.monotonic() - self.used_at < _IDLE_SECONDS_MAX
+
+    async def post(self, path: str, headers: Mapping[str, str], body: bytes) -> h11.Response:
+        """Returns the head of the answer. Raises: OSError; h11.RemoteProtocolError, h11.LocalProtocolError."""
+        self.answered = False
+        head = h11.Request(method="POST", target=path, headers=list(headers.items()))
+        parts = (self._http.send(event) for event in (head, h11.Data(data=body), h11.EndOfMessage()))
+        self._writer.write(b"".join(part for part in parts if part))
+        await self._writer.drain()
+        for _ in range(_INTERIM_MAX):
+            event = await self._event()
+            if isinstance(event, h11.Response):
+                return event
+        raise h11.RemoteProtocolError("too many interim answers")
+
+    async def finish(self) -> bool:
+        """Reads a little of the answer's body, and says whether the connection can be used again."""
+        size = 0
+        try:
+            async with asyncio.timeout(BODY_SECONDS_MAX):
+                while size <= BODY_BYTES_MAX:
+                    event = await self._event()
+                    if isinstance(event, h11.Data):
+                        size += len(event.data)
+                    elif isinstance(event, h11.EndOfMessage):
+                        self._http.start_next_cycle()
+                        self.used_at = time.monotonic()
+                        return True
+                    else:
+                        return False
+        except (OSError, TimeoutError, h11.RemoteProtocolError, h11.LocalProtocolError):
+            pass  # the status is known: what fails here changes nothing
+        return False
+
+    async def _event(self) -> object:
+        while (event := self._http.next_event()) is h11.NEED_DATA:
+            data = await self._reader.read(_READ_BYTES)
+            self.answered = self.answered or bool(data)
+            self._http.receive_data(data)
+        return event
+
+    def close(self) -> None:
+        with contextlib.suppress(Exception):
+            self._writer.transport.abort()
+
+
 class Line:
     """The connections to one receiver. They are shared with no other: two names may have one address."""
 
     def __init__(self, guard: Guard, tls: ssl.SSLContext) -> None:
         self._guard = guard
-        self._transport = httpx.AsyncHTTPTransport(
-            verify=tls,
-            trust_env=False,
-            limits=httpx.Limits(
-                max_connections=CONNECTIONS_MAX,
-                max_keepalive_connections=_IDLE_CONNECTIONS_MAX,
-                keepalive_expiry=_IDLE_SECONDS_MAX,
-            ),
-        )
+        self._tls = tls
+        self._idle: list[_Connection] = []
 
     async def post(self, target: Target, headers: Mapping[str, str], body: bytes) -> Answer:
         """Sends, and says what came of it. Never raises but when it is cancelled."""
@@ -100,56 +157,88 @@ class Line:
     async def _first_that_answers(
         self, target: Target, addresses: list[str], headers: Mapping[str, str], body: bytes
     ) -> tuple[int, float]:
+        """Over a connection that is open to one of the addresses, else over a new one."""
+        while (kept := self._kept(addresses)) is not None:
+            try:
+                return await self._ask(kept, target, headers, body)
+            except _Failed:
+                if kept.answered:
+                    raise
+                # Its server closed it, as it may: whether it took the request, nobody knows.
         tried = addresses[:_ADDRESSES_TRIED_MAX]
         for number, address in enumerate(tried, 1):
             try:
-                return await self._ask(target, address, headers, body)
-            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-                if number == len(tried):
-                    raise _failure(error) from None
-            except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
-                raise _failure(error) from None
+                made = await self._connect(target, address)
+            except _Failed as error:
+                if number == len(tried) or error.outcome == "tls":
+                    raise
+                continue
+            return await self._ask(made, target, headers, body)
         raise AssertionError("there is always an address")
 
-    async def _ask(self, target: Target, address: str, headers: Mapping[str, str], body: bytes) -> tuple[int, float]:
-        literal = f"[{address}]" if ":" in address else address
-        request = httpx.Request(
-            "POST",
-            f"{target.scheme}://{literal}:{target.port}{target.path}",
-            headers={
-                "host": target.authority,
-                "accept": "*/*",
-                "accept-encoding": "identity",
-                "user-agent": "token-ledger-webhooks",
-                **headers,
-            },
-            content=body,
-            # The certificate is checked for the name, whatever address it was resolved to.
-            extensions={"timeout": _TIMEOUTS, "sni_hostname": target.host},
-        )
-        response = await self._transport.handle_async_request(request)
+    def _kept(self, addresses: list[str]) -> _Connection | None:
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable and connection.address in addresses:
+                return connection
+            connection.close()
+        return None
+
+    async def _connect(self, target: Target, address: str) -> _Connection:
+        secure = target.scheme == "https"
         try:
-            await _read_little(response)
+            async with asyncio.timeout(CONNECT_SECONDS_MAX):
+                # The certificate is checked for the name, whatever address it was resolved to.
+                reader, writer = await asyncio.open_connection(
+                    address,
+                    target.port,
+                    ssl=self._tls if secure else None,
+                    server_hostname=target.host if secure else None,
+                )
+        except TimeoutError:
+            raise _Failed("timeout", "no connection in time") from None
+        except ssl.SSLError as error:
+            raise _Failed("tls", _tls_said(error)) from None
+        except OSError:
+            raise _Failed("unreachable", "no connection") from None
+        return _Connection(address, reader, writer)
+
+    async def _ask(
+        self, connection: _Connection, target: Target, headers: Mapping[str, str], body: bytes
+    ) -> tuple[int, float]:
+        all_headers = {
+            "host": target.authority,
+            "accept": "*/*",
+            "accept-encoding": "identity",
+            "user-agent": "token-ledger-webhooks",
+            "content-length": str(len(body)),
+            **headers,
+        }
+        reusable = False
+        try:
+            head = await connection.post(target.path, all_headers, body)
+            reusable = await connection.finish()
+        except ssl.SSLError as error:
+            raise _Failed("tls", _tls_said(error)) from None
+        except TimeoutError:
+            raise
+        except OSError as error:
+            raise _Failed("unreachable", f"the connection broke ({type(error).__name__})") from None
+        except (h11.RemoteProtocolError, h11.LocalProtocolError):
+            # Without its text, which may quote what the receiver sent.
+            raise _Failed("unreachable", "the connection ended, or what came is not HTTP") from None
         finally:
-            await response.aclose()  # of an answer that was not read to its end, this closes the connection
-        throttles = response.status_code in {429, 503}
-        return response.status_code, _retry_after(response.headers.get("retry-after")) if throttles else 0.0
+            if reusable and len(self._idle) < _IDLE_CONNECTIONS_MAX:
+                self._idle.append(connection)
+            else:
+                connection.close()
+        throttles = head.status_code in {429, 503}
+        asked = next((value for name, value in head.headers if name == b"retry-after"), b"")
+        return head.status_code, _retry_after(asked.decode("latin-1")) if throttles else 0.0
 
-    async def close(self) -> None:
-        await self._transport.aclose()
-
-
-async def _read_little(response: httpx.Response) -> None:
-    """What is read to the end leaves the connection usable. The status is known: what fails here changes nothing."""
-    size = 0
-    try:
-        async with asyncio.timeout(BODY_SECONDS_MAX):
-            async for part in response.stream:  # type: ignore[union-attr]  # of an asynchronous transport
-                size += len(part)
-                if size > BODY_BYTES_MAX:
-                    return
-    except (httpx.HTTPError, OSError, ValueError, TimeoutError):
-        return
+    def close(self) -> None:
+        while self._idle:
+            self._idle.pop().close()
 
 
 def _since(started: float) -> float:
@@ -172,26 +261,13 @@ def outcome_of(status: int) -> Outcome:
             return "failed"
 
 
-def _failure(error: Exception) -> _Failed:
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLError):
-            reason = getattr(cause, "verify_message", "") or cause.reason or type(cause).__name__
-            return _Failed("tls", f"TLS failed: {reason}")
-        cause = cause.__cause__ or cause.__context__
-    if isinstance(error, httpx.TimeoutException):
-        return _Failed("timeout", "no connection in time" if isinstance(error, httpx.ConnectTimeout) else "no answer")
-    if isinstance(error, httpx.ConnectError):
-        return _Failed("unreachable", "no connection")
-    if isinstance(error, httpx.RemoteProtocolError):
-        # Without its text, which may quote what the receiver sent.
-        return _Failed("unreachable", "the connection ended, or what came is not HTTP")
-    return _Failed("unreachable", f"the connection broke ({type(error).__name__})")
+def _tls_said(error: ssl.SSLError) -> str:
+    return f"TLS failed: {getattr(error, 'verify_message', '') or error.reason or type(error).__name__}"
 
 
-def _retry_after(value: str | None) -> float:
+def _retry_after(value: str) -> float:
     """Seconds or a date (RFC 9110 §10.2.3), at most an hour; 0 if it is neither."""
-    if value is None or len(value) > 64:
+    if len(value) > 64:
         return 0.0
     value = value.strip()
     if value.isascii() and value.isdigit():

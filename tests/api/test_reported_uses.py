@@ -110,6 +110,20 @@ def test_use_that_does_not_fit_is_refused(service: Service, name: str) -> None:
     problem(service.call("POST", "/v1/uses", json=sent), 400, "invalid_request")
 
 
+def test_finding_about_reported_uses_rests_on_what_the_caller_says(service: Service) -> None:
+    """Which alone never revokes anything."""
+    token = service.pat()["token_id"]
+    probes = [use(token, outcome="insufficient_scope", scope=f"admin:{number}") for number in range(8)]
+    service.done("POST", "/v1/uses", json=report(*probes))
+
+    def findings() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = service.done("GET", "/v1/audit/findings", params={"token_id": token})["items"]
+        return found
+
+    found = until(findings, seconds=60, what="the probing is found")
+    assert {(one["rule"], one["self_reported"]) for one in found} == {("scope_probing", True)}
+
+
 def test_clock_that_is_a_little_ahead_is_taken_for_now(service: Service) -> None:
     token = service.pat()["token_id"]
     ahead = report(use(token, occurred_at=ago(seconds=-30)))

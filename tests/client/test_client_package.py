@@ -94,6 +94,16 @@ def test_client_imports_only_itself_and_its_extra() -> None:
                 assert node.level == 1, f"{path.name} reaches outside of its package"
 
 
+def test_command_says_what_is_missing_where_only_the_client_is_installed() -> None:
+    run = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from service.entry import main; main()"
+    answer = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", run], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert answer.returncode == 1
+    assert 'pip install "token-ledger[server]"' in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
 def test_base_installation_needs_nothing_and_each_requirement_has_its_reason() -> None:
     assert PROJECT["dependencies"] == []
     assert set(PROJECT["optional-dependencies"]) == {"server", "client"}

@@ -411,5 +411,5 @@ def test_paths_and_secrets_of_webhooks_are_told_to_nobody_else(service: Service)
         for text in told:
             for word in (CANARY_HOOK, made["secret"], secret):
                 assert word not in text
-        assert 'token_ledger_webhook_attempts_total{outcome="delivered"}' in told[1]
+        assert 'token_ledger_webhook_attempts_total{outcome="failed"}' in told[1]
         assert "whk_" not in told[1]

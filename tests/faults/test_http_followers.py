@@ -226,6 +226,7 @@ def test_cursor_behind_which_announcements_were_dropped_is_refused_and_a_snapsho
         battered.call("GET", STREAM, token=token, params={"after": 0}),
         battered.call("GET", STREAM, token=token, headers={"Last-Event-ID": str(last - 30)}),
         battered.call("GET", POLL, token=token, params={"after": last - 30, "wait_seconds": 5}),
+        battered.call("POST", "/v1/subscribers", json={"name": "late", "transport": "nats", "after": last - 30}),
     ):
         body = problem(answer, 410, "cursor_too_old")
         assert "/v1/revocations/snapshot" in body["fix"]

@@ -252,6 +252,38 @@ async def test_acknowledging_what_was_not_delivered_is_no_receipt(world):
     await world.until_acknowledged(gate, third)
 
 
+async def test_acknowledgement_that_comes_before_the_announcement_was_read_counts(world):
+    """The subscriber was faster than this process."""
+    gate = await world.register()
+    followers = world.followers
+    await base.end_all([world._tasks[0]])
+    before = now_us()
+    (seq,) = await world.announce()
+    await (await world.fetch(gate, 1))[0].ack()
+    await until(lambda: followers._early, what="it was heard")
+    after = now_us()
+    world._tasks[0] = asyncio.create_task(base.run(world._nc, followers.fold, (RECEIPTS, REVOCATIONS)))
+    found = await world.until_acknowledged(gate, seq)
+    assert before <= found.applied_at_us <= after  # when it was heard
+    assert followers._early == []
+
+
+async def test_made_up_acknowledgements_take_no_room(world):
+    gate = await world.register()
+    (seq,) = await world.announce()
+    (message,) = await world.fetch(gate, 1)
+    fields = message.reply.split(".")
+    stream_seq = int(fields[5])
+    for number in range(3_000):
+        forged = [*fields[:5], str(stream_seq + 1 + number), *fields[6:]]
+        await world.service.publish(".".join(forged), b"")
+    await message.ack()
+    await world.until_acknowledged(gate, seq)
+    assert len(world.followers._early) <= 1_000
+    await world.announce(3)
+    assert (await world.standing(gate)).acknowledged_seq == seq
+
+
 async def test_killed_between_acknowledgement_and_fold_loses_and_invents_nothing(world):
     gate = await world.register()
     first, second, third = await world.announce(3)

@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from events.server import new_nkey
-from events.streams import connect
+from events.streams import REVOCATIONS, connect, stream_configs
 from events.types import SubscriberRegistered, SubscriberRemoved
 from service import admission as admission_module
 from service import subscribers as module
@@ -25,7 +25,7 @@ from service.registry import Asker
 from service.subscribers import acting_subscriber, keep_consumers, put_in_force, registered, remove_subscriber
 from service.tokens import new_id
 from tests.hosts import Host, host
-from tests.logs import SECONDS_MAX, connected
+from tests.logs import LIMITS, SECONDS_MAX, connected
 from tests.logs import until as until_async
 from tests.making import cli, head, tok, usr
 
@@ -48,6 +48,11 @@ def registration(**changes: Any) -> SubscriberRegistered:
         "public_key": new_nkey()[1],
     }
     return SubscriberRegistered(**head(), **fields | changes)
+
+
+def told(event: SubscriberRegistered) -> dict[str, Any]:
+    """What its registration was answered."""
+    return {"subscriber_id": event.subscriber_id, "transport": event.transport, "after": event.after}
 
 
 def caller(*scope: str, subject: str = usr(7), client_id: str | None = None) -> Caller:
@@ -129,7 +134,7 @@ async def test_registered_subscriber_is_let_in_with_its_consumer(tmp_path: Path)
         seed, public_key = new_nkey()
         event = registration(public_key=public_key)
         await one.record(event)
-        assert await put_in_force(one.runtime, event.subscriber_id) == {"in_force": True}
+        assert await put_in_force(one.runtime, told(event)) == {"in_force": True}
         seed_file = tmp_path / f"{event.subscriber_id}.nk"
         seed_file.write_text(seed)
         nc = await connect(one.server.url, seed_file, name="test")
@@ -150,7 +155,7 @@ async def test_many_at_once_are_all_let_in(tmp_path: Path) -> None:
 
         async def register(event: SubscriberRegistered) -> dict[str, Any]:
             await one.record(event)
-            return await put_in_force(one.runtime, event.subscriber_id)
+            return await put_in_force(one.runtime, told(event))
 
         answers = await asyncio.gather(*(register(event) for event in events))
         assert answers == [{"in_force": True}] * 20
@@ -164,7 +169,7 @@ async def test_servers_that_nobody_here_runs_are_the_operators_to_change(
     async with host(tmp_path) as one:
         event = registration()
         await one.record(event)
-        answer = await put_in_force(one.runtime, event.subscriber_id)
+        answer = await put_in_force(one.runtime, told(event))
         assert answer["in_force"] is False
         assert "token-ledger nats-config --subscribers" in answer["to_do"]
         async with connected(one.server, "admin") as nc:  # its consumer is there all the same
@@ -176,16 +181,16 @@ async def test_change_that_the_server_refuses_is_told_and_leaves_the_others_in(t
     async with host(tmp_path) as one, admitting(one):
         good, bad = registration(), registration(public_key="U" + "A" * 55)  # its checksum is wrong
         await one.record(good)
-        assert (await put_in_force(one.runtime, good.subscriber_id))["in_force"]
+        assert (await put_in_force(one.runtime, told(good)))["in_force"]
         await one.record(bad)
-        answer = await put_in_force(one.runtime, bad.subscriber_id)
+        answer = await put_in_force(one.runtime, told(bad))
         assert (answer["in_force"], "has not taken it over yet" in answer["to_do"]) == (False, True)
         assert let_in(one) == {good.public_key}
         # Once it is gone, all is well again.
         await one.record(SubscriberRemoved(**head(), subscriber_id=bad.subscriber_id))
         another = registration()
         await one.record(another)
-        assert (await put_in_force(one.runtime, another.subscriber_id))["in_force"]
+        assert (await put_in_force(one.runtime, told(another)))["in_force"]
         assert let_in(one) == {good.public_key, another.public_key}
 
 
@@ -193,7 +198,7 @@ async def test_removal_that_the_server_has_not_taken_over_is_told_and_repeated(t
     async with host(tmp_path) as one, admitting(one):
         event, bad = registration(), registration(public_key="U" + "A" * 55)
         await one.record(event)
-        await put_in_force(one.runtime, event.subscriber_id)
+        await put_in_force(one.runtime, told(event))
         await one.record(bad)  # from now on the server refuses its configuration
         await one.project()
 
@@ -227,7 +232,42 @@ async def test_what_could_not_be_taken_over_is_tried_again_by_itself(
         keeping.cancel()
 
 
+async def test_registration_repeated_after_its_removal_puts_nothing_in_force(tmp_path: Path) -> None:
+    async with host(tmp_path) as one, admitting(one):
+        event = registration()
+        await one.record(event, SubscriberRemoved(**head(), subscriber_id=event.subscriber_id))
+        answer = await put_in_force(one.runtime, told(event))
+        assert (answer["in_force"], "was removed" in answer["to_do"]) == (False, True)
+        assert let_in(one) == set()
+
+
 # Their consumers
+
+
+async def test_subscriber_away_for_too_long_sees_by_the_sequence_what_was_dropped(tmp_path: Path) -> None:
+    """README: sequences have no gaps, so one that it sees is what was dropped meanwhile."""
+    async with host(tmp_path) as one, connected(one.server, "admin") as admin, admitting(one):
+        seed, public_key = new_nkey()
+        event = registration(public_key=public_key)
+        await one.record(event)
+        assert (await put_in_force(one.runtime, told(event)))["in_force"]
+        async with connected(one.server, "projector") as projector:
+            for number in range(10):
+                await projector.jetstream().publish("revocations.main.grant", str(number).encode())
+        seed_file = tmp_path / f"{event.subscriber_id}.nk"
+        seed_file.write_text(seed)
+        nc = await connect(one.server.url, seed_file, name="test")
+        feed = await nc.jetstream(prefix="L.API").pull_subscribe_bind(event.subscriber_id, stream=REVOCATIONS)
+        seqs = []
+        for _ in range(2):
+            [message] = await feed.fetch(1, timeout=SECONDS_MAX)
+            await message.ack_sync(timeout=SECONDS_MAX)
+            seqs.append(message.metadata.sequence.stream)
+        config = stream_configs(LIMITS)[REVOCATIONS] | {"max_msgs": 4}
+        await admin.request(f"$JS.API.STREAM.UPDATE.{REVOCATIONS}", json.dumps(config).encode())
+        [message] = await feed.fetch(1, timeout=SECONDS_MAX)
+        assert [*seqs, message.metadata.sequence.stream] == [1, 2, 7]
+        await nc.close()
 
 
 async def test_consumers_that_are_missing_are_made_and_those_of_the_removed_ended(

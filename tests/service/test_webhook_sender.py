@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import ipaddress
+import socket
 import ssl
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -43,7 +44,7 @@ async def post(receiver: Receiver, **more: object) -> Answer:
     try:
         return await line.post(parse(receiver.url()), {"webhook-id": "a"}, b"{}")
     finally:
-        await line.close()
+        line.close()
 
 
 # Signatures
@@ -186,7 +187,7 @@ async def test_name_that_is_bound_anew_is_refused_when_it_is_called() -> None:
         assert await guard.addresses(target) == ["1.1.1.1"]
         line = Line(guard, NO_TLS)
         answer = await line.post(target, {}, b"{}")
-        await line.close()
+        line.close()
         assert (answer.outcome, answer.status) == ("not_allowed", None)
         assert RECEIVERS_ADDRESS in answer.error
         assert receiver.connections == 0
@@ -201,7 +202,7 @@ async def test_name_is_resolved_once_for_each_request() -> None:
         target = parse(receiver.url(host="hooks.example"))
         assert (await line.post(target, {}, b"{}")).outcome == "delivered"
         assert (await line.post(target, {}, b"{}")).outcome == "not_allowed"
-        await line.close()
+        line.close()
         assert [one.headers["host"] for one in receiver.received] == [f"hooks.example:{receiver.port}"]
     assert asked == ["hooks.example"] * 2
 
@@ -217,7 +218,7 @@ async def test_request_is_as_it_is_described() -> None:
         headers = {"content-type": "application/cloudevents+json", **signed_headers([secret], "rev_1", 1, body)}
         answer = await line.post(parse(receiver.url("/a/secret?b=c")), headers, body)
         again = await line.post(parse(receiver.url("/a/secret?b=c")), headers, body)
-        await line.close()
+        line.close()
         assert (answer.outcome, answer.status, again.outcome) == ("delivered", 204, "delivered")
         received, _ = receiver.received
         assert receiver.connections == 1
@@ -255,7 +256,7 @@ async def test_redirect_is_not_followed() -> None:
         with Receiver(receivers.answering(moved)) as receiver:
             line = Line(Guard(LOOPBACK, PORTS), NO_TLS)
             answers = [await line.post(parse(receiver.url()), {}, b"{}") for _ in range(2)]
-            await line.close()
+            line.close()
             assert [(one.outcome, one.status) for one in answers] == [("redirected", 307)] * 2
             assert not any("cookie" in one.headers for one in receiver.received)
         assert inner.connections == 0
@@ -350,6 +351,20 @@ async def test_receiver_that_is_not_there_or_closes_is_said_to_be() -> None:
     assert (await post(receiver)).error == "no connection"
 
 
+async def test_connection_that_was_closed_meanwhile_costs_no_delivery() -> None:
+    """A server may close what is idle at any time, also while the next request is on its way."""
+
+    def once(connection, received):
+        connection.sendall(receivers.OK)
+        connection.shutdown(socket.SHUT_RDWR)
+
+    with Receiver(once) as receiver:
+        line = Line(Guard(LOOPBACK, PORTS), NO_TLS)
+        outcomes = [(await line.post(parse(receiver.url()), {}, b"{}")).outcome for _ in range(20)]
+        line.close()
+    assert outcomes == ["delivered"] * 20
+
+
 # TLS
 
 
@@ -385,13 +400,13 @@ async def test_tls_is_checked_for_the_name_and_not_for_the_address(tmp_path: Pat
     with Receiver(tls=server) as receiver:
         line = Line(Guard(LOOPBACK, PORTS, resolve), client)
         good = await line.post(parse(receiver.url(host="hooks.example", scheme="https")), {}, b"{}")
-        await line.close()
+        line.close()
         other = Line(Guard(LOOPBACK, PORTS, resolve), client)
         wrong = await other.post(parse(receiver.url(host="other.example", scheme="https")), {}, b"{}")
-        await other.close()
+        other.close()
         trusting = Line(Guard(LOOPBACK, PORTS, resolve), sender.trusted_certificates())
         unknown = await trusting.post(parse(receiver.url(host="hooks.example", scheme="https")), {}, b"{}")
-        await trusting.close()
+        trusting.close()
         assert [one.headers["host"] for one in receiver.received] == [f"hooks.example:{receiver.port}"]
     assert good.outcome == "delivered"
     assert (wrong.outcome, unknown.outcome) == ("tls", "tls")

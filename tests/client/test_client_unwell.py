@@ -1,0 +1,329 @@
+"""The client library against a ledger that is not well, or none at all: nothing is let in that should not be."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from service.client import Context, SseFeed, TokenValidator
+from service.tokens import mint
+from tests.scripted import Asked, Scripted, body_of, head, message, position
+from tests.validators import AUDIENCE, ISSUER, Validator, announcement, claims, snapshot
+
+SECONDS_MAX = 60.0
+
+
+class Ledger:
+    """A scripted one with keys of its own. `stream` yields what it says, then holds the connection."""
+
+    def __init__(self, server: Scripted) -> None:
+        self.server = server
+        self.keys = Validator()
+        self.snapshots: list[list[dict[str, Any]]] = [[]]
+        self.feed, self.seq, self.behind_seconds = "feed", 10, 0.0
+        self.events: list[bytes] = []
+        server.answers |= {
+            "/oauth2/jwks": self.keys.document,
+            "/v1/revocations/snapshot": body_of(self._snapshot),
+            "/v1/revocations/stream": body_of(self._stream),
+            "/v1/uses": {"recorded": 1, "unknown": [], "ledger_seq": 1},
+        }
+
+    def _snapshot(self) -> AsyncIterator[bytes]:
+        return snapshot(self.seq, *self.snapshots[-1], feed=self.feed)
+
+    async def _stream(self) -> AsyncIterator[bytes]:
+        sent = 0
+        while True:
+            for event in self.events[sent:]:
+                yield message(event)
+            sent = len(self.events)
+            yield position(self.seq, feed=self.feed, behind_seconds=self.behind_seconds)
+            await asyncio.sleep(0.02)
+
+    def validator(self, **more: Any) -> TokenValidator:
+        wanted = {"token": "t", "feed": SseFeed(), "api_url": self.server.url, "start_seconds_max": SECONDS_MAX, **more}
+        return TokenValidator(ISSUER, AUDIENCE, **wanted)
+
+
+@pytest.fixture
+async def ledger() -> AsyncIterator[Ledger]:
+    async with Scripted() as server:
+        yield Ledger(server)
+
+
+async def soon(probe: Callable[[], bool | Awaitable[bool]], what: str) -> None:
+    deadline = time.monotonic() + SECONDS_MAX
+    while True:
+        answer = probe()
+        if answer if isinstance(answer, bool) else await answer:
+            return
+        assert time.monotonic() < deadline, what
+        await asyncio.sleep(0.01)
+
+
+async def test_knowledge_is_as_old_as_the_ledger_says_however_late_it_comes(ledger: Ledger) -> None:
+    """As what lay in a buffer: positions keep coming, and what they say was true long ago."""
+    async with ledger.validator(stale_seconds_max=3) as validator:
+        token = ledger.keys.token()
+        assert (await validator.validate(token)).valid
+        ledger.behind_seconds = 100.0
+        streams = len(ledger.server.requests("/v1/revocations/stream"))
+
+        async def stale() -> bool:
+            return (await validator.validate(token)).code == "stale"
+
+        await soon(stale, "it goes stale though it hears positions")
+        assert len(ledger.server.requests("/v1/revocations/stream")) == streams
+        ledger.behind_seconds = 0.0
+        await soon(lambda: validator.status().fresh, "it is fresh again")
+    ledger.behind_seconds = 100.0
+    async with ledger.validator(start_seconds_max=0.3) as validator:
+        assert (await validator.validate(token)).code == "stale"
+
+
+async def test_another_feed_makes_it_start_over(ledger: Ledger) -> None:
+    payload = claims()
+    token = ledger.keys.signed(payload)
+    ledger.snapshots = [[{"what": "token", "token_id": payload["jti"]}]]
+    async with ledger.validator() as validator:
+        assert (await validator.validate(token)).code == "revoked"
+        ledger.snapshots.append([])
+        ledger.feed, ledger.seq = "another", 3
+
+        async def good() -> bool:
+            return (await validator.validate(token)).valid
+
+        await soon(good, "it knows what the other ledger knows")
+        status = validator.status()
+        assert (status.snapshots, status.ledger_seq) == (2, 3)
+
+
+@pytest.mark.parametrize("status", [400, 410])
+async def test_cursor_that_is_refused_makes_it_take_a_snapshot(ledger: Ledger, status: int) -> None:
+    payload = claims()
+    token = ledger.keys.signed(payload)
+    async with ledger.validator() as validator:
+        assert (await validator.validate(token)).valid
+        serve = ledger.server.answers["/v1/revocations/stream"]
+        ledger.snapshots.append([{"what": "token", "token_id": payload["jti"]}])
+        refused = 0
+
+        async def refuse(asked: Asked, writer: asyncio.StreamWriter) -> None:
+            nonlocal refused
+            refused += 1
+            ledger.server.answers["/v1/revocations/stream"] = serve
+            body = json.dumps({"code": "cursor_too_old", "detail": "x", "fix": "y"}).encode()
+            writer.write(head(status, f"Content-Length: {len(body)}\r\n") + body)
+
+        ledger.server.answers["/v1/revocations/stream"] = refuse
+        ledger.events.append(b"{}")  # cannot be read, so that it comes again
+        await soon(lambda: refused == 1, "it came again")
+        ledger.events.clear()
+        ledger.seq = 11
+
+        async def known() -> bool:
+            verdict = await validator.validate(token)
+            return verdict.code == "revoked" and validator.status().fresh
+
+        await soon(known, "it knows what it had missed")
+        assert validator.status().snapshots == 2
+
+
+async def test_event_that_cannot_be_read_is_never_passed_over(ledger: Ledger) -> None:
+    payload = claims()
+    token = ledger.keys.signed(payload)
+    async with ledger.validator(stale_seconds_max=1) as validator:
+        assert (await validator.validate(token)).valid
+        good = announcement(12, "token", datetime.now(UTC), token_id=payload["jti"])
+        ledger.events += [b'{"specversion":"2.0"}', good]
+
+        async def stale() -> bool:
+            return (await validator.validate(token)).code == "stale"
+
+        await soon(stale, "it does not go on behind it")
+        assert "cannot be read" in validator.status().problem
+        ledger.events[:] = [good]
+
+        async def revoked() -> bool:
+            return (await validator.validate(token)).code == "revoked"
+
+        await soon(revoked, "it goes on once it can be read")
+
+
+def raw(data: bytes) -> Any:
+    async def answer(_: Asked, writer: asyncio.StreamWriter) -> None:
+        writer.write(data)
+
+    return answer
+
+
+async def _endless() -> AsyncIterator[bytes]:
+    yield b"x" * 60_000_000
+
+
+async def _repeated() -> AsyncIterator[bytes]:
+    while True:
+        yield b"data: " + b"x" * 60_000
+
+
+async def hang(_: Asked, writer: asyncio.StreamWriter) -> None:
+    writer.write(head(200))
+    await asyncio.Event().wait()
+
+
+UNWELL: dict[str, Any] = {
+    "nothing": raw(b""),
+    "garbage": raw(b"\0\1\2 garbage\r\n\r\n"),
+    "500": 500,
+    "503": 503,
+    "404": 404,
+    "redirect": raw(head(302, "Location: http://127.0.0.1:9/\r\nContent-Length: 0\r\n")),
+    "HTML": raw(head(200, "Content-Length: 6\r\n") + b"<html>"),
+    "endless line": body_of(_endless),
+    "endless message": body_of(_repeated),
+    "cut": raw(head(200, "Content-Length: 100000\r\n") + b'{"feed":"feed"'),
+}
+
+
+@pytest.mark.parametrize("path", ["/v1/revocations/snapshot", "/v1/revocations/stream", "/oauth2/jwks"])
+@pytest.mark.parametrize("kind", UNWELL)
+async def test_ledger_that_is_unwell_lets_nothing_in_and_is_asked_again(ledger: Ledger, path: str, kind: str) -> None:
+    well, ledger.server.answers[path] = ledger.server.answers[path], UNWELL[kind]
+    token = ledger.keys.token()
+    async with ledger.validator(start_seconds_max=0.2) as validator:
+        await soon(lambda: bool(ledger.server.requests(path)), "it is asked")
+        assert (await validator.validate(token)).code == "stale"
+        ledger.server.answers[path] = well
+
+        async def good() -> bool:
+            return (await validator.validate(token)).valid
+
+        await soon(good, "it goes on when the ledger is well")
+
+
+async def test_ledger_that_hangs_is_given_up(ledger: Ledger) -> None:
+    ledger.server.answers["/v1/tokens/validate"] = hang
+    async with ledger.validator(ask_seconds_max=0.2) as validator:
+        verdict = await validator.validate(mint("pat"))
+        assert (verdict.code, verdict.offline) == ("stale", False)
+        assert "only the ledger can tell" in verdict.detail
+        assert (await validator.validate(ledger.keys.token())).valid
+
+
+async def test_ledger_that_is_not_there_is_told() -> None:
+    validator = TokenValidator("http://127.0.0.1:9", AUDIENCE, token="t", feed=SseFeed(), start_seconds_max=0.2)
+    async with validator:
+        for token in (mint("pat"), Validator().token()):
+            verdict = await validator.validate(token)
+            assert (verdict.valid, verdict.code) == (False, "stale")
+            assert "cannot be reached" in verdict.detail
+        assert not validator.status().fresh
+
+
+# Uses
+
+
+def blocks(ledger: Ledger) -> list[dict[str, Any]]:
+    return [json.loads(one.body) for one in ledger.server.requests("/v1/uses")]
+
+
+async def test_block_that_was_not_acknowledged_is_sent_again_as_the_same(ledger: Ledger) -> None:
+    taken, ledger.server.answers["/v1/uses"] = ledger.server.answers["/v1/uses"], raw(b"")
+    async with ledger.validator() as validator:
+        for _ in range(3):
+            await validator.validate(ledger.keys.token())
+        await soon(lambda: len(blocks(ledger)) >= 2, "it is sent again")
+        await validator.validate(ledger.keys.token())
+        ledger.server.answers["/v1/uses"] = taken
+        await soon(lambda: validator.status().uses_reported == 4, "all are reported")
+    sent = blocks(ledger)
+    first = [one for one in sent if one["block_id"] == sent[0]["block_id"]]
+    assert len(first) >= 2
+    assert all(one == first[0] for one in first)
+    assert [len(first[0]["uses"]), len(sent[-1]["uses"])] == [3, 1]
+    assert validator.status().uses_lost == 0
+
+
+async def test_uses_that_do_not_fit_are_counted_and_told(ledger: Ledger) -> None:
+    ledger.server.answers["/v1/uses"] = 503
+    async with ledger.validator(uses_waiting_max=5) as validator:
+        token = ledger.keys.token()
+        for _ in range(12):
+            await validator.validate(token)
+        assert validator.status().uses_lost == 7
+        ledger.server.answers["/v1/uses"] = {}
+        await soon(lambda: validator.status().uses_reported == 5, "the others are reported")
+        await validator.validate(token)
+        await soon(lambda: validator.status().uses_reported == 6, "and those that come later")
+    assert sum(one.get("lost", 0) for one in {one["block_id"]: one for one in blocks(ledger)}.values()) == 7
+
+
+async def test_block_that_the_ledger_refuses_is_given_up_and_counted(ledger: Ledger) -> None:
+    ledger.server.answers["/v1/uses"] = 400
+    async with ledger.validator() as validator:
+        await validator.validate(ledger.keys.token())
+        await soon(lambda: validator.status().uses_lost == 1, "it is given up")
+        ledger.server.answers["/v1/uses"] = {}
+        await validator.validate(ledger.keys.token())
+        await soon(lambda: validator.status().uses_reported == 1, "others are reported")
+    assert blocks(ledger)[-1]["lost"] == 1
+
+
+async def test_full_block_is_sent_at_once(ledger: Ledger) -> None:
+    async with ledger.validator() as validator:
+        token = ledger.keys.token()
+        for _ in range(1200):
+            await validator.validate(token)
+        await soon(lambda: validator.status().uses_reported == 1200, "all are reported")
+    assert [len(one["uses"]) for one in blocks(ledger)] == [500, 500, 200]
+
+
+async def test_what_a_request_holds_does_not_stop_the_record(ledger: Ledger) -> None:
+    """Whatever comes in as agent, path or address: the use is reported, in a form that the ledger takes."""
+    contexts = [
+        Context("testclient", "\ud800 a", "GET", "/\udcff?secret=1"),
+        Context("fe80::1%eth0", "é" * 5000, "X" * 100, "/" * 5000),
+        Context("192.0.2.1", "\0\1", "", ""),
+    ]
+    async with ledger.validator() as validator:
+        for context in contexts:
+            await validator.validate(ledger.keys.token(), scope="a  b", context=context, audience="x" * 2000)
+        assert (await validator.validate(ledger.keys.token(), scope='a"b', context=contexts[0])).code
+    told = [one["context"] for block in blocks(ledger) for one in block["uses"]]
+    assert told[0] == {"user_agent": "? a", "method": "GET", "path": "/?"}
+    assert (len(told[1]["user_agent"]), len(told[1]["method"]), len(told[1]["path"])) == (256, 32, 256)
+    assert "ip" not in told[1]
+    assert told[2]["ip"] == "192.0.2.1"
+    uses = [one for block in blocks(ledger) for one in block["uses"]]
+    assert [one.get("scope") for one in uses] == ["a b"] * 3 + [None]
+    assert len(uses[0]["audience"]) == 500
+
+
+async def test_key_that_is_new_is_fetched_by_who_asks(ledger: Ledger) -> None:
+    whole = ledger.server.answers["/oauth2/jwks"]
+    ledger.server.answers["/oauth2/jwks"] = {"keys": [ledger.keys.public("ES256")]}
+    async with ledger.validator(key_cool_down_seconds=0.05) as validator:
+        assert (await validator.validate(ledger.keys.token(by="ES256"))).valid
+        assert (await validator.validate(ledger.keys.token())).code == "unknown"
+        ledger.server.answers["/oauth2/jwks"] = whole
+
+        async def good() -> bool:
+            return (await validator.validate(ledger.keys.token())).valid
+
+        await soon(good, "the new key is known")
+
+
+async def test_flood_of_unknown_keys_asks_once_in_a_cool_down(ledger: Ledger) -> None:
+    async with ledger.validator(key_cool_down_seconds=3600) as validator:
+        header = {"alg": "EdDSA", "typ": "at+jwt"}
+        tokens = [ledger.keys.signed(claims(), {**header, "kid": f"k{number}"}) for number in range(300)]
+        verdicts = await asyncio.gather(*(validator.validate(token) for token in tokens))
+        assert {one.code for one in verdicts} == {"unknown"}
+        assert len(ledger.server.requests("/oauth2/jwks")) == 1
