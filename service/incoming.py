@@ -130,6 +130,7 @@ class Incoming:
         finally:
             gone.cancel()
             stopping.cancel()
+            connections.limit_silence(self._scope.client, 0)  # it may be kept for other requests
             response.ended()
 
     def asgi_scope(self) -> dict[str, Any]:

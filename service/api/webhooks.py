@@ -264,7 +264,10 @@ async def create_webhook_secret(call: Call[NewWebhookSecret, Nothing]) -> dict[s
     Until the overlap ends the one before signs as well, so that the receiver can change over.
     """
     overlap = call.body.overlap_seconds
-    return await call.create(lambda _: commands.prepare_secret(call.runtime, call.asker, call.name, overlap))
+    before = await commands.find(call.runtime, call.caller, call.name)
+    answer = await call.create(lambda _: commands.prepare_secret(call.runtime, call.asker, call.name, overlap))
+    await commands.forget(call.runtime, before)
+    return answer
 
 
 @operation(

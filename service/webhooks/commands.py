@@ -189,8 +189,7 @@ async def _change(
     before = outcome.state[0]
     if not outcome.seqs:
         return before, before.seq
-    with contextlib.suppress(LedgerUnavailable):  # what is left is sealed, and in force no more
-        await store.destroy(webhook_id, before.event_id)
+    await forget(runtime, before)
     await runtime.applied(outcome.seq)
     return await find(runtime, caller, webhook_id), outcome.seq
 
@@ -212,6 +211,15 @@ async def prepare_secret(runtime: Runtime, asker: Asker, webhook_id: str, overla
     )
     ends_at = mark.at + timedelta(seconds=overlap_seconds)
     return Prepared(tuple(entries), {"webhook_id": webhook_id, "secret": secret, "previous_ends_at": ends_at})
+
+
+async def forget(runtime: Runtime, before: Webhook) -> None:
+    """Destroys what was sealed for a webhook before it changed, if it did."""
+    store = store_of(runtime)
+    with contextlib.suppress(LedgerError):  # what is left is sealed, and in force no more
+        present = await store.get(before.webhook_id)
+        if present is None or present.event_id != before.event_id:
+            await store.destroy(before.webhook_id, before.event_id)
 
 
 async def redeliver(runtime: Runtime, asker: Asker, webhook_id: str, after: int) -> tuple[bool, int]:

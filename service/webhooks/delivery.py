@@ -81,10 +81,10 @@ class Deliverer:
                 if last != seen and await self._reload():
                     seen = last
                 why = ""
-            except LedgerUnavailable as error:
+            except LedgerError as error:
                 if str(error) != why:
                     why = str(error)
-                    log.warning("delivery_waits", why=why)
+                    log.warning("delivery_waits", why=why, fix=error.fix)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_SECONDS):
                     await stop.wait()
@@ -96,6 +96,8 @@ class Deliverer:
         known = {one.webhook_id: one for one in await self.store.all()}
         for webhook_id in [one for one in self._runners if one not in known or not known[one].enabled]:
             await self._runners.pop(webhook_id).stop()
+            if webhook_id not in known:  # the runner may have made it anew since it was removed
+                await consumers.delete(self.nc, webhook_id)
         done = True
         for webhook in known.values():
             if webhook.enabled and not await self._ensure(webhook):

@@ -101,6 +101,20 @@ def test_revocation_is_delivered_signed_and_to_the_byte(service: Service) -> Non
         assert "secret" not in seen
 
 
+def test_delivery_is_a_receipt(service: Service) -> None:
+    with Receiver() as receiver, registered(service, receiver) as made:
+        receiver.statuses = [500]
+        seq = revoke(service)
+
+        def reached() -> dict[str, Any]:
+            told = service.done("GET", f"/v1/revocations/{seq}/propagation")
+            return next(one for one in told["followers"] if one["id"] == made["webhook_id"])
+
+        found = until(lambda: (one := reached())["state"] == "applied" and one, seconds=SECONDS)
+        assert (found["transport"], found["acknowledged_seq"] >= seq) == ("webhook", True)
+        assert len(receiver.received) == 2
+
+
 def test_delivery_that_fails_is_tried_again_with_the_same_id(service: Service) -> None:
     with Receiver() as receiver, registered(service, receiver) as made:
         receiver.statuses = [500]
@@ -295,6 +309,15 @@ def test_same_idempotency_key_registers_one_webhook(service: Service) -> None:
         first, second = (service.done("POST", "/v1/webhooks", **request) for _ in range(2))
         assert first == second
         service.done("DELETE", path(first))
+
+
+def test_same_idempotency_key_makes_one_secret(service: Service) -> None:
+    with Receiver() as receiver, registered(service, receiver) as made:
+        request = {"json": {"overlap_seconds": 60}, "headers": {"Idempotency-Key": unique("key")}}
+        first, second = (service.done("POST", path(made, "/secrets"), **request) for _ in range(2))
+        assert first == second
+        assert service.done("POST", path(made, "/test"))["outcome"] == "delivered"
+        assert signed_by(receiver.received[0], first["secret"])
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.slow
 MIB = 1024**2
 STREAMS = 200
 SILENT = 12
-HISTORY = 5_000  # announcements of some 550 bytes, so that each silent follower could be sent 2.7 MB
+HISTORY = 3_000  # announcements of some 450 bytes, so that each silent follower could be sent 1.3 MB
 GROWTH_BYTES_MAX = (SILENT + 60) * MIB  # a stream holds 1 MiB at the most; and the feed's ring and its rest
 
 
@@ -97,16 +98,30 @@ def resident_bytes(process: Process) -> int:
     return pages * 4096
 
 
-def test_service_with_open_streams_stops_in_time_and_loses_no_use(own_service: StartService, tmp_path: Path) -> None:
-    """Also with followers that have not read what they were sent."""
-    service = own_service(directory=tmp_path / "crowded", use_recording="buffered")
+INTERFACES: dict[str, dict[str, Any]] = {"RSGI": {}, "ASGI": {"trusted_proxies": "127.0.0.1"}}
+
+
+@pytest.mark.parametrize("settings", INTERFACES.values(), ids=INTERFACES.keys())
+def test_service_with_open_streams_stops_in_time_and_loses_no_use(
+    own_service: StartService, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """Also with followers that have not read what they were sent, and with polls that wait."""
+    service = own_service(directory=tmp_path / "crowded", use_recording="buffered", **settings)
     token, pat = service.bearer("ledger:subscribe"), service.pat()
-    announced(service, token, revoke_many(service, HISTORY))
-    with silent_streams(service, token, STREAMS), silent_streams(service, token, 4, "?after=0"):
-        until(lambda: followers(service) >= STREAMS, seconds=60)
+    last = revoke_many(service, HISTORY)
+    announced(service, token, last)
+    waiting = f"GET {POLL}?after={last}&wait_seconds=30 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n"
+    with (
+        silent_streams(service, token, STREAMS),
+        silent_streams(service, token, 4, "?after=0"),
+        socket.create_connection(("127.0.0.1", service.port), timeout=60) as polling,
+    ):
+        polling.sendall(waiting.encode())
+        until(lambda: followers(service) >= STREAMS + 1, seconds=60)
         for _ in range(50):
             assert service.code(pat["token"]) == "valid"
         service.stop()  # within CONTRACT's 10 s, every process with 0
+        assert polling.recv(12) == b"HTTP/1.1 200"
     again = own_service(directory=tmp_path / "crowded")
     uses = [one for one in again.history(pat["token_id"], uses="true") if one["ledger_seq"] is None]
     assert len(uses) == 50
@@ -135,6 +150,11 @@ def test_followers_that_do_not_read_hold_little_and_delay_nobody(own_service: St
         assert service.workers() == [worker]
         seq = revoke_many(service, 1)
         healthy.wait_reached(seq)
+    # All of it is more than one stream holds.
+    with following(service, token, after=0) as late:
+        late.wait_reached(seq)
+        assert late.connections > 1
+        assert late.events == poll_all(service, token, 0, limit=1000)[0]
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ import structlog.testing
 from msgspec.structs import replace
 
 from events import codec
+from events.errors import LedgerUnavailable
 from events.ledger import Append, Ledger
 from events.server import EmbeddedServer
 from events.streams import RECEIPTS, REVOCATIONS, Connection, direct, stream_configs
@@ -414,3 +415,17 @@ async def test_attempts_are_read_backwards_whatever_lies_between(world: World, s
         assert [one.ledger_seq for _, one in found] == [first]
         assert await attempts(world.service, often, before=found[0][0], limit=10) == []
         assert await attempts(world.service, new_id("whk"), before=None, limit=10) == []
+
+
+async def test_change_leaves_one_sealed_record(world: World) -> None:
+    """What a webhook was before can be opened by nobody any more once it is disabled."""
+    with Receiver(receivers.answering(receivers.status(410))) as receiver:
+        webhook_id = await world.register(receiver)
+        before = await world.webhook(webhook_id)
+        async with world.delivering() as deliverer:
+            await world.announce()
+            await until(lambda: deliverer.disabled == 1)
+        after = await world.webhook(webhook_id)
+        assert (await world.store.open(after)).url == receiver.url()
+        with pytest.raises(LedgerUnavailable, match="has just changed"):
+            await world.store.open(before)
