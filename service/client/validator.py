@@ -18,7 +18,7 @@ from .keys import COOL_DOWN_SECONDS, PublicKeys
 from .knowledge import Knowledge
 from .ledger import Answer, Ledger
 from .offline import Offline
-from .uses import Uses
+from .uses import Uses, sendable
 from .verdicts import Asked, Code, Context, Verdict
 
 log = logging.getLogger("token_ledger")
@@ -206,7 +206,7 @@ class TokenValidator:
         if asked.scope:
             request["scope"] = asked.scope
         if asked.context is not None:
-            request["context"] = asked.context
+            request["context"] = sendable(asked.context)
         generation = offline.generation
         try:
             answer = await self._ledger.validate(request)
