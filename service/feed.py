@@ -247,8 +247,11 @@ class Feed:
 
     # Reading
 
-    async def read(self, after: int, limit: int) -> Page:
+    async def read(self, after: int, limit: int, stream_seq: int | None = None) -> Page:
         """Announcements behind `after`, at most `limit`, in order.
+
+        `stream_seq`: where in the stream the announcement at `after` stands, for whoever has just read it; else, or if
+        it does not stand there, the place is looked for.
 
         Raises: CursorTooOld; InvalidRequest if nothing in the log is that far; Unavailable.
         """
@@ -264,14 +267,22 @@ class Feed:
             reached = max(position.ledger_seq, self._newest(), after) if complete else entries[-1].ledger_seq
             return Page(entries, reached)
         try:
-            first = await self.stream_seq_after(after)
-            entries = [entry async for entry in self._stored(first, limit)]
+            entries = await self._read_behind(stream_seq, after, limit) if stream_seq is not None else []
+            if not entries:
+                first = await self.stream_seq_after(after)
+                entries = [entry async for entry in self._stored(first, limit)]
         except LedgerUnavailable as error:
             raise Unavailable("the feed of revocations cannot be read", private=str(error)) from error
         if entries and entries[0].stream_seq != first:
             raise CursorTooOld(after)  # what stood there was dropped meanwhile
         entries = [entry for entry in entries if entry.ledger_seq > after]
         return Page(entries, entries[-1].ledger_seq if entries else after)
+
+    async def _read_behind(self, stream_seq: int, after: int, limit: int) -> list[Entry]:
+        """Nothing, unless the announcement at `after` stands there still: it may be dropped, or the feed another."""
+        entries = [entry async for entry in self._stored(stream_seq, limit + 1)]
+        fits = entries and (entries[0].stream_seq, entries[0].ledger_seq) == (stream_seq, after)
+        return entries[1:] if fits else []
 
     def _newest(self) -> int:
         return self._held[-1].ledger_seq if self._held else self._held_after
