@@ -234,7 +234,7 @@ class Followers:
             if one.transport == "nats" and self._worth_asking(one):
                 await self._ask_server(one.id)
             await asyncio.sleep(0)
-        if not self.answers:  # not before, since another such process may know more
+        if not self.answers:
             await self.nc.subscribe(RECEIPTS_SUBJECT, cb=self._asked)
             self.answers = True
         await self._alarm()
@@ -361,6 +361,8 @@ class Followers:
         self._silent = now
 
     async def _asked(self, message: Msg) -> None:
+        if not self.fold.complete:
+            return  # another such process may know more
         try:
             request = _decode_request(message.data or b"{}")
         except (msgspec.DecodeError, UnicodeDecodeError):

@@ -517,6 +517,18 @@ async def test_question_that_cannot_be_read_is_answered_like_the_general_one(wor
         assert json.loads(reply.data)["complete"] is True
 
 
+async def test_process_that_still_reads_receipts_leaves_the_answers_to_another(world):
+    await base.end_all([world._tasks[0]])
+    world.followers.fold.reset()
+    other = World(world.server, world.service, world.projector)
+    await other.start()
+    try:
+        for _ in range(20):
+            assert (await world.ask()).complete
+    finally:
+        await other.kill()
+
+
 async def test_service_that_stands_on_another_log_forgets_the_receipts(tmp_path: Path):
     """A restored backup: the feed's stream was made anew, so that its sequences mean something else."""
     async with server_with_streams(tmp_path) as server, world_of(server) as world, connected(server, "admin") as admin:
