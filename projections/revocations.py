@@ -72,6 +72,7 @@ _GRANT_EVENTS_MAX = 100_000
 _VIEW_POLL_SECONDS = 0.0005
 _SAVE_SECONDS = 5.0
 _WATCH_SECONDS = 0.5
+_TOLD_AGE_MS_MAX = 10_000
 
 What = Literal["token", "grant", "client", "subject", "key"]
 
@@ -436,11 +437,14 @@ def feed_id(ledger_created: str, feed_created: str) -> str:
 
 
 async def serve_position(nc: Connection, feed: Feed) -> None:
-    """Answers `feed.position` from now on, once the end of the log was reached: until then nobody does."""
+    """Answers `feed.position` from now on, once the end of the log was reached: until then nobody does.
+
+    Nor for as long as that is long ago: another such process may know more.
+    """
 
     async def answer(message: Msg) -> None:
         told = feed.answer()
-        if told is not None and message.reply:
+        if told is not None and told.age_ms <= _TOLD_AGE_MS_MAX and message.reply:
             with contextlib.suppress(nats.errors.Error):
                 await message.respond(_encode(told))
 

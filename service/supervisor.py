@@ -151,7 +151,12 @@ def project(settings: Settings, name: str) -> None:
     """One projector, until SIGTERM or SIGINT. Raises: UndecodableEvent; ViewBusy, AnalyticsBusy."""
     logs.configure(settings)
     end_with_parent(SUPERVISED_BY)
-    run = {"current": _project_current, "analytics": _project_analytics, "revocations": _project_revocations}[name]
+    run = {
+        "current": _project_current,
+        "analytics": _project_analytics,
+        "revocations": _project_revocations,
+        "receipts": _project_receipts,
+    }[name]
     uvloop.run(_until_signalled(run(_located(settings, "projector"))))
 
 
@@ -349,17 +354,11 @@ async def _project_revocations(settings: Settings) -> None:
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     view = CurrentReader(view_path(settings.data_dir))
     feed = Feed(nc, view, settings.issuer, settings.data_dir / "feed.json")
-    followers = Followers(nc, writer_name(), silent_seconds_max=settings.follower_silent_seconds_max)
     await serve_position(nc, feed)
     try:
-        await asyncio.gather(
-            _announce_revocations(feed),
-            _run_projection(nc, followers.fold, (RECEIPTS, REVOCATIONS)),
-            followers.run(),
-        )
+        await _announce_revocations(feed)
     finally:
         feed.save()
-        await followers.close()
         view.close()
         await nc.close()
 
@@ -375,6 +374,18 @@ async def _announce_revocations(feed: Feed) -> None:
             log.error("feed_is_ahead", alarm=True, why=str(error), fix=error.fix)  # noqa: TRY400 - where it was raised says nothing
             await asyncio.sleep(_PROGRESS_SECONDS)
         await asyncio.sleep(0.3)
+
+
+async def _project_receipts(settings: Settings) -> None:
+    """Apart from what announces: subscribers say as much as they like to this process, and to that one nothing."""
+    nc = await _patiently(settings, "project-receipts", reads_headers=True)
+    followers = Followers(nc, writer_name(), silent_seconds_max=settings.follower_silent_seconds_max)
+    log.info("projector_started", projector=followers.fold.name)
+    try:
+        await asyncio.gather(_run_projection(nc, followers.fold, (RECEIPTS, REVOCATIONS)), followers.run())
+    finally:
+        await followers.close()
+        await nc.close()
 
 
 async def _deliver(settings: Settings) -> None:
@@ -563,6 +574,7 @@ _CHILDREN: tuple[tuple[str, list[str]], ...] = (
     ("projector", ["project", "current"]),
     ("projector", ["project", "analytics"]),
     ("projector", ["project", "revocations"]),
+    ("projector", ["project", "receipts"]),
     ("service", ["deliver"]),
 )
 

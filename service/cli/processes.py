@@ -56,7 +56,7 @@ def serve(settings: Settings, _: str) -> None:
 
 
 @click.command()
-@click.argument("name", type=click.Choice(["current", "analytics", "revocations"]))
+@click.argument("name", type=click.Choice(["current", "analytics", "revocations", "receipts"]))
 @runs_here("data_dir", "issuer", *LOG, *SPEAKING)
 def project(settings: Settings, _: str, name: str) -> None:
     """Run one projector alone: it follows the log and keeps its view up to date."""

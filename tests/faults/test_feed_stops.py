@@ -1,4 +1,4 @@
-"""The process that announces revocations stands still: who notices, and who does not."""
+"""Processes of the feed stand still: who notices, and who does not."""
 
 from __future__ import annotations
 
@@ -69,3 +69,17 @@ def test_followers_of_a_log_that_was_put_back_are_told_that_it_is_another(tmp_pa
 
 def _position(service: Service) -> dict[str, Any]:
     return service.done("GET", "/v1/revocations/position")
+
+
+def test_receipts_that_stand_still_hold_up_no_announcement(own_service: StartService) -> None:
+    """Nor could subscribers who drown in messages the process that hears them."""
+    service = own_service()
+    until(lambda: service.http.get("/health/ready").json()["checks"]["feed"]["ok"], seconds=60)
+    with service.projector("receipts").stopped():
+        for _ in range(3):
+            token_id = service.pat()["token_id"]
+            seq = service.done("POST", f"/v1/tokens/{token_id}/revoke", json={"reason": "admin"})["ledger_seq"]
+            query = {"after": seq - 1, "wait_seconds": 30}
+            found = service.done("GET", "/v1/revocations", params=query, timeout=60)
+            assert [int(item["id"]) for item in found["items"]] == [seq]
+        assert service.http.get("/health/ready").json()["checks"]["feed"]["ok"]

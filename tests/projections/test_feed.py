@@ -51,7 +51,7 @@ from projections.revocations import (
     serve_position,
 )
 from service.errors import InvalidRequest, Unavailable
-from service.feed import CursorTooOld, Entry, Filters, matches
+from service.feed import CursorTooOld, Entry, Filters, ask_position, matches
 from service.feed import Feed as Following
 from tests.logs import LIMITS, connected, kill, paused, server_with_streams, until
 from tests.making import (
@@ -448,6 +448,23 @@ async def test_feed_beside_a_view_that_stands_still_asks_the_log_whose_the_token
 
 async def append_to_grant(ledger: Ledger, event: Any) -> list[int]:
     return await ledger.append(Append(f"ledger.main.grant.{event.grant_id}", event))
+
+
+async def test_position_that_was_long_ago_is_not_told(server: EmbeddedServer, tmp_path: Path) -> None:
+    """Of two such processes the other answers, which may know more."""
+    async with connected(server) as nc, connected(server, "projector") as behind, feeding(server, tmp_path) as feed:
+        seqs = await append(Ledger(nc), 1, 1)
+        view = CurrentReader(view_path(tmp_path / "behind"))
+        old = Feed(behind, view, ISSUER, tmp_path / "behind.json")
+        await old.start()
+        old.confirm(LEDGER, 0, boot_time_ns() - 11_000_000_000)
+        assert old.answer() is not None
+        await serve_position(behind, old)
+        await behind.flush()
+        await until(lambda: (told := feed.answer()) is not None and told.ledger_seq >= seqs[-1])
+        for _ in range(20):
+            assert (await ask_position(nc, 30)).ledger_seq >= seqs[-1]
+        view.close()
 
 
 # Another log
