@@ -197,7 +197,9 @@ async def create_webhook(call: Call[NewWebhook, Nothing]) -> dict[str, Any]:
         after=None if isinstance(body.after, UnsetType) else body.after,
         **filters,
     )
-    return await call.create(lambda _: commands.prepare(call.runtime, call.asker, new))
+    sealing = commands.Sealing()
+    create = call.create(lambda _: commands.prepare(call.runtime, call.asker, new, sealing))
+    return await commands.settled(call.runtime, sealing, create)
 
 
 @operation("GET", "/v1/webhooks", tag="webhooks", needs=NEEDS, query=Page, answer=WebhookList)
@@ -263,11 +265,9 @@ async def create_webhook_secret(call: Call[NewWebhookSecret, Nothing]) -> dict[s
 
     Until the overlap ends the one before signs as well, so that the receiver can change over.
     """
-    overlap = call.body.overlap_seconds
-    before = await commands.find(call.runtime, call.caller, call.name)
-    answer = await call.create(lambda _: commands.prepare_secret(call.runtime, call.asker, call.name, overlap))
-    await commands.forget(call.runtime, before)
-    return answer
+    overlap, sealing = call.body.overlap_seconds, commands.Sealing()
+    create = call.create(lambda _: commands.prepare_secret(call.runtime, call.asker, call.name, overlap, sealing))
+    return await commands.settled(call.runtime, sealing, create)
 
 
 @operation(
