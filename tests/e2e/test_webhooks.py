@@ -365,6 +365,26 @@ def test_webhooks_are_their_owners_own(service: Service) -> None:
             service.done("DELETE", path(made), token=mine)
 
 
+@pytest.mark.parametrize("kind", ["user", "client"])
+def test_webhook_ends_with_its_owner(service: Service, kind: str) -> None:
+    """Nobody else would ever end it, and it tells of everybody's revocations."""
+    if kind == "user":
+        owner = service.user(kind="service", scope="ledger:subscribe")["user_id"]
+        token = service.issue(owner, "ledger:subscribe", kind="sat")["token"]
+    else:
+        app = service.app(scope="ledger:subscribe")
+        owner = app.client_id
+        token = service.grant(app)["access_token"]
+    with Receiver() as receiver, Receiver() as other, registered(service, other):
+        made = service.done("POST", "/v1/webhooks", token=token, json={"url": receiver.url()})
+        assert made["owner"] == owner
+        arrived(receiver, {revoke(service)})
+        service.done("DELETE", f"/v1/{kind}s/{owner}")
+        until(lambda: not shown(service, made)["enabled"], seconds=SECONDS)
+        assert shown(service, made)["disabled_reason"] == "owner_disabled"
+        service.done("DELETE", path(made))
+
+
 def test_same_idempotency_key_registers_one_webhook(service: Service) -> None:
     with Receiver() as receiver:
         request = {"json": {"url": receiver.url()}, "headers": {"Idempotency-Key": unique("key")}}
