@@ -21,6 +21,11 @@ from .verdicts import Asked, Code, Verdict
 _REFERENCE = "tl_"
 _CLOCK_SECONDS = 60  # by so much the ledger's clock may be ahead of ours when a token is new
 _CACHED_SECONDS = 600.0
+# What the ledger's answer about a JWT close to a cut-off says of the cut-off. Any other answer says nothing about it.
+_STANDING: dict[str, float] = {
+    **dict.fromkeys(("revoked", "client_disabled", "subject_disabled"), REVOKED),
+    **dict.fromkeys(("not_yet_valid", "expired", "wrong_audience", "insufficient_scope", "valid"), NEVER),
+}
 
 
 class Known(Struct, gc=False):
@@ -252,8 +257,9 @@ class Offline:
             return
         if not token.startswith(_REFERENCE):
             known = self._jwts.get(_sha256(token.encode()).digest())
-            if known is not None and answer.code not in {"stale", "unknown"}:
-                known.standing = (generation, REVOKED if answer.code == "revoked" else NEVER)
+            begins = _STANDING.get(answer.code)
+            if known is not None and begins is not None:
+                known.standing = (generation, begins)
             return
         if self._reference_seconds_max <= 0 or answer.token_id is None or answer.code == "stale":
             return

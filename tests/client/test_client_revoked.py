@@ -114,6 +114,36 @@ async def test_answer_about_a_token_close_to_a_cut_off_counts_until_something_is
     assert made.offline.check(token, Asked()) is None
 
 
+ANSWERS = {
+    "revoked": "revoked",
+    "client_disabled": "revoked",
+    "subject_disabled": "revoked",
+    "valid": "valid",
+    "wrong_audience": "valid",  # that was another question
+    "insufficient_scope": "valid",
+    "expired": "valid",  # by the ledger's clock
+    "not_yet_valid": "valid",
+    "malformed": None,
+    "unknown": None,
+    "stale": None,
+    "ip_not_allowed": None,
+    "what comes in later versions": None,
+}
+
+
+@pytest.mark.parametrize("code", ANSWERS)
+async def test_answer_about_a_token_close_to_a_cut_off_is_believed_only_as_far_as_it_goes(code: str) -> None:
+    """A token of a client that is disabled must not be let in because the ledger was asked once."""
+    made = await ready()
+    payload = claims()
+    token = made.signed(payload)
+    made.knowledge.apply(announcement(1, "client", now(), client_id=payload["client_id"]))
+    made.offline.check(token, Asked())
+    made.offline.keep(token, Asked(), Answer(code == "valid", code, 1, token_id=payload["jti"]), 1)
+    verdict = made.offline.check(token, Asked())
+    assert (verdict and verdict.code) == ANSWERS[code]
+
+
 async def test_token_that_was_rotated_with_an_overlap_ends_after_it_whatever_the_clocks_say() -> None:
     made = await ready()
     for hours in (-3, 0, 3):  # by so much the ledger's clock is ahead
