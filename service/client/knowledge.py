@@ -45,6 +45,18 @@ _decode_line = msgspec.json.Decoder(_SnapshotLine).decode
 _decode_revocation = msgspec.json.Decoder(Revocation).decode
 
 
+def sequence_of(data: bytes) -> int:
+    """The ledger's, of an event of the feed. Raises: Unreachable."""
+    return _event(data).data.ledger_seq
+
+
+def _event(data: bytes) -> CloudEvent:
+    try:
+        return _decode_event(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Unreachable(f"an event of the feed cannot be read: {error}") from error
+
+
 class Knowledge:
     """All revocations up to `ledger_seq`, in what `feed` is; known to be complete as of `complete_at`.
 
@@ -58,6 +70,7 @@ class Knowledge:
         self.feed: str | None = None
         self.ledger_seq = 0
         self.stream_seq = 0  # of the feed's stream, for who follows by NATS
+        self._known_at = -float("inf")  # when `ledger_seq` was heard of
         self.complete_at = -float("inf")
         self.revoked = RevokedSet()
         self.applied = asyncio.Event()  # set with each revocation, for who acknowledges it
@@ -73,10 +86,7 @@ class Knowledge:
 
     def apply(self, data: bytes) -> int:
         """One event of the feed; again is as good as once. Answers its sequence. Raises: Unreachable."""
-        try:
-            event = _decode_event(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise Unreachable(f"an event of the feed cannot be read: {error}") from error
+        event = _event(data)
         one = event.data
         if not (event.type.startswith(_TYPE_START) and event.type.endswith(_TYPE_END)):
             raise Unreachable(f"an event of the feed is of an unknown type: {event.type[:100]}")
@@ -85,17 +95,20 @@ class Knowledge:
         now, announced_at = boot_seconds(), event.time.timestamp()
         late = now + self.clock_offset - announced_at
         self.revoked.add(one, announced_at, now, late_seconds=late if late > 0 else 0.0)
-        self.ledger_seq = max(self.ledger_seq, one.ledger_seq)
+        self._reach(one.ledger_seq)
         self.applied.set()
         return one.ledger_seq
 
     def confirm(self, ledger_seq: int, complete_at: float) -> None:
         """Everything up to `ledger_seq` was applied, and that was all there was at `complete_at`.
 
-        Raises: SnapshotNeeded now and then while the clocks differ: it may be the ledger's that was set right.
+        Raises: SnapshotNeeded if the ledger was longer before; and now and then while the clocks differ: it may be the
+        ledger's that was set right.
         """
+        if ledger_seq < self.ledger_seq and complete_at > self._known_at:
+            raise self.forget("the ledger ends before what is known of it")
         self.revoked.advance(boot_seconds())
-        self.ledger_seq = max(self.ledger_seq, ledger_seq)
+        self._reach(ledger_seq)
         self.complete_at = max(self.complete_at, min(complete_at, boot_seconds()))
         self.problem = ""
         if abs(self.clock_ahead) > CLOCK_SECONDS_MAX and boot_seconds() - self._clock_asked_at > _CLOCK_ASKED_SECONDS:
@@ -107,11 +120,19 @@ class Knowledge:
         """Seconds by which this host's clock is ahead of the ledger's; not a number if that is not known."""
         return time.time() - boot_seconds() - self.clock_offset
 
-    def forget(self) -> None:
-        """The ledger is not the one that this was known of, though it says so: it was restored from a backup."""
+    def _reach(self, ledger_seq: int) -> None:
+        if ledger_seq > self.ledger_seq:
+            self.ledger_seq, self._known_at = ledger_seq, boot_seconds()
+
+    def forget(self, why: str) -> SnapshotNeeded:
+        """The ledger is not the one that this was known of, though it says so: it was restored from a backup.
+
+        What is known stays in force until there is a snapshot.
+        """
         self.feed = None
         self.complete_at = -float("inf")
         self.needs_snapshot = True
+        return SnapshotNeeded(why)
 
     async def replace(self, lines: AsyncIterator[bytes], ledger_seq_min: int = 0) -> bool:
         """Starts over from a snapshot. What was known is in force until all of it has been read.
@@ -152,7 +173,7 @@ class Knowledge:
         fresh.generation = max(fresh.generation, self.revoked.generation + 1)
         self.revoked = fresh
         self.feed = head.feed
-        self.ledger_seq = head.ledger_seq
+        self.ledger_seq, self._known_at = head.ledger_seq, boot_seconds()
         self.applied.set()
         self.snapshots += 1
         self.needs_snapshot = False
