@@ -1,6 +1,6 @@
 """The fold of RECEIPTS: up to where each follower has applied the feed, and when each announcement was applied.
 
-It lives in memory, in the process `project revocations`, and is built anew from the stream whenever that starts. Of
+It lives in memory, in the process `project receipts`, and is built anew from the stream whenever that starts. Of
 REVOCATIONS it holds where the newest announcements stand: NATS subscribers acknowledge positions of that stream, and
 everybody else positions of LEDGER.
 """
@@ -180,7 +180,7 @@ class ReceiptsFold:
         return self._positions.get(stream, 0)
 
     async def publish(self, stream: str, batch: list[RawMessage]) -> None:
-        """As `apply`, a little at a time: the same process announces revocations, which must not wait for this."""
+        """As `apply`, a little at a time: whoever asks this process must not wait for all of it."""
         for start in range(0, len(batch), _AT_ONCE):
             self.apply(stream, batch[start : start + _AT_ONCE])
             await asyncio.sleep(0)

@@ -1,6 +1,6 @@
 """Whether a revocation has reached everybody who follows the feed: who applied it, when, and who has not.
 
-The ledger says who was registered when it was recorded, `project revocations` who has acknowledged it since. Whoever
+The ledger says who was registered when it was recorded, `project receipts` who has acknowledged it since. Whoever
 was registered later began with what was revoked already, and is not concerned; nor is who was removed since, or whose
 webhook is about something else.
 """

@@ -195,7 +195,7 @@ async def test_acknowledgements_over_nats_outlive_a_killed_projector(service: Se
                 while len(messages) < 2:
                     messages += await feed.fetch(2, timeout=PATIENCE)
                 await messages[0].ack_sync(timeout=PATIENCE)
-                service.projector("revocations").kill(signal.SIGKILL)
+                service.projector("receipts").kill(signal.SIGKILL)
                 assert until_applied(service, told, seqs[0])["acknowledged_seq"] == seqs[0]
                 assert state_of(service, told, seqs[1])["state"] == "pending"
                 await messages[1].ack_sync(timeout=PATIENCE)
