@@ -173,9 +173,10 @@ class Guard:
             return
         allow = "have the operator allow its network with TOKEN_LEDGER_WEBHOOK_ALLOWED_NETWORKS"
         if not is_public(address):
-            said = f"{target.host} is" if target.host == address else f"{target.host} resolves to {address},"
+            # Which address it is would tell what stands in the name servers of the operator's network.
+            said = "is not a public address" if target.host == address else "resolves to what is not a public address"
             raise NotCallable(
-                f"{said} not a public address", f"give a URL whose host is reachable from everywhere, or {allow}"
+                f"{target.host} {said}", f"give a URL whose host is reachable from everywhere, or {allow}"
             )
         if target.scheme != "https":
             raise NotCallable("url must begin with https://", f"serve the receiver over TLS, or {allow}")

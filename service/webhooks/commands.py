@@ -210,6 +210,8 @@ async def _change(
 
 async def change(runtime: Runtime, asker: Asker, webhook_id: str, changes: Mapping[str, Any]) -> tuple[Webhook, int]:
     """Raises: NotFound, InvalidRequest, Unavailable."""
+    assert asker.caller is not None
+    await find(runtime, asker.caller, webhook_id)  # who has no webhook learns nothing of names
     url = changes.get("url")
     origin = (await check_url(runtime, url)).origin if url is not None else None
     return await _change(runtime, asker, webhook_id, lambda state, _: changed(state, changes, origin))

@@ -407,7 +407,7 @@ def test_same_idempotency_key_makes_one_secret(service: Service) -> None:
     [
         ("https://127.0.0.1/", "127.0.0.1 is not a public address"),
         ("https://[::ffff:127.0.0.1]/", "not a public address"),
-        ("https://0/", "0 resolves to 0.0.0.0, not a public address"),
+        ("https://0/", "0 resolves to what is not a public address"),
         ("https://169.254.169.254/latest/meta-data", "not a public address"),
         ("https://[fd00:ec2::254]/", "not a public address"),
         ("https://10.0.0.1/", "not a public address"),
@@ -425,6 +425,16 @@ def test_url_that_must_not_be_called_is_refused_at_registration(service: Service
     refused = problem(service.call("POST", "/v1/webhooks", json={"url": url}), 400, "invalid_request")
     assert said in refused["detail"]
     assert refused["fix"]
+
+
+def test_names_are_looked_up_for_nobody_who_has_no_webhook(service: Service) -> None:
+    nobody = f"/v1/webhooks/whk_{'0' * 32}"
+    token = service.bearer("ledger:subscribe")
+    answers = [
+        problem(service.call("PATCH", nobody, token=token, json={"url": f"https://{host}/"}), 404, "not_found")
+        for host in ("localhost", "nowhere.invalid", "127.0.0.1")
+    ]
+    assert len({one["detail"] for one in answers}) == 1
 
 
 @pytest.mark.parametrize(

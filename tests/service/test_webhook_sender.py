@@ -155,8 +155,9 @@ async def test_other_spellings_of_loopback_are_refused(host: str) -> None:
 
 async def test_one_address_that_may_not_be_called_is_enough() -> None:
     _, resolve = resolving(["1.1.1.1", "10.0.0.1"])
-    with pytest.raises(NotCallable, match=r"hooks\.example resolves to 10\.0\.0\.1"):
+    with pytest.raises(NotCallable, match=r"hooks\.example resolves to what is not a public address") as refused:
         await Guard((), PORTS, resolve).addresses(parse("https://hooks.example/"))
+    assert "10.0.0.1" not in str(refused.value)
 
 
 @pytest.mark.parametrize("url", ["http://hooks.example/", "https://hooks.example:22/", "https://hooks.example:8443/"])
@@ -189,7 +190,7 @@ async def test_name_that_is_bound_anew_is_refused_when_it_is_called() -> None:
         answer = await line.post(target, {}, b"{}")
         line.close()
         assert (answer.outcome, answer.status) == ("not_allowed", None)
-        assert RECEIVERS_ADDRESS in answer.error
+        assert "not a public address" in answer.error
         assert receiver.connections == 0
     assert asked == ["hooks.example"] * 2
 
