@@ -79,11 +79,11 @@ def store_of(runtime: Runtime) -> WebhookStore:
     return WebhookStore(runtime.nc, runtime.ledger, runtime.master)
 
 
-async def check_url(runtime: Runtime, url: str) -> Target:
+async def check_url(runtime: Runtime, url: str, owner: str) -> Target:
     """The target, if it may be called now, and it is looked at again with every call. Raises: InvalidRequest."""
     try:
         target = parse(url)
-        await _guard(runtime.settings).addresses(target)
+        await _guard(runtime.settings).addresses(target, owner)
     except NotCallable as error:
         raise InvalidRequest(str(error), fix=error.fix) from None
     except NotResolved as error:
@@ -127,7 +127,7 @@ async def prepare(runtime: Runtime, asker: Asker, new: NewWebhook, sealing: Seal
     assert asker.caller is not None
     filters = {"client_id": new.client_id, "subject": new.subject, "grant_id": new.grant_id}
     check_filters(filters)
-    target = await check_url(runtime, new.url)
+    target = await check_url(runtime, new.url, asker.caller.subject)
     store = store_of(runtime)
     check_room(asker.caller.subject, [one.metadata for one in await store.all()])
     end = await runtime.ledger.last_seq()
@@ -213,7 +213,7 @@ async def change(runtime: Runtime, asker: Asker, webhook_id: str, changes: Mappi
     assert asker.caller is not None
     await find(runtime, asker.caller, webhook_id)  # who has no webhook learns nothing of names
     url = changes.get("url")
-    origin = (await check_url(runtime, url)).origin if url is not None else None
+    origin = (await check_url(runtime, url, asker.caller.subject)).origin if url is not None else None
     return await _change(runtime, asker, webhook_id, lambda state, _: changed(state, changes, origin))
 
 
@@ -328,7 +328,7 @@ async def try_out(runtime: Runtime, caller: Caller, webhook_id: str) -> Answer:
             "content-type": CONTENT_TYPE,
             **signed_headers(sealed.signing(at), message.id, int(at.timestamp()), message.body),
         }
-        line = Line(_guard(runtime.settings), _tls())
+        line = Line(_guard(runtime.settings), _tls(), webhook.metadata.owner)
         try:
             return await line.post(parse(sealed.url), headers, message.body)
         finally:
