@@ -8,6 +8,7 @@ import functools
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from typing import Any
+from weakref import WeakValueDictionary
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -47,6 +48,7 @@ from service.webhooks.signatures import new_secret, signed_headers
 from service.webhooks.store import Webhook, WebhookStore, webhook_of
 
 _TESTS_AT_ONCE_MAX = 4
+_registering: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 _testing = asyncio.Semaphore(_TESTS_AT_ONCE_MAX)
 
 
@@ -120,6 +122,14 @@ async def pending(runtime: Runtime, webhook_id: str) -> int | None:
     except LedgerError as error:
         raise refused(error) from error
     return progress.pending if progress is not None else None
+
+
+def registering(owner: str) -> asyncio.Lock:
+    """Held while one is registered, so that an owner's are counted one after the other.
+
+    Workers do not wait for each other: two that count at the same time may both find the last place free.
+    """
+    return _registering.setdefault(owner, asyncio.Lock())
 
 
 async def prepare(runtime: Runtime, asker: Asker, new: NewWebhook, sealing: Sealing) -> Prepared:

@@ -16,6 +16,7 @@ import pytest
 
 from events import streams
 from events.streams import WEBHOOKS
+from service.rules.webhooks import WEBHOOKS_OF_OWNER_MAX
 from tests import receivers
 from tests.receivers import Receiver, signed_by
 from tests.running import (
@@ -383,6 +384,26 @@ def test_webhook_ends_with_its_owner(service: Service, kind: str) -> None:
         until(lambda: not shown(service, made)["enabled"], seconds=SECONDS)
         assert shown(service, made)["disabled_reason"] == "owner_disabled"
         service.done("DELETE", path(made))
+
+
+def test_registrations_that_race_find_no_more_places_than_there_are(service: Service) -> None:
+    token = service.bearer("ledger:subscribe")
+    full, made = WEBHOOKS_OF_OWNER_MAX, []
+
+    def register(_: int) -> httpx.Response:
+        answer = service.call("POST", "/v1/webhooks", token=token, json={"url": "https://1.1.1.1/"})
+        if answer.status_code == 201:
+            made.append(answer.json())
+        return answer
+
+    try:
+        statuses = at_once(full - 2, register) + at_once(24, register)
+        # One worker counts after the other; of two that count at the same time, each may find the last place.
+        assert full <= statuses.count(201) < full + service.worker_count
+        assert set(statuses) == {201, 409}
+    finally:
+        for one in made:
+            service.done("DELETE", path(one))
 
 
 def test_same_idempotency_key_registers_one_webhook(service: Service) -> None:

@@ -226,7 +226,7 @@ async def test_names_that_nobody_answers_for_hold_up_their_owner_alone(monkeypat
     try:
         await asyncio.sleep(0)
         assert await guard.addresses(parse("https://other.example/"), "usr_b") == ["1.1.1.1"]
-        assert len(asked) == 5
+        assert len(asked) <= 5
         answer.set()
         assert await asyncio.gather(*slow) == [["1.1.1.1"]] * 100
     finally:
