@@ -282,7 +282,7 @@ class Runner:
 
         `vouched`: what was announced before it was handed out.
         """
-        acknowledged = False
+        acknowledged, seconds = False, _AGAIN_SECONDS
         try:
             revoked = decode_event(message.data).data
             if not vouched and await consumers.ledger_seq_at(self._nc, message.seq - 1) is None:
@@ -295,9 +295,12 @@ class Runner:
                 self._receipts.delivered(message.seq, revoked.ledger_seq)
         except LedgerUnavailable as error:
             log.info("webhook_waits", webhook_id=self.webhook_id, why=str(error))
+        except asyncio.CancelledError:
+            seconds = 0.0  # whoever goes on need not wait
+            raise
         finally:
             if not acknowledged:
-                await consumers.give_back(self._nc, message)
+                await consumers.give_back(self._nc, message, seconds)
 
     def _filters(self) -> Filters:
         metadata = self.webhook.metadata

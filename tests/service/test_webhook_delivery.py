@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ipaddress
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -429,3 +430,19 @@ async def test_change_leaves_one_sealed_record(world: World) -> None:
         assert (await world.store.open(after)).url == receiver.url()
         with pytest.raises(LedgerUnavailable, match="has just changed"):
             await world.store.open(before)
+
+
+async def test_announcement_that_cannot_be_delivered_is_not_tried_without_a_pause(world: World) -> None:
+    with Receiver() as receiver:
+        await world.register(receiver)
+        with structlog.testing.capture_logs() as lines:
+            async with world.delivering():
+                await until_received(world, receiver)
+                started = time.monotonic()
+                await world.projector.jetstream().publish("revocations.main.token", b"not an announcement")
+                for _ in range(30):
+                    await until_received(world, receiver)
+        failed = [line for line in lines if line["event"] == "webhook_not_delivered"]
+        await world.announce()
+        await world.drop(leaving=1)
+        assert 1 <= len(failed) <= time.monotonic() - started + 1
