@@ -268,6 +268,25 @@ def test_test_message_is_signed_and_says_what_came_back(service: Service) -> Non
         assert (answer["outcome"], answer["error"], "status" in answer) == ("unreachable", "no connection", False)
 
 
+def test_one_callers_tests_take_one_place(service: Service) -> None:
+    token = service.bearer("ledger:subscribe")
+    with receivers.hanging() as slow, Receiver() as fast, registered(service, fast) as other:
+        made = service.done("POST", "/v1/webhooks", token=token, json={"url": slow.url()})
+        try:
+            with ThreadPoolExecutor(8) as pool:
+                waiting = [pool.submit(service.call, "POST", path(made, "/test"), token=token) for _ in range(8)]
+                most = 8 - service.worker_count
+                until(lambda: slow.received and sum(one.done() for one in waiting) >= most, seconds=SECONDS)
+                assert service.done("POST", path(other, "/test"))["outcome"] == "delivered"
+                slow.close()
+                answers = [one.result() for one in waiting]
+            refused = [one for one in answers if one.status_code == 429]
+            assert len(refused) >= most
+            assert all("Retry-After" in one.headers for one in refused)
+        finally:
+            service.done("DELETE", path(made), token=token)
+
+
 def test_deliveries_are_listed_page_by_page_newest_first(service: Service) -> None:
     with Receiver() as receiver, registered(service, receiver) as made:
         for _ in range(5):

@@ -8,6 +8,7 @@ import ipaddress
 import json
 import time
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from service.rules.webhooks import Sealed, WebhookSecret
 from service.settings import Settings
 from service.tokens import new_id, now, uuid7_hex
 from service.webhooks import backoff, consumers
-from service.webhooks.attempts import attempts
+from service.webhooks.attempts import Attempt, attempts, last_attempt
 from service.webhooks.delivery import Deliverer
 from service.webhooks.signatures import new_secret
 from service.webhooks.store import Webhook, WebhookStore
@@ -305,6 +306,30 @@ async def test_failing_is_remembered_over_a_restart(world: World, soon: None) ->
         tried = [one for _, one in await attempts(world.service, webhook_id, before=None, limit=1000)]
         assert len({one.failing_since for one in tried}) == 1
         assert max(one.number for one in tried) > 2
+
+
+async def test_time_in_which_nobody_tried_does_not_count_as_failing(world: World) -> None:
+    at = now()
+    with Receiver() as receiver:
+        for silent, counts_from in ((timedelta(days=4), timedelta(hours=1)), (timedelta(hours=1), timedelta(hours=2))):
+            webhook_id = await world.register(receiver)
+            last = Attempt(
+                message_id="a",
+                number=9,
+                at=at - silent,
+                outcome="failed",
+                seconds=0.1,
+                failing_since=at - silent - timedelta(hours=1),
+            )
+            async with world.delivering() as deliverer:
+                deliverer.attempts.record(webhook_id, last)
+                await wait_for(lambda webhook_id=webhook_id: tried(world, webhook_id))
+                await until(lambda webhook_id=webhook_id: webhook_id in deliverer._runners)
+                assert await deliverer._runners[webhook_id]._failing_before(at) == at - counts_from
+
+
+async def tried(world: World, webhook_id: str) -> bool:
+    return await last_attempt(world.service, webhook_id) is not None
 
 
 async def test_receiver_that_recovers_gets_all_that_waited(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
