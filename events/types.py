@@ -452,7 +452,7 @@ class WebhookMetadata(Struct, frozen=True, kw_only=True, gc=False):
     client_id: str | None = None
     subject: str | None = None
     grant_id: str | None = None
-    disabled_reason: Literal["asked", "gone", "failing"] | None = None
+    disabled_reason: Literal["asked", "gone", "failing", "owner_disabled"] | None = None
     secret_rotated_at: Moment | None = None
 
 

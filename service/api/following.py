@@ -123,7 +123,8 @@ async def stream_revocations(call: Call[None, StreamQuery]) -> StreamResponse:
 
     Each is a message with the CloudEvent as its data and its `ledger_seq` as its id. About every second `event:
     position` says up to where the stream is complete, with the same id, and as of when: milliseconds of the clock of
-    the host, whose present time stands beside it. Without `after` and `Last-Event-ID` it begins with what comes next.
+    the host, whose present time stands beside it; while it is far behind, an id alone says up to where it has read.
+    Without `after` and `Last-Event-ID` it begins with what comes next.
 
     Streams end after 1 MiB, when the token ends and when the service stops: come again with the last id.
     """
@@ -144,7 +145,7 @@ async def stream_revocations(call: Call[None, StreamQuery]) -> StreamResponse:
             await authenticate(runtime, incoming, FOLLOW, record=False)
             await _heard_of(call)
         except Unavailable:
-            return True  # a view that stands still for a moment ends no stream
+            raise
         except ServiceError:
             return False
         return True

@@ -75,7 +75,7 @@ def deliver(settings: Settings, _: str) -> None:
 
 
 @click.command()
-@click.argument("name", type=click.Choice(["current", "analytics"]))
+@click.argument("name", type=click.Choice(["current", "analytics", "revocations"]))
 @runs_here("data_dir", *LOG, *SPEAKING)
 def rebuild(settings: Settings, output: str, name: str) -> None:
     """Throw a projection away and replay it from the log."""

@@ -38,6 +38,7 @@ from service.webhooks.backoff import Pauses, delay_seconds
 from service.webhooks.commands import disable
 from service.webhooks.consumers import ACK_WAIT_SECONDS, IN_FLIGHT_MAX, Delivered, Puller
 from service.webhooks.messages import CONTENT_TYPE, Message, announcement, snapshot_required
+from service.webhooks.owners import Owners
 from service.webhooks.sender import Answer, Line, trusted_certificates
 from service.webhooks.signatures import signed_headers
 from service.webhooks.status import STATUS_SUBJECT, Status
@@ -47,10 +48,20 @@ log = structlog.get_logger()
 
 _LOOK_SECONDS = 0.5
 _AGAIN_SECONDS = 1.0
+_OWNERS_SECONDS = 5.0
 _FINISH_SECONDS_MAX = 0.7
 _GATHER_SECONDS = 0.02
 _REMEMBERED_MAX = 64
 _FOR_EVER_SECONDS = 86_400.0
+
+
+_CORRECT = "look at its deliveries, correct the receiver, then `token-ledger webhook enable`"
+_FIXES: dict[DisabledReason, str] = {
+    "asked": "`token-ledger webhook enable`",
+    "gone": _CORRECT,
+    "failing": _CORRECT,
+    "owner_disabled": "if somebody still needs it, have them register one of their own; then delete this one",
+}
 
 
 class Deliverer:
@@ -69,12 +80,14 @@ class Deliverer:
         self.disabled = 0
         self._runners: dict[str, Runner] = {}
         self._told: dict[str, int] = {}  # webhooks that cannot be run, and as of which event that was said
+        self._owners = Owners(self.ledger)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop` is set; then what is being delivered is finished soon or given back."""
         await self.nc.subscribe(STATUS_SUBJECT, cb=self._answer_status)
         log.info("deliverer_started")
         seen, why = -1, ""
+        ending = asyncio.create_task(self._end_with_owners())
         while not stop.is_set():
             try:
                 last = await self.store.last_seq()
@@ -88,6 +101,7 @@ class Deliverer:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_SECONDS):
                     await stop.wait()
+        await end_all([ending])
         await asyncio.gather(*(runner.stop() for runner in self._runners.values()))
         await asyncio.gather(self.attempts.close(), self.receipts.close())
 
@@ -123,6 +137,21 @@ class Deliverer:
             return False
         return True
 
+    async def _end_with_owners(self) -> None:
+        """Disables the webhooks of owners who were disabled: nothing else would ever end them."""
+        while True:
+            try:
+                running = [runner.webhook for runner in self._runners.values()]
+                ended = await self._owners.disabled(webhook.metadata.owner for webhook in running)
+                for webhook in running:
+                    if webhook.metadata.owner in ended:
+                        await self.disable(webhook, "owner_disabled")
+            except LedgerError as error:
+                log.info("owners_wait", why=str(error))
+            except Exception:
+                log.exception("owners_not_looked_at", alarm=True)
+            await asyncio.sleep(_OWNERS_SECONDS)
+
     async def disable(self, webhook: Webhook, reason: DisabledReason) -> bool:
         """Says so in the ledger; the runner is then stopped as if somebody had asked for it.
 
@@ -136,7 +165,7 @@ class Deliverer:
             alarm=True,
             webhook_id=webhook.webhook_id,
             reason=reason,
-            fix="look at its deliveries, correct the receiver, then `token-ledger webhook enable`",
+            fix=_FIXES[reason],
         )
         return True
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import json
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import pytest
 
+from events import streams
+from events.streams import WEBHOOKS
 from tests import receivers
 from tests.receivers import Receiver, signed_by
 from tests.running import (
@@ -273,6 +279,62 @@ def test_deliveries_are_listed_page_by_page_newest_first(service: Service) -> No
         problem(bad, 400, "invalid_request")
 
 
+def sealed(service: Service, webhook_id: str = "*") -> int:
+    """How many records there are of URLs and secrets."""
+
+    async def count() -> int:
+        url = json.loads((service.data_dir / "bootstrap.json").read_text())["nats_url"]
+        nc = await streams.connect(url, service.data_dir / "nats" / "service.nk", name="test")
+        try:
+            query = {"next_by_subj": f"$KV.{WEBHOOKS}.{webhook_id}.*", "seq": 1, "batch": 10_000}
+            return len([one async for one in streams.direct(nc, f"KV_{WEBHOOKS}", query)])
+        finally:
+            await nc.close()
+
+    return asyncio.run(count())
+
+
+def at_once(count: int, call: Callable[[int], httpx.Response]) -> list[int]:
+    """The statuses of calls that race."""
+    with ThreadPoolExecutor(8) as pool:
+        return [answer.status_code for answer in pool.map(call, range(count))]
+
+
+def test_changes_that_race_leave_one_sealed_record(service: Service) -> None:
+    """What was in force before, and what lost, can be opened by nobody any more."""
+    with Receiver() as receiver, registered(service, receiver) as made:
+        for _ in range(3):
+            service.done("POST", path(made, "/secrets"))
+        assert sealed(service, made["webhook_id"]) == 1
+        at_once(24, lambda number: service.call("PATCH", path(made), json={"webhook_name": f"n{number}"}))
+        at_once(16, lambda _: service.call("POST", path(made, "/secrets"), json={"overlap_seconds": 60}))
+        service.done("PATCH", path(made), json={"webhook_name": "last"})
+        assert sealed(service, made["webhook_id"]) == 1
+        assert service.done("POST", path(made, "/test"))["outcome"] == "delivered"
+        service.done("DELETE", path(made))
+        assert sealed(service, made["webhook_id"]) == 0
+
+
+def test_registrations_that_race_for_a_key_leave_one_sealed_record(service: Service) -> None:
+    before = sealed(service)
+    with Receiver() as receiver:
+        for number in range(4):
+            headers = {"Idempotency-Key": unique("key")}
+            # Some ask for the same, some for something else, which is refused.
+            statuses = at_once(
+                16,
+                lambda caller, headers=headers: service.call(
+                    "POST", "/v1/webhooks", json={"url": receiver.url(f"/{caller % 2}")}, headers=headers
+                ),
+            )
+            assert {201} <= set(statuses) <= {201, 422}
+            assert sealed(service) == before + number + 1
+        for one in service.items("/v1/webhooks"):
+            if one["origin"] == receiver.url(""):
+                service.done("DELETE", path(one))
+    assert sealed(service) == before
+
+
 # Who may
 
 
@@ -301,6 +363,26 @@ def test_webhooks_are_their_owners_own(service: Service) -> None:
             problem(refused, 403, "insufficient_scope")
         finally:
             service.done("DELETE", path(made), token=mine)
+
+
+@pytest.mark.parametrize("kind", ["user", "client"])
+def test_webhook_ends_with_its_owner(service: Service, kind: str) -> None:
+    """Nobody else would ever end it, and it tells of everybody's revocations."""
+    if kind == "user":
+        owner = service.user(kind="service", scope="ledger:subscribe")["user_id"]
+        token = service.issue(owner, "ledger:subscribe", kind="sat")["token"]
+    else:
+        app = service.app(scope="ledger:subscribe")
+        owner = app.client_id
+        token = service.grant(app)["access_token"]
+    with Receiver() as receiver, Receiver() as other, registered(service, other):
+        made = service.done("POST", "/v1/webhooks", token=token, json={"url": receiver.url()})
+        assert made["owner"] == owner
+        arrived(receiver, {revoke(service)})
+        service.done("DELETE", f"/v1/{kind}s/{owner}")
+        until(lambda: not shown(service, made)["enabled"], seconds=SECONDS)
+        assert shown(service, made)["disabled_reason"] == "owner_disabled"
+        service.done("DELETE", path(made))
 
 
 def test_same_idempotency_key_registers_one_webhook(service: Service) -> None:

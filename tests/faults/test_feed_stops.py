@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from pathlib import Path
 from typing import Any
 
-from tests.running import StartService, until
+from tests import running
+from tests.running import Service, StartService, until
 
 
 def test_feed_that_stands_still_is_told_and_disturbs_no_validation_or_revocation(own_service: StartService) -> None:
@@ -24,6 +28,47 @@ def test_feed_that_stands_still_is_told_and_disturbs_no_validation_or_revocation
         assert service.code(pat["token"]) == "revoked"
     until(lambda: feed().get("position", 0) >= revoked["ledger_seq"], seconds=60, what="announced afterwards")
     assert feed()["ok"]
+
+
+def test_followers_of_a_log_that_was_put_back_are_told_that_it_is_another(tmp_path: Path) -> None:
+    """README "Back up": the streams are restored, the view beside them is not."""
+    first = running.start(tmp_path)
+    kept = first.pat()
+    first.done("POST", f"/v1/tokens/{kept['token_id']}/revoke", json={"reason": "admin"})
+    until(lambda: _position(first)["ledger_seq"] > kept["ledger_seq"], seconds=60, what="it is announced")
+    first.stop()
+    shutil.copytree(first.data_dir / "nats", tmp_path / "backup")
+
+    second = running.start(tmp_path, port=first.port)
+    before = _position(second)
+    lost = [second.pat() for _ in range(5)]
+    until(lambda: _position(second)["ledger_seq"] >= lost[-1]["ledger_seq"], seconds=60)
+    cursor = _position(second)["ledger_seq"]
+    second.stop()
+    shutil.rmtree(second.data_dir / "nats")
+    shutil.copytree(tmp_path / "backup", second.data_dir / "nats")
+
+    third = running.start(tmp_path, port=first.port)
+    try:
+        after = _position(third)
+        assert after["feed"] != before["feed"]
+        assert after["ledger_seq"] < cursor
+        assert "log_went_back" in third.log_path.read_text()
+        events = third.done("GET", "/v1/revocations", params={"after": 0})["items"]
+        assert [kept["token_id"]] == [event["data"].get("token_id") for event in events]
+        # What an operator does where no view says that the log went back.
+        rebuild = [*running.command(), "rebuild", "revocations", "--data-dir", str(third.data_dir)]
+        subprocess.run(rebuild, cwd=running.ROOT, check=True, capture_output=True, timeout=120)
+        until(lambda: third.call("GET", "/v1/revocations/position").is_success, seconds=60)
+        until(lambda: _position(third)["feed"] != after["feed"], seconds=60)
+        again = third.done("GET", "/v1/revocations", params={"after": 0})["items"]
+        assert events == again
+    finally:
+        third.stop()
+
+
+def _position(service: Service) -> dict[str, Any]:
+    return service.done("GET", "/v1/revocations/position")
 
 
 def test_receipts_that_stand_still_hold_up_no_announcement(own_service: StartService) -> None:

@@ -345,6 +345,29 @@ async def test_receiver_that_floods_is_read_a_little(head: bytes, outcome: str) 
     assert taken < 32 * 1024**2  # what fits into the sockets' buffers
 
 
+async def test_receiver_that_never_comes_to_its_answer_is_given_up() -> None:
+    """Endless interim answers, all of them allowed."""
+
+    def flood(connection, received):
+        while True:
+            connection.sendall(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 1024)
+
+    with Receiver(flood) as receiver:
+        assert (await post(receiver)).outcome == "unreachable"
+
+
+async def test_answer_of_which_little_is_body_counts_as_a_whole() -> None:
+    """Chunks may have extensions, which are nowhere to be seen in a body: 100 bytes in 400 kB here."""
+    chunks = (b"1;" + b"a" * 4_000 + b"\r\nx\r\n") * 100 + b"0\r\n\r\n"
+    long = receivers.answering(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks)
+    with Receiver(long) as receiver:
+        line = Line(Guard(LOOPBACK, PORTS), NO_TLS)
+        outcomes = [(await line.post(parse(receiver.url()), {}, b"{}")).outcome for _ in range(2)]
+        line.close()
+        assert outcomes == ["delivered"] * 2
+        assert receiver.connections == 2  # one that is given up is not used again
+
+
 async def test_receiver_that_is_not_there_or_closes_is_said_to_be() -> None:
     with Receiver(receivers.closing) as receiver:
         assert (await post(receiver)).outcome == "unreachable"
