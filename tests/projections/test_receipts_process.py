@@ -268,7 +268,25 @@ async def test_acknowledgement_that_comes_before_the_announcement_was_read_count
     world._tasks[0] = asyncio.create_task(base.run(world._nc, followers.fold, (RECEIPTS, REVOCATIONS)))
     found = await world.until_acknowledged(gate, seq)
     assert before <= found.applied_at_us <= after  # when it was heard
-    assert followers._early == []
+    assert followers._early == {}
+
+
+async def test_made_up_acknowledgements_take_nobody_elses_room(world):
+    evil, gate = await world.register(), await world.register()
+    followers = world.followers
+    await base.end_all([world._tasks[0]])
+    (seq,) = await world.announce()
+    (message,) = await world.fetch(gate, 1)
+    fields = message.reply.split(".")
+    for number in range(1_000):
+        forged = [*fields[:3], evil, fields[4], str(int(fields[5]) + number), *fields[6:]]
+        await world.service.publish(".".join(forged), b"")
+    await world.service.flush()
+    await message.ack()
+    await until(lambda: gate in followers._early, what="it was heard")
+    after = now_us()
+    world._tasks[0] = asyncio.create_task(base.run(world._nc, followers.fold, (RECEIPTS, REVOCATIONS)))
+    assert (await world.until_acknowledged(gate, seq)).applied_at_us <= after
 
 
 async def test_made_up_acknowledgements_take_no_room(world):
@@ -282,7 +300,11 @@ async def test_made_up_acknowledgements_take_no_room(world):
         await world.service.publish(".".join(forged), b"")
     await message.ack()
     await world.until_acknowledged(gate, seq)
-    assert len(world.followers._early) <= 1_000
+    early = world.followers._early
+    assert len(early[gate]) <= 200
+    world.clock_ahead_us += 6 * US
+    await world.announce()
+    await until(lambda: gate not in world.followers._early, what="what was made up is forgotten")
     await world.announce(3)
     assert (await world.standing(gate)).acknowledged_seq == seq
 
