@@ -45,7 +45,8 @@ def accounts(public_keys: Mapping[str, str], subscribers: Mapping[str, str]) -> 
         {"service": info, "accounts": ["APPS"]},
         {"service": fetch, "response_type": "stream", "accounts": ["APPS"]},
         {"service": acknowledge, "accounts": ["APPS"]},
-        {"service": "feed.position", "accounts": ["APPS"]},
+        # Not the subject of the process that announces, whom subscribers could keep from it by asking.
+        {"service": "feed.asked", "accounts": ["APPS"]},
     ]
     main_users = [
         _user(public_keys["admin"], "admin", publish=_admin_publishes(), subscribe=[SUBSCRIBERS_CHANGED]),
@@ -83,7 +84,7 @@ def accounts(public_keys: Mapping[str, str], subscribers: Mapping[str, str]) -> 
                 {"service": {"account": "MAIN", "subject": info}, "to": info.replace("$JS.", "L.")},
                 {"service": {"account": "MAIN", "subject": fetch}, "to": fetch.replace("$JS.", "L.")},
                 {"service": {"account": "MAIN", "subject": acknowledge}},
-                {"service": {"account": "MAIN", "subject": "feed.position"}},
+                {"service": {"account": "MAIN", "subject": "feed.asked"}, "to": "feed.position"},
             ],
         },
         # `stream`: every server of a cluster answers, not only the first.
@@ -169,7 +170,7 @@ def _projector_publishes() -> list[str]:
     # every message that it delivers with a reply subject, and those of a consumer all have one.
     allowed += _reads_directly(REVOCATIONS) + _follows(REVOCATIONS, "revocations.>")
     # Questions of subscribers come with a reply subject of the import's own, `_R_.`.
-    allowed += ["_INBOX_service.>", "_INBOX_admin.>", "_R_.>"]
+    allowed += ["_INBOX_service.>", "_INBOX_admin.>", "_R_.>", "feed.position"]
     # A finding that is appended again is looked up; what it could read so, it follows anyway.
     allowed += [f"$JS.API.DIRECT.GET.{LEDGER}", "findings.act"]
     # A health check asks the analytics process with the credentials that its container has.

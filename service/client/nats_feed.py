@@ -20,7 +20,7 @@ from nats.aio.msg import Msg
 
 from .clock import boot_seconds
 from .errors import SnapshotNeeded, Unreachable
-from .knowledge import Knowledge
+from .knowledge import Knowledge, sequence_of
 from .ledger import Ledger
 from .sse import take_snapshot
 
@@ -107,7 +107,7 @@ async def _ignore(_: Exception) -> None:
 
 
 class _Follower:
-    """One connection. `_applied`: the stream sequence up to which everything was applied."""
+    """One connection. `_applied`: the stream sequence up to which everything was applied, as of `_applied_at`."""
 
     def __init__(self, nc: Client, feed: NatsFeed, knowledge: Knowledge, ledger: Ledger) -> None:
         self._nc = nc
@@ -115,7 +115,7 @@ class _Follower:
         self._ledger = ledger
         self._next = f"{feed.api_prefix}.CONSUMER.MSG.NEXT.{_STREAM}.{feed.subscriber_id}"
         self._inbox = nc.new_inbox()
-        self._applied = 0
+        self._applied, self._applied_at = 0, boot_seconds()
         self._expected = 0  # messages that may still come for what was asked
         self._asked_at = 0.0
         self._behind: deque[tuple[_Position, float]] = deque()
@@ -151,6 +151,7 @@ class _Follower:
                 if self._knowledge.feed != position.feed:
                     raise Unreachable("the API and the nats-server are not of the same ledger")
                 self._applied = self._knowledge.stream_seq = position.stream_seq
+                self._applied_at = boot_seconds()
                 return
             await asyncio.sleep(_SNAPSHOT_PAUSE_SECONDS)
         raise Unreachable("the ledger's view is behind its feed")
@@ -160,14 +161,18 @@ class _Follower:
             answer = await self._nc.request("feed.position", b"", timeout=_ANSWER_SECONDS_MAX)
             return _decode_position(answer.data)
         except (nats.errors.NoRespondersError, nats.errors.TimeoutError, TimeoutError) as error:
-            raise Unreachable("nobody says how far the feed is; is `project revocations` running?") from error
+            raise Unreachable(
+                "nobody says how far the feed is; do `project revocations` and `project receipts` run?"
+            ) from error
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Unreachable(f"the feed's position cannot be read: {error}") from error
 
     def _judge(self, position: _Position, asked_at: float) -> None:
-        """Raises: SnapshotNeeded if the feed is another one, or what it announced does not come."""
+        """Raises: SnapshotNeeded if the feed is another one, was longer before, or what it announced does not come."""
         if position.feed != self._knowledge.feed:
             raise self._gap("another feed answers")
+        if position.stream_seq < self._applied and asked_at - position.age_ms / 1000 > self._applied_at:
+            raise self._knowledge.forget("the feed ends before what is known of it")
         self._behind.append((position, asked_at))
         self._confirm()
         if self._behind and boot_seconds() - self._behind[0][1] > _BEHIND_SECONDS_MAX:
@@ -210,7 +215,10 @@ class _Follower:
         if sequence == self._applied + 1:
             self._knowledge.apply(message.data)
             self._applied = self._knowledge.stream_seq = sequence
+            self._applied_at = boot_seconds()
             self._confirm()
+        elif sequence_of(message.data) > self._knowledge.ledger_seq:
+            raise self._knowledge.forget("the feed announces again, and something else")
         await self._nc.publish(message.reply, b"+ACK")
 
     def _status(self, headers: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from msgspec import Struct
 from .clock import boot_seconds
 from .jwts import TOKEN_CHARS_MAX, Malformed, claims_of, read, well_formed_reference
 from .keys import PublicKeys
-from .knowledge import Knowledge
+from .knowledge import CLOCK_SECONDS_MAX, Knowledge
 from .ledger import Answer
 from .revoked import ASK, NEVER, REVOKED
 from .uses import Uses
@@ -21,14 +21,19 @@ from .verdicts import Asked, Code, Verdict
 _REFERENCE = "tl_"
 _CLOCK_SECONDS = 60  # by so much the ledger's clock may be ahead of ours when a token is new
 _CACHED_SECONDS = 600.0
+# What the ledger's answer about a JWT close to a cut-off says of the cut-off. Any other answer says nothing about it.
+_STANDING: dict[str, float] = {
+    **dict.fromkeys(("revoked", "client_disabled", "subject_disabled"), REVOKED),
+    **dict.fromkeys(("not_yet_valid", "expired", "wrong_audience", "insufficient_scope", "valid"), NEVER),
+}
 
 
 class Known(Struct, gc=False):
     """A token that was found to be the ledger's.
 
-    `standing`: since which generation of what is revoked, and from when on it is revoked: one value, since threads
-    write it. `answer_until`, by the boot clock: for reference tokens, how long the answer counts. `good`: the last
-    verdict that it is valid.
+    `standing`: since which generation of what is revoked, and the boot time from which it is revoked: one value, since
+    threads write it. `answer_until`, by the boot clock: for reference tokens, how long the answer counts. `good`: the
+    last verdict that it is valid.
     """
 
     token_id: str
@@ -80,10 +85,6 @@ class _Cache:
             self._turned_at = boot_seconds()
         self.new[key] = known
 
-    def drop(self, key: object) -> None:
-        self.new.pop(key, None)
-        self._old.pop(key, None)
-
     def __len__(self) -> int:
         return len(self.new.keys() | self._old.keys())
 
@@ -116,7 +117,9 @@ class Offline:
 
     @property
     def stale(self) -> bool:
-        return boot_seconds() - self._knowledge.complete_at > self._stale_seconds_max
+        knowledge = self._knowledge
+        too_old = boot_seconds() - knowledge.complete_at > self._stale_seconds_max
+        return too_old or abs(knowledge.clock_ahead) > CLOCK_SECONDS_MAX
 
     def check(self, token: str, asked: Asked) -> Verdict | None:
         """None if the ledger has to be asked."""
@@ -124,7 +127,11 @@ class Offline:
             return self._check_reference(token, asked)
         knowledge = self._knowledge
         seq = knowledge.ledger_seq
-        if boot_seconds() - knowledge.complete_at > self._stale_seconds_max:
+        here, now = boot_seconds(), time()
+        if (
+            here - knowledge.complete_at > self._stale_seconds_max
+            or abs(now - here - knowledge.clock_offset) > CLOCK_SECONDS_MAX
+        ):
             return self.stale_verdict()
         if len(token) > TOKEN_CHARS_MAX or not token.isascii():
             return Verdict(False, "malformed", seq, True)
@@ -136,13 +143,12 @@ class Offline:
                 return None if found is None else Verdict(False, found, seq, True)
             known = found
             self._jwts.put(digest, known)
-        now = time()
         generation, begins = known.standing
         if generation != knowledge.revoked.generation:
             begins = self._revoked_from(known)
             if begins == ASK:
                 return None
-        code = self._judge(known, now, begins, asked)
+        code: Code = "revoked" if here >= begins else self._judge(known, now, asked)
         uses = self._uses
         if uses is not None:
             audience = self._audience_text if asked.audience is None else " ".join(asked.audience)
@@ -164,9 +170,7 @@ class Offline:
             known.standing = (generation, begins)
         return begins
 
-    def _judge(self, known: Known, now: float, begins: float, asked: Asked) -> Code:
-        if now >= begins:
-            return "revoked"
+    def _judge(self, known: Known, now: float, asked: Asked) -> Code:
         if now < known.not_before:
             return "not_yet_valid"
         if now >= known.expires:
@@ -224,22 +228,26 @@ class Offline:
         if self.stale:
             return None
         seq = self._knowledge.ledger_seq
-        key = _reference_key(token, asked)
-        known = self._references.get(key)
+        known = self._references.get(question_key(token, asked))
         if known is None:
             return None
-        now = time()
+        here, now = boot_seconds(), time()
         generation, begins = known.standing
         if generation != self._knowledge.revoked.generation:
             begins = self._revoked_from(known)
-        if begins == ASK or boot_seconds() >= known.answer_until or now >= known.expires:
-            self._references.drop(key)
+        if begins == ASK or here >= known.answer_until or now >= known.expires:
             return None
-        code: Code = "revoked" if now >= begins else known.code
+        code: Code = "revoked" if here >= begins else known.code
         if self._uses is not None:
             audience = self._audience_text if asked.audience is None else " ".join(asked.audience)
             self._uses.record((known.token_id, now, code, asked.scope, audience, asked.context))
         return _verdict(known, code, seq)
+
+    def seen(self, token: str, asked: Asked) -> bool:
+        """Whether the ledger, or its signature, has said lately that there is such a token."""
+        if token.startswith(_REFERENCE):
+            return self._references.get(question_key(token, asked)) is not None
+        return self._jwts.get(_sha256(token.encode()).digest()) is not None
 
     @property
     def generation(self) -> int:
@@ -252,19 +260,23 @@ class Offline:
             return
         if not token.startswith(_REFERENCE):
             known = self._jwts.get(_sha256(token.encode()).digest())
-            if known is not None and answer.code not in {"stale", "unknown"}:
-                known.standing = (generation, REVOKED if answer.code == "revoked" else NEVER)
+            begins = _STANDING.get(answer.code)
+            if known is not None and begins is not None:
+                known.standing = (generation, begins)
             return
-        if self._reference_seconds_max <= 0 or answer.token_id is None or answer.code == "stale":
+        if answer.token_id is None or answer.code == "stale":
             return
         known = _known_by(answer, generation, boot_seconds() + self._reference_seconds_max)
         if known is not None:
-            self._references.put(_reference_key(token, asked), known)
+            self._references.put(question_key(token, asked), known)
 
     def stale_verdict(self) -> Verdict:
         """Nothing can be said: what is known of revocations is too old."""
         knowledge = self._knowledge
-        age = knowledge.age_seconds
+        age, ahead = knowledge.age_seconds, knowledge.clock_ahead
+        if abs(ahead) > CLOCK_SECONDS_MAX:
+            detail = f"this host's clock is {ahead:+.0f} s off the ledger's; set it right"
+            return Verdict(False, "stale", knowledge.ledger_seq, True, detail=detail)
         since = f"{age:.1f} s old" if age < float("inf") else "not complete yet"
         detail = f"what is known of revocations is {since}; {self._stale_seconds_max:g} s are allowed"
         if knowledge.problem:
@@ -272,7 +284,8 @@ class Offline:
         return Verdict(False, "stale", knowledge.ledger_seq, True, detail=detail)
 
 
-def _reference_key(token: str, asked: Asked) -> tuple[object, ...]:
+def question_key(token: str, asked: Asked) -> tuple[object, ...]:
+    """The same for questions that have the same answer."""
     digest = _sha256(token.encode()).digest()
     return (digest, asked.scope, asked.audience, asked.context.ip if asked.context else None)
 

@@ -13,7 +13,7 @@ from typing import Literal
 from msgspec import Struct
 
 # A JWT lives for a day at most (the ledger gives none longer, and none longer is taken here), so that what was revoked
-# before that concerns none that is still alive. The hour is for clocks that differ.
+# before that concerns none that is still alive. The hour is for the ledger's hosts, whose clocks may differ.
 JWT_SECONDS_MAX = 86_400
 _KEPT_SECONDS = JWT_SECONDS_MAX + 3_600
 # Revocations are forgotten a period at a time: a few tables to look into, and none that must be swept.
@@ -144,6 +144,8 @@ def _put(slots: array[int], times: array[int], number: int, seconds: int) -> int
 class RevokedSet:
     """Everything that is revoked and can still matter. `generation` grows with each revocation that is new to it.
 
+    `now` is by this host's boot clock everywhere: only differences of two times of the ledger, and what has passed here
+    since, say what is over. The clock on the wall may be set to any time and back, which must not make it forget.
     `check` may be called from any thread, `add` and `advance` from one.
     """
 
@@ -156,16 +158,15 @@ class RevokedSet:
     def __len__(self) -> int:
         return len(self._to_come) + sum(ids.count + cuts.count for ids, cuts in self._tables)
 
-    def add(self, one: Revocation, announced_at: float, now: float) -> None:
-        """`announced_at`: the time of its announcement by the clock that `revoked_at` is of; `now`: by this host's.
+    def add(self, one: Revocation, announced_at: float, now: float, *, late_seconds: float = 0.0) -> None:
+        """`announced_at`: the time of its announcement by the clock that `revoked_at` is of, so long before `now`.
 
-        A token that was replaced with an overlap is announced before it ends; when that is, only the difference of two
-        times of one clock can say. Whatever else is announced is in force, whatever the clocks say.
+        A token that was replaced with an overlap is announced before it ends. Whatever else is announced is in force,
+        whatever the clocks say.
         """
         at = one.revoked_at.timestamp()
-        overlaps = one.reason == "rotated" and at > announced_at
-        begins = min(at, now + at - announced_at) if overlaps else 0.0
-        ids, cuts = self._period(min(at, now))
+        begins = now - late_seconds + at - announced_at if one.reason == "rotated" and at > announced_at else 0.0
+        ids, cuts = self._period(now - max(0.0, announced_at - at))
         if one.what in {"client", "subject", "key"}:
             name = one.client_id if one.what == "client" else one.subject if one.what == "subject" else one.kid
             before = one.issued_before.timestamp() if one.issued_before else at
@@ -201,7 +202,7 @@ class RevokedSet:
             self._tables = tuple(self._periods.values())
 
     def matters(self, revoked_at: float, now: float) -> bool:
-        """Whether a revocation of that time can concern a JWT that is still alive."""
+        """Whether a revocation of that time can concern a JWT that is still alive. Both are by the ledger's clock."""
         return revoked_at >= now - _KEPT_SECONDS
 
     def check(
@@ -209,7 +210,7 @@ class RevokedSet:
     ) -> float:
         """`owners`: client, subject and the signing key's id.
 
-        REVOKED, ASK if only the ledger can tell, or the time from which the token is revoked: mostly NEVER.
+        REVOKED, ASK if only the ledger can tell, or the boot time from which the token is revoked: mostly NEVER.
         """
         token, grant = _number(token_id), _number(grant_id)
         ask = False

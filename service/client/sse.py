@@ -71,7 +71,7 @@ class SseFeed:
             if error.status == _TOO_OLD:
                 knowledge.needs_snapshot = True
             elif error.status == _BEYOND_THE_END:
-                knowledge.forget()
+                raise knowledge.forget("the ledger ends before what is known of it") from error
             raise
 
 

@@ -179,11 +179,12 @@ def _reported(use: Use) -> _Reported:
         outcome,
         scope if _SCOPE.fullmatch(scope) else "",
         _text(audience, _AUDIENCE_CHARS_MAX) or "",
-        context and _context(context),
+        context and sendable(context),
     )
 
 
-def _context(context: Context) -> Context:
+def sendable(context: Context) -> Context:
+    """As the ledger takes it, whatever a request held."""
     return Context(
         address_of(context.ip) if context.ip else None,
         _text(context.user_agent, _AGENT_CHARS_MAX),

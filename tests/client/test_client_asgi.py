@@ -86,6 +86,15 @@ async def test_good_token_is_let_in_with_its_verdict(ground: Ground, client: htt
         assert (answer.status_code, answer.json()) == (200, {"subject": ground.app.client_id})
 
 
+async def test_request_with_an_unusual_agent_and_path_is_let_in(ground: Ground, client: httpx.AsyncClient) -> None:
+    """Its reference token is validated by the ledger, which is told of both."""
+    for agent in (b"a" * 5000, b"\xff\xfe", b"tl_pat_x"):
+        pat = ground.service.pat(ground.scope)["token"]
+        headers = [(b"authorization", b"Bearer " + pat.encode()), (b"user-agent", agent)]
+        answer = await client.get("/orders", headers=headers, params={"q": "x" * 5000})
+        assert answer.status_code == 200, answer.text
+
+
 async def test_path_that_is_open_needs_no_token(client: httpx.AsyncClient) -> None:
     assert (await client.get("/health")).status_code == 200
 

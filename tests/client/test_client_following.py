@@ -192,6 +192,22 @@ async def test_uses_are_recorded_by_the_ledger_as_reported(ground: Ground) -> No
     )
 
 
+async def test_token_of_a_client_that_is_disabled_is_never_let_in_again(ground: Ground) -> None:
+    """Issued just before: its cut-off is too close to tell, so that the ledger is asked, and believed later as well."""
+    app = ground.new_app()
+    token = ground.jwt(app)
+    async with ground.validator(SseFeed()) as validator:
+        assert (await validator.validate(token)).valid
+        await asyncio.to_thread(ground.service.done, "DELETE", f"/v1/clients/{app.client_id}")
+
+        async def refused() -> bool:
+            return not (await validator.validate(token)).valid
+
+        await soon(refused, "it is refused")
+        codes = {(await validator.validate(token)).code for _ in range(20)}
+        assert codes <= {"client_disabled", "revoked"}
+
+
 async def test_bearer_that_is_not_allowed_is_told_at_the_start(ground: Ground) -> None:
     for token in ("tl_sat_nonsense", ground.service.bearer("ledger:validate")):
         with pytest.raises(NotAllowed, match=r"ledger:subscribe|401"):

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from service.client import offline
 from service.client.clock import boot_seconds
-from service.client.errors import Unreachable
+from service.client.errors import SnapshotNeeded, Unreachable
 from service.client.knowledge import Knowledge, lines_of
 from service.client.ledger import Answer
 from service.client.revoked import _CutOffs, _Numbers
@@ -114,6 +115,36 @@ async def test_answer_about_a_token_close_to_a_cut_off_counts_until_something_is
     assert made.offline.check(token, Asked()) is None
 
 
+ANSWERS = {
+    "revoked": "revoked",
+    "client_disabled": "revoked",
+    "subject_disabled": "revoked",
+    "valid": "valid",
+    "wrong_audience": "valid",  # that was another question
+    "insufficient_scope": "valid",
+    "expired": "valid",  # by the ledger's clock
+    "not_yet_valid": "valid",
+    "malformed": None,
+    "unknown": None,
+    "stale": None,
+    "ip_not_allowed": None,
+    "what comes in later versions": None,
+}
+
+
+@pytest.mark.parametrize("code", ANSWERS)
+async def test_answer_about_a_token_close_to_a_cut_off_is_believed_only_as_far_as_it_goes(code: str) -> None:
+    """A token of a client that is disabled must not be let in because the ledger was asked once."""
+    made = await ready()
+    payload = claims()
+    token = made.signed(payload)
+    made.knowledge.apply(announcement(1, "client", now(), client_id=payload["client_id"]))
+    made.offline.check(token, Asked())
+    made.offline.keep(token, Asked(), Answer(code == "valid", code, 1, token_id=payload["jti"]), 1)
+    verdict = made.offline.check(token, Asked())
+    assert (verdict and verdict.code) == ANSWERS[code]
+
+
 async def test_token_that_was_rotated_with_an_overlap_ends_after_it_whatever_the_clocks_say() -> None:
     made = await ready()
     for hours in (-3, 0, 3):  # by so much the ledger's clock is ahead
@@ -150,10 +181,11 @@ async def test_revocations_are_forgotten_when_every_jwt_of_their_time_has_expire
     made = Validator()
     revoked, at = made.knowledge.revoked, now()
     for hours in range(0, 60, 3):
-        made.knowledge.apply(announcement(hours, "token", at - timedelta(hours=hours), token_id=f"tok_{hours}"))
-        made.knowledge.apply(announcement(hours, "client", at - timedelta(hours=hours), client_id=f"cli_{hours}"))
+        when = (at - timedelta(hours=hours)).isoformat()
+        made.knowledge.apply(announcement(hours, "token", at, revoked_at=when, token_id=f"tok_{hours}"))
+        made.knowledge.apply(announcement(hours, "client", at, revoked_at=when, client_id=f"cli_{hours}"))
     assert len(revoked) == 40
-    moment = at.timestamp()
+    moment = boot_seconds()
 
     def known() -> list[int]:
         none = (None, None, None)
@@ -165,6 +197,77 @@ async def test_revocations_are_forgotten_when_every_jwt_of_their_time_has_expire
     assert max(kept) < 25 + 12
     revoked.advance(moment + 26 * 3600 + 43_200)
     assert len(revoked) == 0
+
+
+class WallClock:
+    """Set off by so many seconds, as an operator or a bad time server does it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.off = 0.0
+        right = time.time
+        for place in (time, offline):
+            monkeypatch.setattr(place, "time", lambda: right() + self.off)
+
+
+@pytest.fixture
+def wall_clock(monkeypatch: pytest.MonkeyPatch) -> WallClock:
+    return WallClock(monkeypatch)
+
+
+DAYS = [-3000, -30, -3, 2, 30]
+
+
+@pytest.mark.parametrize("days", DAYS)
+async def test_clock_that_is_set_wrong_and_right_again_makes_nothing_forgotten(
+    wall_clock: WallClock, days: int
+) -> None:
+    made = await ready()
+    by_snapshot, by_event, other = claims(), claims(), claims()
+    tokens = [made.signed(payload) for payload in (by_snapshot, by_event, other)]
+    for off in (days * 86_400, 0):
+        made.knowledge.feed = None
+        wall_clock.off = off
+        one = {"what": "token", "token_id": by_snapshot["jti"]}
+        assert await made.knowledge.replace(snapshot(2, one))
+        made.knowledge.apply(announcement(3, "token", now(), token_id=by_event["jti"]))
+        for then in (0, days * 86_400, 0):
+            wall_clock.off = then
+            made.knowledge.confirm(3, boot_seconds())
+        assert [made.check(token).code for token in tokens] == ["revoked", "revoked", "valid"]
+
+
+async def test_clock_that_is_far_from_the_ledgers_makes_it_stale(wall_clock: WallClock) -> None:
+    """When a JWT ends could not be told."""
+    made = await ready()
+    token = made.token()
+    assert await made.knowledge.replace(snapshot(2))
+    made.knowledge.confirm(2, boot_seconds())
+    for off, code in ((55, "valid"), (65, "stale"), (-55, "valid"), (-65, "stale"), (0, "valid")):
+        wall_clock.off = off
+        assert made.check(token).code == code
+        assert made.offline.stale == (code == "stale")
+    wall_clock.off = -3600
+    assert "clock is -3600 s off" in made.check(token).detail
+    assert made.offline.check(mint("pat"), Asked()) is None
+    # It may be the ledger's clock that was wrong: a snapshot says what it is now, but not every second.
+    made.knowledge.confirm(2, boot_seconds())
+    made.knowledge._clock_asked_at -= 100
+    with pytest.raises(SnapshotNeeded):
+        made.knowledge.confirm(2, boot_seconds())
+    assert made.knowledge.needs_snapshot
+
+
+async def test_overlap_that_is_heard_of_late_ends_when_it_ends() -> None:
+    made = await ready()
+    over, running = claims(), claims()
+    assert await made.knowledge.replace(snapshot(2))
+    made.knowledge.confirm(2, boot_seconds())
+    at = now() - timedelta(minutes=10)
+    for payload, minutes, code in ((over, 9, "revoked"), (running, 11, "valid")):
+        ends = (at + timedelta(minutes=minutes)).isoformat()
+        event = announcement(3, "token", at, reason="rotated", revoked_at=ends, token_id=payload["jti"])
+        made.knowledge.apply(event)
+        assert made.check(made.signed(payload)).code == code
 
 
 async def test_snapshot_takes_the_place_of_what_was_known() -> None:
