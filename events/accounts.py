@@ -4,7 +4,8 @@
 - APPS has none. Registered subscribers ask there, each for its own durable consumer on REVOCATIONS, through imports:
   the server checks no reply subjects, and in MAIN the answer to a request with a crafted one would be stored in LEDGER.
   An account for each of them would part them even more, but one that a reload adds does not get its imports.
-- SYS has no user. It exports VARZ, by which everyone in MAIN sees whether the server syncs before it acknowledges.
+- SYS has no user. It exports VARZ, by which everyone in MAIN sees whether the server syncs before it acknowledges, and
+  to `admin` the connections in APPS.
 
 For the same reason the roles within MAIN guard against mistakes and keep configuration in one hand; they are no
 wall between processes of which one is hostile.
@@ -31,12 +32,14 @@ from events.types import TENANT
 
 ROLES = ("admin", "service", "projector")
 SUBSCRIBERS_CHANGED = "subscribers.changed"  # asked of who runs the embedded server, once the ledger has the change
+SUBSCRIBERS_CONNECTED = "subscribers.connected"  # asked of the server: the connections in APPS
 SUBSCRIBER_CONNECTIONS_MAX = 512  # so that subscribers cannot take the places of API and projectors
 
 
 def accounts(public_keys: Mapping[str, str], subscribers: Mapping[str, str]) -> dict[str, Any]:
     """The accounts with their users: `public_keys` by role, `subscribers` by id."""
     varz = "$SYS.REQ.SERVER.PING.VARZ"
+    connections = "$SYS.REQ.ACCOUNT.APPS.CONNZ"
     info = f"$JS.API.CONSUMER.INFO.{REVOCATIONS}.*"
     fetch = f"$JS.API.CONSUMER.MSG.NEXT.{REVOCATIONS}.*"
     acknowledge = f"$JS.ACK.{REVOCATIONS}.>"
@@ -70,7 +73,10 @@ def accounts(public_keys: Mapping[str, str], subscribers: Mapping[str, str]) -> 
         "MAIN": {
             "jetstream": "enabled",
             "users": main_users,
-            "imports": [{"service": {"account": "SYS", "subject": varz}, "to": "sync.check"}],
+            "imports": [
+                {"service": {"account": "SYS", "subject": varz}, "to": "sync.check"},
+                {"service": {"account": "SYS", "subject": connections}, "to": SUBSCRIBERS_CONNECTED},
+            ],
             "exports": exports,
         },
         "APPS": {
@@ -88,7 +94,11 @@ def accounts(public_keys: Mapping[str, str], subscribers: Mapping[str, str]) -> 
             ],
         },
         # `stream`: every server of a cluster answers, not only the first.
-        "SYS": {"exports": [{"service": varz, "response_type": "stream", "accounts": ["MAIN"]}]},
+        "SYS": {
+            "exports": [
+                {"service": subject, "response_type": "stream", "accounts": ["MAIN"]} for subject in (varz, connections)
+            ]
+        },
     }
 
 
@@ -127,7 +137,7 @@ def _follows(stream: str, subjects: str) -> list[str]:
 
 
 def _admin_publishes() -> list[str]:
-    return ["$JS.API.>", "sync.check", "analytics.>", "feed.>", "$SRV.>", "_INBOX_service.>"]
+    return ["$JS.API.>", "sync.check", SUBSCRIBERS_CONNECTED, "analytics.>", "feed.>", "$SRV.>", "_INBOX_service.>"]
 
 
 def _service_publishes() -> list[str]:

@@ -55,17 +55,21 @@ class Polled(Struct, frozen=True, gc=False):
 
 
 class Place:
-    """One follower's place among those that this process serves. Raises: Unavailable when there is none."""
+    """One follower's place among those that this process serves; `who` follows.
 
-    def __init__(self, places: Places) -> None:
-        places.take("there are too many followers of the feed")
+    Raises: Unavailable when there is none; TooManyRequests when they have enough.
+    """
+
+    def __init__(self, places: Places, who: str) -> None:
+        places.take("there are too many followers of the feed", who)
         self._places: Places | None = places
+        self._who = who
         metrics.following(places.taken)
 
     def give_back(self) -> None:
         places, self._places = self._places, None
         if places is not None:
-            places.give_back()
+            places.give_back(self._who)
             metrics.following(places.taken)
 
 

@@ -514,8 +514,21 @@ class _Child:
                 pause = _RESTART_SECONDS_MIN
             log.error("process_ended", process=self.name, code=code, action=f"starting it again in {pause:g} s")
             await asyncio.sleep(pause)
-            pause = min(pause * 2, _RESTART_SECONDS_MAX)
-            await self._spawn()
+            pause = await self._spawn_patiently(min(pause * 2, _RESTART_SECONDS_MAX))
+
+    async def _spawn_patiently(self, pause: float) -> float:
+        """Until it is started, with pauses that grow; answers the next. A host may have no room for it for a while."""
+        while True:
+            try:
+                await self._spawn()
+            except OSError as error:
+                log.error(  # noqa: TRY400 - where it was raised says nothing
+                    "process_not_started", process=self.name, why=str(error), action=f"trying again in {pause:g} s"
+                )
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, _RESTART_SECONDS_MAX)
+            else:
+                return pause
 
     async def stop(self) -> None:
         if self._keeper is not None:

@@ -152,7 +152,7 @@ async def stream_revocations(call: Call[None, StreamQuery]) -> StreamResponse:
             return False
         return True
 
-    place = Place(runtime.followers)
+    place = Place(runtime.followers, call.caller.subject)
     parts = events(feed, after, filters, allowed)
     return StreamResponse(200, _stream_headers(), parts, Sending(runtime.stopping, place.give_back))
 
@@ -194,7 +194,13 @@ def _last_event_id(call: Call[None, StreamQuery]) -> int | None:
 
 
 @operation(
-    "GET", "/v1/revocations", tag="revocations", needs=FOLLOW, query=PollQuery, answer=Announcements, errors=(404, 410)
+    "GET",
+    "/v1/revocations",
+    tag="revocations",
+    needs=FOLLOW,
+    query=PollQuery,
+    answer=Announcements,
+    errors=(404, 410),
 )
 async def poll_revocations(call: Call[None, PollQuery]) -> Response:
     """Fetch revocations after a cursor, and wait for them.
@@ -209,7 +215,7 @@ async def poll_revocations(call: Call[None, PollQuery]) -> Response:
     if subscriber is not None and subscriber.transport == "http" and asked.after:
         with contextlib.suppress(ServiceError):  # it fetches all the same, and acknowledges with the next cursor
             await acknowledge(runtime, subscriber.subscriber_id, asked.after)
-    place = Place(runtime.followers)
+    place = Place(runtime.followers, call.caller.subject)
     try:
         found = await call.incoming.while_connected(
             poll(runtime, asked.after, filters, asked.limit, asked.wait_seconds)
@@ -258,7 +264,7 @@ async def snapshot_revocations(call: Call[None, Nothing]) -> FileResponse:
     runtime = call.runtime
     await runtime.feed.start()
     runtime.check_fresh(runtime.view.freshness())
-    place = Place(runtime.followers)
+    place = Place(runtime.followers, call.caller.subject)
     try:
         made = await call.incoming.while_connected(runtime.snapshots.get(runtime.feed.position.feed))
         runtime.snapshots.hold(made)

@@ -37,7 +37,7 @@ def follow(api: Api, query: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                     if kind == "message":
                         yield json.loads(data)
         except Failed as failure:
-            refused = failure.status is not None and failure.status != 503
+            refused = failure.status is not None and failure.status not in {429, 503}
             if refused or last_id is None:
                 raise
             if not told:

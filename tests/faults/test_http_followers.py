@@ -157,6 +157,21 @@ def test_followers_that_do_not_read_hold_little_and_delay_nobody(own_service: St
         assert late.events == poll_all(service, token, 0, limit=1000)[0]
 
 
+def test_one_caller_leaves_places_to_others(own_service: StartService) -> None:
+    """With however many tokens."""
+    service = own_service(workers=1, followers_max=8, followers_per_caller_max=4)
+    user = service.user(kind="service", scope="ledger:subscribe")["user_id"]
+    first, second = (service.issue(user, "ledger:subscribe", kind="sat")["token"] for _ in range(2))
+    with silent(service, first, STREAM, 4):
+        for target in (STREAM, POLL, SNAPSHOT):
+            refused = service.call("GET", target, token=second)
+            problem(refused, 429, "too_many_requests")
+            assert int(refused.headers["retry-after"]) > 0
+        with following(service, service.bearer("ledger:subscribe")) as other:
+            other.wait_for(revoke_many(service, 1))
+    until(lambda: service.call("GET", POLL, token=second).is_success, seconds=60, what="places are free again")
+
+
 REVOKED_TOKENS = 24_000  # of some 350 bytes each in a snapshot: more than a connection takes unread
 
 
