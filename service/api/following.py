@@ -17,7 +17,7 @@ from service.api.wire import FeedId, Seq
 from service.errors import ForeignOrigin, InvalidRequest, ServiceError, Unavailable
 from service.feed import Filters
 from service.following import Place, Polled, events, poll
-from service.outgoing import NO_STORE, FileResponse, Headers, Response, StreamResponse
+from service.outgoing import NO_STORE, FileResponse, Headers, Response, Sending, StreamResponse
 from service.propagation import acknowledge
 from service.rules.subscribers import Subscriber
 from service.subscribers import acting_subscriber
@@ -154,7 +154,7 @@ async def stream_revocations(call: Call[None, StreamQuery]) -> StreamResponse:
 
     place = Place(runtime.followers)
     parts = events(feed, after, filters, allowed)
-    return StreamResponse(200, _stream_headers(), parts, runtime.stopping, place.give_back)
+    return StreamResponse(200, _stream_headers(), parts, Sending(runtime.stopping, place.give_back))
 
 
 async def _heard_of(call: Call[None, Any]) -> Subscriber | None:
@@ -258,7 +258,18 @@ async def snapshot_revocations(call: Call[None, Nothing]) -> FileResponse:
     runtime = call.runtime
     await runtime.feed.start()
     runtime.check_fresh(runtime.view.freshness())
-    made = await call.incoming.while_connected(runtime.snapshots.get(runtime.feed.position.feed))
+    place = Place(runtime.followers)
+    try:
+        made = await call.incoming.while_connected(runtime.snapshots.get(runtime.feed.position.feed))
+        runtime.snapshots.hold(made)
+    except BaseException:
+        place.give_back()
+        raise
+
+    def ended() -> None:
+        runtime.snapshots.let_go(made)
+        place.give_back()
+
     kept = tuple(header for header in NO_STORE if header[0] != "content-type")
     headers = (*kept, ("content-type", NDJSON), ("x-ledger-seq", str(made.ledger_seq)))
-    return FileResponse(200, made.path, made.size, headers)
+    return FileResponse(200, made.path, made.size, headers, Sending(runtime.stopping, ended))

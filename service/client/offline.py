@@ -85,10 +85,6 @@ class _Cache:
             self._turned_at = boot_seconds()
         self.new[key] = known
 
-    def drop(self, key: object) -> None:
-        self.new.pop(key, None)
-        self._old.pop(key, None)
-
     def __len__(self) -> int:
         return len(self.new.keys() | self._old.keys())
 
@@ -232,8 +228,7 @@ class Offline:
         if self.stale:
             return None
         seq = self._knowledge.ledger_seq
-        key = _reference_key(token, asked)
-        known = self._references.get(key)
+        known = self._references.get(question_key(token, asked))
         if known is None:
             return None
         here, now = boot_seconds(), time()
@@ -241,13 +236,18 @@ class Offline:
         if generation != self._knowledge.revoked.generation:
             begins = self._revoked_from(known)
         if begins == ASK or here >= known.answer_until or now >= known.expires:
-            self._references.drop(key)
             return None
         code: Code = "revoked" if here >= begins else known.code
         if self._uses is not None:
             audience = self._audience_text if asked.audience is None else " ".join(asked.audience)
             self._uses.record((known.token_id, now, code, asked.scope, audience, asked.context))
         return _verdict(known, code, seq)
+
+    def seen(self, token: str, asked: Asked) -> bool:
+        """Whether the ledger, or its signature, has said lately that there is such a token."""
+        if token.startswith(_REFERENCE):
+            return self._references.get(question_key(token, asked)) is not None
+        return self._jwts.get(_sha256(token.encode()).digest()) is not None
 
     @property
     def generation(self) -> int:
@@ -264,11 +264,11 @@ class Offline:
             if known is not None and begins is not None:
                 known.standing = (generation, begins)
             return
-        if self._reference_seconds_max <= 0 or answer.token_id is None or answer.code == "stale":
+        if answer.token_id is None or answer.code == "stale":
             return
         known = _known_by(answer, generation, boot_seconds() + self._reference_seconds_max)
         if known is not None:
-            self._references.put(_reference_key(token, asked), known)
+            self._references.put(question_key(token, asked), known)
 
     def stale_verdict(self) -> Verdict:
         """Nothing can be said: what is known of revocations is too old."""
@@ -284,7 +284,8 @@ class Offline:
         return Verdict(False, "stale", knowledge.ledger_seq, True, detail=detail)
 
 
-def _reference_key(token: str, asked: Asked) -> tuple[object, ...]:
+def question_key(token: str, asked: Asked) -> tuple[object, ...]:
+    """The same for questions that have the same answer."""
     digest = _sha256(token.encode()).digest()
     return (digest, asked.scope, asked.audience, asked.context.ip if asked.context else None)
 

@@ -16,8 +16,8 @@ from .clock import boot_seconds
 from .errors import LedgerClientError, NotAllowed, Refused
 from .keys import COOL_DOWN_SECONDS, PublicKeys
 from .knowledge import Knowledge
-from .ledger import Answer, Ledger
-from .offline import Offline
+from .ledger import QUESTIONS_MAX, Answer, Ledger
+from .offline import Offline, question_key
 from .uses import Uses, sendable
 from .verdicts import Asked, Code, Context, Verdict
 
@@ -28,6 +28,10 @@ _PAUSE_SECONDS_MAX = 1.0
 _HEALTHY_SECONDS = 2.0
 _ACKNOWLEDGED_SECONDS_MAX = 10.0
 _START_POLL_SECONDS = 0.01
+# Anybody can make up tokens that only the ledger can tell are none. They must leave room for those that are some.
+_STRANGERS_MAX = QUESTIONS_MAX // 2
+_UNKNOWN_SECONDS = 1.0
+_UNKNOWN_MAX = 10_000
 
 
 class Feed(Protocol):
@@ -103,6 +107,9 @@ class TokenValidator:
         self._start_seconds_max = start_seconds_max
         self._key_cool_down_seconds = key_cool_down_seconds
         self._denied: NotAllowed | None = None
+        self._asking = 0
+        self._questions: dict[object, asyncio.Future[Verdict | None]] = {}
+        self._unknown: dict[object, float] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -201,6 +208,50 @@ class TokenValidator:
                 return verdict
             if not self._keys.known:
                 return self._unanswered("the ledger's keys are not known yet")
+        return await self._ask_once(token, asked)
+
+    async def _ask_once(self, token: str, asked: Asked) -> Verdict:
+        """Who asks what is being asked already waits for that answer."""
+        key = question_key(token, asked)
+        if self._unknown.get(key, 0.0) > boot_seconds():
+            return Verdict(False, "unknown", self._knowledge.ledger_seq, True)
+        asking = self._questions.get(key)
+        if asking is None:
+            asking = self._questions[key] = asyncio.get_running_loop().create_future()
+            answer = None
+            try:
+                answer = await self._ask(token, asked)
+            finally:
+                del self._questions[key]
+                asking.set_result(answer)
+            if answer.code == "unknown":
+                self._remember_unknown(key)
+            return answer
+        answer = await asyncio.shield(asking)
+        if answer is None:  # whoever asked gave up
+            return await self._ask_once(token, asked)
+        # A use of its own, which is recorded here if the answer was kept, and by the ledger if not.
+        verdict = self._offline.check(token, asked)
+        if verdict is None and answer.code in {"unknown", "stale"}:
+            verdict = answer
+        return verdict or await self._ask(token, asked)
+
+    def _remember_unknown(self, key: object) -> None:
+        if len(self._unknown) >= _UNKNOWN_MAX:
+            self._unknown.clear()
+        self._unknown[key] = boot_seconds() + _UNKNOWN_SECONDS
+
+    async def _ask(self, token: str, asked: Asked) -> Verdict:
+        if self._asking >= (QUESTIONS_MAX if self._offline.seen(token, asked) else _STRANGERS_MAX):
+            return self._unanswered("it is asked too much at once")
+        self._asking += 1
+        try:
+            return await self._answer(token, asked)
+        finally:
+            self._asking -= 1
+
+    async def _answer(self, token: str, asked: Asked) -> Verdict:
+        offline = self._offline
         audience = self._audience if asked.audience is None else asked.audience
         request: dict[str, Any] = {"token": token, "min_seq": self._knowledge.ledger_seq, "audience": audience}
         if asked.scope:

@@ -187,7 +187,7 @@ class Runner:
         self._nc = deliverer.nc
         self._sealed = sealed
         self._target = parse(sealed.url)
-        self._line = Line(deliverer.guard, deliverer.tls)
+        self._line = Line(deliverer.guard, deliverer.tls, webhook.metadata.owner)
         self._slots = asyncio.Semaphore(IN_FLIGHT_MAX)
         self._pauses = Pauses()
         self._failing_since: datetime | None = None

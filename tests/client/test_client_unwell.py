@@ -320,6 +320,69 @@ async def test_key_that_is_new_is_fetched_by_who_asks(ledger: Ledger) -> None:
         await soon(good, "the new key is known")
 
 
+def answered(token_id: str) -> dict[str, Any]:
+    times = {"issued_at": "2026-01-01T00:00:00Z", "expires_at": "2100-01-01T00:00:00Z"}
+    return {"valid": True, "code": "valid", "ledger_seq": 1, "token_id": token_id, "grant_id": "grt_x", **times}
+
+
+async def test_flood_of_made_up_tokens_leaves_room_for_those_that_are_some(ledger: Ledger) -> None:
+    """Anybody can make up a reference token with a right checksum, and only the ledger can tell."""
+    ledger.server.answers["/v1/tokens/validate"] = answered("tok_x")
+    whole = ledger.server.answers["/oauth2/jwks"]
+    ledger.server.answers["/oauth2/jwks"] = {"keys": [ledger.keys.public("ES256")]}
+    async with ledger.validator(
+        key_cool_down_seconds=0, ask_seconds_max=SECONDS_MAX, reference_seconds_max=0.001
+    ) as validator:
+        token = mint("pat")
+        assert (await validator.validate(token)).valid
+        ledger.server.answers["/v1/tokens/validate"] = hang
+        flood = [asyncio.create_task(validator.validate(mint("pat"))) for _ in range(500)]
+
+        def asked() -> int:
+            return len(ledger.server.requests("/v1/tokens/validate"))
+
+        await soon(lambda: asked() >= 33, "they are asked about")
+        await soon(lambda: sum(one.done() for one in flood) == 468, "and no more than that")
+        assert {one.result().code for one in flood if one.done()} == {"stale"}
+        assert asked() == 33
+        # What is the ledger's goes on: JWTs, new keys, the feed, and reference tokens that were seen before.
+        assert (await validator.validate(ledger.keys.token(by="ES256"))).valid
+        ledger.server.answers["/oauth2/jwks"] = whole
+        assert (await validator.validate(ledger.keys.token())).valid
+        ledger.server.answers["/v1/tokens/validate"] = answered("tok_x")
+        assert (await validator.validate(token)).valid
+        for one in flood:
+            one.cancel()
+
+
+async def test_same_question_is_asked_once_at_a_time(ledger: Ledger) -> None:
+    """Each use is on record all the same."""
+    waiting = asyncio.Event()
+
+    async def later(_: Asked, writer: asyncio.StreamWriter) -> None:
+        await waiting.wait()
+        body = json.dumps(answered("tok_x")).encode()
+        writer.write(head(200, f"Content-Length: {len(body)}\r\n") + body)
+
+    ledger.server.answers["/v1/tokens/validate"] = later
+    async with ledger.validator(ask_seconds_max=SECONDS_MAX) as validator:
+        token = mint("pat")
+        asking = [asyncio.create_task(validator.validate(token)) for _ in range(100)]
+        await soon(lambda: bool(ledger.server.requests("/v1/tokens/validate")), "it is asked")
+        asking[0].cancel()  # whoever asked first may give up
+        waiting.set()
+        verdicts = await asyncio.gather(*asking[1:])
+        assert {one.code for one in verdicts} == {"valid"}
+        made_up = mint("pat")
+        unknown = {"valid": False, "code": "unknown", "ledger_seq": 1}
+        ledger.server.answers["/v1/tokens/validate"] = unknown
+        before = len(ledger.server.requests("/v1/tokens/validate"))
+        verdicts = await asyncio.gather(*(validator.validate(made_up) for _ in range(100)))
+        assert {one.code for one in verdicts} == {"unknown"}
+        assert (await validator.validate(made_up)).code == "unknown"
+        assert len(ledger.server.requests("/v1/tokens/validate")) == before + 1
+
+
 async def test_flood_of_unknown_keys_asks_once_in_a_cool_down(ledger: Ledger) -> None:
     async with ledger.validator(key_cool_down_seconds=3600) as validator:
         header = {"alg": "EdDSA", "typ": "at+jwt"}

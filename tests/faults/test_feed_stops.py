@@ -23,11 +23,19 @@ def test_feed_that_stands_still_is_told_and_disturbs_no_validation_or_revocation
     with service.projector("revocations").stopped():
         assert (feed()["ok"], feed()["needed"]) == (False, False)
         assert service.ready()
+        assert metric(service, "token_ledger_feed_age_seconds") == "+Inf"
         assert service.code(pat["token"]) == "valid"
         revoked = service.done("POST", f"/v1/tokens/{pat['token_id']}/revoke", json={"reason": "admin"})
         assert service.code(pat["token"]) == "revoked"
     until(lambda: feed().get("position", 0) >= revoked["ledger_seq"], seconds=60, what="announced afterwards")
     assert feed()["ok"]
+    assert float(metric(service, "token_ledger_feed_age_seconds")) < 5
+
+
+def metric(service: Service, name: str) -> str:
+    lines = service.http.get("/metrics").text.splitlines()
+    (value,) = [line.split(" ")[1] for line in lines if line.startswith(f"{name} ")]
+    return value
 
 
 def test_followers_of_a_log_that_was_put_back_are_told_that_it_is_another(tmp_path: Path) -> None:
