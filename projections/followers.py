@@ -24,7 +24,7 @@ from nats.aio.msg import Msg
 from events.errors import LedgerUnavailable
 from events.ledger import Ledger
 from events.receipts import ReceiptLog, now_us
-from events.streams import REVOCATIONS, Connection
+from events.streams import REVOCATIONS, Connection, stream_state
 from projections.asking_receipts import (
     ASKED_SUBJECT,
     RECEIPTS_SUBJECT,
@@ -267,6 +267,8 @@ class Followers:
         consumer.raise_to(int(floor["stream_seq"]))
         if not floor["consumer_seq"] or not consumer.floor:
             return  # nothing was acknowledged: it stands where it began
+        if consumer.floor < int((await stream_state(self.nc, REVOCATIONS))["first_seq"]):
+            return  # the server's floor passes what retention took, whether or not it was applied
         at = moment_us(floor["last_active"]) if "last_active" in floor else self._clock_us()
         if not self._record(follower, consumer.floor, at):
             await self._record_old(follower, consumer.floor, at)

@@ -228,7 +228,7 @@ async def acknowledge(runtime: Runtime, follower: str, ledger_seq: int, feed: st
     await runtime.feed.check_feed(feed)
     announced = await runtime.feed.announced_of(ledger_seq)
     runtime.signs_of_life.heard(follower)
-    runtime.receipts.record(follower, announced)
+    runtime.receipts.record(follower, announced, feed=runtime.feed.position.feed)
     return announced
 
 

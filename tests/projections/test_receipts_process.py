@@ -539,6 +539,36 @@ async def test_question_that_cannot_be_read_is_answered_like_the_general_one(wor
         assert json.loads(reply.data)["complete"] is True
 
 
+async def test_announcements_that_retention_took_from_a_follower_are_not_applied(tmp_path: Path) -> None:
+    """The server's floor passes them: until the follower acknowledges what comes behind, that is not its word."""
+    async with server_with_streams(tmp_path) as server, world_of(server) as world, connected(server, "admin") as admin:
+        gate = await world.register()
+        first, *_, lost, kept = await world.announce(7)
+        messages = await world.fetch(gate, 7)
+        await messages[0].ack()
+        await world.until_acknowledged(gate, first)
+        config = streams.stream_configs(LIMITS)[REVOCATIONS]
+        for most in (1, -1):
+            body = json.dumps(config | {"max_msgs": most}).encode()
+            answer = json.loads((await admin.request(f"$JS.API.STREAM.UPDATE.{REVOCATIONS}", body)).data)
+            assert "error" not in answer, answer
+        for message in messages[1:]:
+            await message.nak()
+        (left,) = await world.fetch(gate, 1)
+        info = json.loads((await admin.request(f"$JS.API.CONSUMER.INFO.{REVOCATIONS}.{gate}", b"")).data)
+        assert info["ack_floor"]["stream_seq"] > 1, "the server's floor has passed them"
+        followers = world.followers
+        followers._asked_us.clear()
+        followers._look.set()
+        await until(lambda: followers._consumers[gate].floor == info["ack_floor"]["stream_seq"], what="it was asked")
+        followers.receipts.record("sub_after", 1)
+        await until(lambda: "sub_after" in followers.fold.followers, what="what was recorded before is folded")
+        found = await world.standing(gate, lost)
+        assert (found.applied, found.acknowledged_seq) == (False, first)
+        await left.ack()
+        await world.until_acknowledged(gate, kept)
+
+
 async def test_process_that_still_reads_receipts_leaves_the_answers_to_another(world):
     await base.end_all([world._tasks[0]])
     world.followers.fold.reset()
