@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -13,6 +14,8 @@ from nacl.exceptions import BadSignatureError
 
 from .clock import boot_seconds
 from .errors import LedgerClientError, Unreachable
+
+log = logging.getLogger("token_ledger")
 
 _KEYS_MAX = 64
 _RSA_BITS_MIN = 2048
@@ -74,6 +77,9 @@ class PublicKeys:
                 await self.fetch()
                 seconds = _REFRESH_SECONDS
             except LedgerClientError:
+                seconds = self._pause_seconds
+            except Exception:
+                log.exception("the ledger's keys cannot be read")
                 seconds = self._pause_seconds
             await asyncio.sleep(seconds)
 

@@ -161,8 +161,10 @@ class TokenValidator:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._uses.close()
-        await self._ledger.close()
+        try:
+            await self._uses.close()
+        finally:
+            await self._ledger.close()
 
     async def validate(
         self,
@@ -325,6 +327,9 @@ class TokenValidator:
                 await self._ledger.acknowledge(subscriber_id, knowledge.ledger_seq, knowledge.feed)
             except LedgerClientError as error:
                 log.warning("the ledger does not take the acknowledgement of %s: %s", subscriber_id, error)
+                await asyncio.sleep(_PAUSE_SECONDS_MAX)
+            except Exception:
+                log.exception("what was applied cannot be acknowledged")
                 await asyncio.sleep(_PAUSE_SECONDS_MAX)
 
 
