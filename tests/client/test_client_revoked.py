@@ -325,6 +325,20 @@ async def test_event_that_cannot_be_read_stops_the_feed(data: bytes) -> None:
         Knowledge().apply(data)
 
 
+NAMELESS = {"tenant": {"client_id": "cli_x"}, "client": {"subject": "usr_x"}, "key": {}, "token": {"token_id": ""}}
+
+
+@pytest.mark.parametrize("what", NAMELESS)
+async def test_revocation_of_what_is_not_known_here_stops_the_feed(what: str) -> None:
+    """As a later version of the ledger may announce it."""
+    made = Knowledge()
+    with pytest.raises(Unreachable):
+        made.apply(announcement(3, what, now(), **NAMELESS[what]))
+    with pytest.raises(Unreachable):
+        await made.replace(snapshot(3, {"what": what, **NAMELESS[what]}))
+    assert (made.ledger_seq, len(made.revoked)) == (0, 0)
+
+
 async def test_lines_are_found_wherever_the_parts_begin() -> None:
     text = b"one\r\ntwo\n\nthree"
     for size in range(1, len(text)):
