@@ -176,7 +176,7 @@ class Offline:
         if now >= known.expires:
             return "expired"
         wanted = self._audience if asked.audience is None else asked.audience
-        if wanted and known.audience != wanted and not any(name in known.audience for name in wanted):
+        if known.audience != wanted and not any(name in known.audience for name in wanted):
             return "wrong_audience"
         scope = asked.scope
         if scope and scope not in known.scopes and not known.scopes.issuperset(scope.split()):

@@ -89,9 +89,7 @@ class TokenValidator:
         start_seconds_max: float = 10.0,
         key_cool_down_seconds: float = COOL_DOWN_SECONDS,
     ) -> None:
-        self._audience = (audience,) if isinstance(audience, str) else tuple(audience)
-        if not all(self._audience) or not self._audience:
-            raise ValueError("audience must name this resource server")
+        self._audience = _names(audience)
         if stale_seconds_max <= 0:
             raise ValueError("stale_seconds_max must be more than 0")
         self._issuer = issuer
@@ -179,6 +177,8 @@ class TokenValidator:
 
         `audience`: instead of the validator's own. `ip`: of who sent the token, for tokens that are bound to
         addresses; it may stand in `context`, too, which is kept for the record. Never raises for a bad token.
+
+        Raises: ValueError for an audience that names nobody.
         """
         plain = audience is None and ip is None
         asked = Asked(scope, None, context) if plain else _asked(scope, audience, ip, context)
@@ -334,11 +334,17 @@ class TokenValidator:
 
 
 def _asked(scope: str, audience: str | Sequence[str] | None, ip: str | None, context: Context | None) -> Asked:
-    if audience is not None:
-        audience = (audience,) if isinstance(audience, str) else tuple(audience)
     if ip is not None:
         context = msgspec.structs.replace(context, ip=ip) if context else Context(ip)
-    return Asked(scope, audience, context)
+    return Asked(scope, None if audience is None else _names(audience), context)
+
+
+def _names(audience: str | Sequence[str]) -> tuple[str, ...]:
+    """Raises: ValueError; if it named nobody, a token for anybody would do."""
+    names = (audience,) if isinstance(audience, str) else tuple(audience)
+    if not names or not all(names):
+        raise ValueError("audience must name a resource server")
+    return names
 
 
 def _as_verdict(answer: Answer) -> Verdict:

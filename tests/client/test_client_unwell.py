@@ -470,6 +470,19 @@ async def test_same_question_is_asked_once_at_a_time(ledger: Ledger) -> None:
         assert len(ledger.server.requests("/v1/tokens/validate")) == before + 1
 
 
+@pytest.mark.parametrize("audience", ["", [], (), ["", AUDIENCE], [AUDIENCE, ""]], ids=repr)
+async def test_audience_that_names_nobody_is_refused(ledger: Ledger, audience: Any) -> None:
+    """It must not mean that a token for anybody will do."""
+    async with ledger.validator() as validator:
+        for token in (ledger.keys.token(aud="https://other.example"), mint("pat")):
+            with pytest.raises(ValueError, match="audience"):
+                await validator.validate(token, audience=audience)
+            with pytest.raises(ValueError, match="audience"):
+                validator.check(token, audience=audience)
+    with pytest.raises(ValueError, match="audience"):
+        TokenValidator(ISSUER, audience, token="t", feed=SseFeed())
+
+
 async def test_flood_of_unknown_keys_asks_once_in_a_cool_down(ledger: Ledger) -> None:
     async with ledger.validator(key_cool_down_seconds=3600) as validator:
         header = {"alg": "EdDSA", "typ": "at+jwt"}
