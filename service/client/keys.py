@@ -43,6 +43,7 @@ class PublicKeys:
         self._keys: dict[str, PublicKey] = {}
         self._asked_at = -float("inf")
         self._fetching = asyncio.Lock()
+        self.failed = False  # the last time they were asked for
         self.fetches = 0
 
     @property
@@ -58,6 +59,11 @@ class PublicKeys:
         return boot_seconds() - self._asked_at >= self._pause_seconds
 
     @property
+    def may_come(self) -> bool:
+        """Whether a key that is not known may yet be one of the ledger's."""
+        return self.failed or self._fetching.locked() or self.may_fetch or not self._keys
+
+    @property
     def _pause_seconds(self) -> float:
         return self._cool_down_seconds if self._keys else min(_FIRST_PAUSE_SECONDS, self._cool_down_seconds)
 
@@ -68,7 +74,9 @@ class PublicKeys:
                 return
             self._asked_at = boot_seconds()
             self.fetches += 1
+            self.failed = True
             self._keys = _keys_of(await self._fetch_document())
+            self.failed = False
 
     async def keep(self) -> None:
         """Fetches them from time to time, so that a key which was announced is known when it begins to sign."""

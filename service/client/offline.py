@@ -189,7 +189,7 @@ class Offline:
             jwt = read(token)
             key = self._keys.get(jwt.kid)
             if key is None:
-                return None if self._keys.may_fetch or not self._keys.known else "unknown"
+                return None if self._keys.may_come else "unknown"
             if jwt.algorithm != key.algorithm or not key.verify(jwt.signed, jwt.signature):
                 return "unknown"
             claims = claims_of(jwt.payload)

@@ -203,13 +203,12 @@ class TokenValidator:
             try:
                 await self._keys.fetch()
             except LedgerClientError as error:
-                if not self._keys.known:
-                    return self._unanswered(f"the ledger's keys cannot be fetched: {error}")
+                return self._unanswered(f"the ledger's keys cannot be fetched: {error}")
             verdict = offline.check(token, asked)
             if verdict is not None:
                 return verdict
-            if not self._keys.known:
-                return self._unanswered("the ledger's keys are not known yet")
+            if self._keys.failed or not self._keys.known:
+                return self._unanswered("the ledger's keys could not be fetched")
         return await self._ask_once(token, asked)
 
     async def _ask_once(self, token: str, asked: Asked) -> Verdict:

@@ -483,6 +483,40 @@ async def test_audience_that_names_nobody_is_refused(ledger: Ledger, audience: A
         TokenValidator(ISSUER, audience, token="t", feed=SseFeed())
 
 
+async def test_key_that_is_being_fetched_is_waited_for_by_all(ledger: Ledger) -> None:
+    """A token is not unknown because another one of the same new key came first."""
+    whole = ledger.server.answers["/oauth2/jwks"]
+    ledger.server.answers["/oauth2/jwks"] = {"keys": [ledger.keys.public("ES256")]}
+    waiting = asyncio.Event()
+
+    async def later(_: Asked, writer: asyncio.StreamWriter) -> None:
+        await waiting.wait()
+        body = json.dumps(whole).encode()
+        writer.write(head(200, f"Content-Length: {len(body)}\r\n") + body)
+
+    async with ledger.validator(key_cool_down_seconds=3600, ask_seconds_max=SECONDS_MAX) as validator:
+        assert (await validator.validate(ledger.keys.token(by="ES256"))).valid
+        validator._keys._asked_at = -float("inf")  # the cool-down is over
+        ledger.server.answers["/oauth2/jwks"] = later
+        asking = [asyncio.create_task(validator.validate(ledger.keys.token())) for _ in range(20)]
+        await soon(lambda: len(ledger.server.requests("/oauth2/jwks")) == 2, "the key is asked for")
+        waiting.set()
+        assert {one.code for one in await asyncio.gather(*asking)} == {"valid"}
+        assert len(ledger.server.requests("/oauth2/jwks")) == 2
+
+
+async def test_key_that_could_not_be_fetched_leaves_open_what_a_token_is(ledger: Ledger) -> None:
+    ledger.server.answers["/oauth2/jwks"] = {"keys": [ledger.keys.public("ES256")]}
+    async with ledger.validator(key_cool_down_seconds=3600) as validator:
+        assert (await validator.validate(ledger.keys.token(by="ES256"))).valid
+        validator._keys._asked_at = -float("inf")
+        ledger.server.answers["/oauth2/jwks"] = 503
+        for _ in range(3):
+            assert (await validator.validate(ledger.keys.token())).code == "stale"
+        assert (await validator.validate(ledger.keys.token(by="ES256"))).valid
+        assert len(ledger.server.requests("/oauth2/jwks")) == 2
+
+
 async def test_flood_of_unknown_keys_asks_once_in_a_cool_down(ledger: Ledger) -> None:
     async with ledger.validator(key_cool_down_seconds=3600) as validator:
         header = {"alg": "EdDSA", "typ": "at+jwt"}
