@@ -254,8 +254,11 @@ class Offline:
         """To be handed to `keep` with the answer of a question that was put later."""
         return self._knowledge.revoked.generation
 
-    def keep(self, token: str, asked: Asked, answer: Answer, generation: int) -> None:
-        """Remembers the ledger's answer, unless something was revoked since the question: it may not know of it."""
+    def keep(self, token: str, asked: Asked, answer: Answer, generation: int, asked_at: float) -> None:
+        """Remembers the ledger's answer, unless something was revoked since the question: it may not know of it.
+
+        `asked_at`: by the boot clock; the answer counts from then.
+        """
         if generation != self._knowledge.revoked.generation:
             return
         if not token.startswith(_REFERENCE):
@@ -266,7 +269,7 @@ class Offline:
             return
         if answer.token_id is None or answer.code == "stale":
             return
-        known = _known_by(answer, generation, boot_seconds() + self._reference_seconds_max)
+        known = _known_by(answer, generation, asked_at + self._reference_seconds_max)
         if known is not None:
             self._references.put(question_key(token, asked), known)
 

@@ -28,6 +28,7 @@ _PAUSE_SECONDS_MAX = 1.0
 _HEALTHY_SECONDS = 2.0
 _ACKNOWLEDGED_SECONDS_MAX = 10.0
 _START_POLL_SECONDS = 0.01
+_REFERENCE_SECONDS_MAX = 3_600  # revocations are kept for longer than any answer counts
 # Anybody can make up tokens that only the ledger can tell are none. They must leave room for those that are some.
 _STRANGERS_MAX = QUESTIONS_MAX // 2
 _UNKNOWN_SECONDS = 1.0
@@ -90,8 +91,10 @@ class TokenValidator:
         key_cool_down_seconds: float = COOL_DOWN_SECONDS,
     ) -> None:
         self._audience = _names(audience)
-        if stale_seconds_max <= 0:
-            raise ValueError("stale_seconds_max must be more than 0")
+        if not 0 < stale_seconds_max < float("inf"):
+            raise ValueError("stale_seconds_max must be more than 0, and an end")
+        if not 0 <= reference_seconds_max <= _REFERENCE_SECONDS_MAX:
+            raise ValueError(f"reference_seconds_max must be between 0 and {_REFERENCE_SECONDS_MAX}")
         self._issuer = issuer
         self._url = api_url or issuer
         self._token = token
@@ -259,7 +262,7 @@ class TokenValidator:
             request["scope"] = asked.scope
         if asked.context is not None:
             request["context"] = sendable(asked.context)
-        generation = offline.generation
+        generation, asked_at = offline.generation, boot_seconds()
         try:
             answer = await self._ledger.validate(request)
         except Refused as error:
@@ -268,7 +271,7 @@ class TokenValidator:
             return self._unanswered(str(error))
         except LedgerClientError as error:
             return self._unanswered(str(error))
-        offline.keep(token, asked, answer, generation)
+        offline.keep(token, asked, answer, generation, asked_at)
         return _as_verdict(answer)
 
     def _unanswered(self, why: str) -> Verdict:

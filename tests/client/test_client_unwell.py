@@ -517,6 +517,18 @@ async def test_key_that_could_not_be_fetched_leaves_open_what_a_token_is(ledger:
         assert len(ledger.server.requests("/oauth2/jwks")) == 2
 
 
+ENDLESS: list[dict[str, float]] = [
+    *({"stale_seconds_max": value} for value in (float("nan"), float("inf"), 0.0, -1.0)),
+    *({"reference_seconds_max": value} for value in (float("nan"), float("inf"), 3601.0, -1.0)),
+]
+
+
+@pytest.mark.parametrize("given", ENDLESS, ids=str)
+async def test_answer_that_would_count_for_ever_is_refused(ledger: Ledger, given: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="seconds_max"):
+        ledger.validator(**given)
+
+
 async def test_flood_of_unknown_keys_asks_once_in_a_cool_down(ledger: Ledger) -> None:
     async with ledger.validator(key_cool_down_seconds=3600) as validator:
         header = {"alg": "EdDSA", "typ": "at+jwt"}
