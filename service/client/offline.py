@@ -112,7 +112,8 @@ class Offline:
         self._audience_text = " ".join(audience)
         self._stale_seconds_max = stale_seconds_max
         self._reference_seconds_max = reference_seconds_max
-        self._jwts = _Cache(tokens_max)
+        self._tokens_max = tokens_max
+        self._jwts, self._jwts_generation = _Cache(tokens_max), keys.generation
         self._references = _Cache(tokens_max)
 
     @property
@@ -135,6 +136,9 @@ class Offline:
             return self.stale_verdict()
         if len(token) > TOKEN_CHARS_MAX or not token.isascii():
             return Verdict(False, "malformed", seq, True)
+        keys_generation = self._keys.generation
+        if keys_generation != self._jwts_generation:
+            self._jwts, self._jwts_generation = _Cache(self._tokens_max), keys_generation
         digest = _sha256(token.encode()).digest()
         known = self._jwts.new.get(digest) or self._jwts.get(digest)
         if known is None:
@@ -142,7 +146,8 @@ class Offline:
             if found is None or isinstance(found, str):
                 return None if found is None else Verdict(False, found, seq, True)
             known = found
-            self._jwts.put(digest, known)
+            if keys_generation == self._keys.generation:
+                self._jwts.put(digest, known)
         generation, begins = known.standing
         if generation != knowledge.revoked.generation:
             begins = self._revoked_from(known)
