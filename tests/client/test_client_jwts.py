@@ -168,7 +168,21 @@ async def test_jwt_with_other_claims_is_malformed(validator: Validator, name: st
     assert validator.check(validator.token(**changes)).code == "malformed"
 
 
-DATES = ['"1900000000"', "1e400", "-1", "true", "false", "null", "[]", "NaN", "Infinity", "9" * 400, "-1e3"]
+DATES = [
+    '"1900000000"',
+    "1e400",
+    "-1",
+    "true",
+    "false",
+    "null",
+    "[]",
+    "NaN",
+    "Infinity",
+    "9" * 400,
+    "-1e3",
+    "253402300800",
+    str(2**52),
+]
 
 
 @pytest.mark.parametrize("text", DATES)
