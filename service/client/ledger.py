@@ -42,6 +42,11 @@ class _Problem(Struct, frozen=True):
     fix: str = ""
 
 
+class _Recorded(Struct, frozen=True):
+    recorded: int | None = None
+
+
+_decode_recorded = msgspec.json.Decoder(_Recorded).decode
 _decode_answer = msgspec.json.Decoder(Answer).decode
 _decode_problem = msgspec.json.Decoder(_Problem).decode
 
@@ -88,9 +93,16 @@ class Ledger:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Unreachable(f"the ledger's answer cannot be read: {error}") from error
 
-    async def report(self, body: bytes) -> None:
-        """Uses. Raises: Unreachable, Refused, NotAllowed; NotSent if nothing can have been recorded."""
-        await self._ask("POST", "/v1/uses", body)
+    async def report(self, body: bytes) -> int | None:
+        """How many of the uses were recorded; None if the answer does not say.
+
+        Raises: Unreachable, Refused, NotAllowed; NotSent if nothing can have been recorded.
+        """
+        answer = await self._ask("POST", "/v1/uses", body)
+        try:
+            return _decode_recorded(answer).recorded
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise Unreachable(f"the ledger's answer cannot be read: {error}") from error
 
     async def acknowledge(self, subscriber_id: str, ledger_seq: int, feed: str) -> None:
         """Raises: Unreachable, Refused, NotAllowed."""

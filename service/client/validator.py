@@ -28,6 +28,7 @@ _PAUSE_SECONDS_MAX = 1.0
 _HEALTHY_SECONDS = 2.0
 _ACKNOWLEDGED_SECONDS_MAX = 10.0
 _START_POLL_SECONDS = 0.01
+_REFERENCE_SECONDS_MAX = 3_600  # revocations are kept for longer than any answer counts
 # Anybody can make up tokens that only the ledger can tell are none. They must leave room for those that are some.
 _STRANGERS_MAX = QUESTIONS_MAX // 2
 _UNKNOWN_SECONDS = 1.0
@@ -89,11 +90,11 @@ class TokenValidator:
         start_seconds_max: float = 10.0,
         key_cool_down_seconds: float = COOL_DOWN_SECONDS,
     ) -> None:
-        self._audience = (audience,) if isinstance(audience, str) else tuple(audience)
-        if not all(self._audience) or not self._audience:
-            raise ValueError("audience must name this resource server")
-        if stale_seconds_max <= 0:
-            raise ValueError("stale_seconds_max must be more than 0")
+        self._audience = _names(audience)
+        if not 0 < stale_seconds_max < float("inf"):
+            raise ValueError("stale_seconds_max must be more than 0, and an end")
+        if not 0 <= reference_seconds_max <= _REFERENCE_SECONDS_MAX:
+            raise ValueError(f"reference_seconds_max must be between 0 and {_REFERENCE_SECONDS_MAX}")
         self._issuer = issuer
         self._url = api_url or issuer
         self._token = token
@@ -161,8 +162,10 @@ class TokenValidator:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._uses.close()
-        await self._ledger.close()
+        try:
+            await self._uses.close()
+        finally:
+            await self._ledger.close()
 
     async def validate(
         self,
@@ -177,6 +180,8 @@ class TokenValidator:
 
         `audience`: instead of the validator's own. `ip`: of who sent the token, for tokens that are bound to
         addresses; it may stand in `context`, too, which is kept for the record. Never raises for a bad token.
+
+        Raises: ValueError for an audience that names nobody.
         """
         plain = audience is None and ip is None
         asked = Asked(scope, None, context) if plain else _asked(scope, audience, ip, context)
@@ -201,13 +206,12 @@ class TokenValidator:
             try:
                 await self._keys.fetch()
             except LedgerClientError as error:
-                if not self._keys.known:
-                    return self._unanswered(f"the ledger's keys cannot be fetched: {error}")
+                return self._unanswered(f"the ledger's keys cannot be fetched: {error}")
             verdict = offline.check(token, asked)
             if verdict is not None:
                 return verdict
-            if not self._keys.known:
-                return self._unanswered("the ledger's keys are not known yet")
+            if self._keys.failed or not self._keys.known:
+                return self._unanswered("the ledger's keys could not be fetched")
         return await self._ask_once(token, asked)
 
     async def _ask_once(self, token: str, asked: Asked) -> Verdict:
@@ -258,7 +262,7 @@ class TokenValidator:
             request["scope"] = asked.scope
         if asked.context is not None:
             request["context"] = sendable(asked.context)
-        generation = offline.generation
+        generation, asked_at = offline.generation, boot_seconds()
         try:
             answer = await self._ledger.validate(request)
         except Refused as error:
@@ -267,7 +271,7 @@ class TokenValidator:
             return self._unanswered(str(error))
         except LedgerClientError as error:
             return self._unanswered(str(error))
-        offline.keep(token, asked, answer, generation)
+        offline.keep(token, asked, answer, generation, asked_at)
         return _as_verdict(answer)
 
     def _unanswered(self, why: str) -> Verdict:
@@ -326,14 +330,23 @@ class TokenValidator:
             except LedgerClientError as error:
                 log.warning("the ledger does not take the acknowledgement of %s: %s", subscriber_id, error)
                 await asyncio.sleep(_PAUSE_SECONDS_MAX)
+            except Exception:
+                log.exception("what was applied cannot be acknowledged")
+                await asyncio.sleep(_PAUSE_SECONDS_MAX)
 
 
 def _asked(scope: str, audience: str | Sequence[str] | None, ip: str | None, context: Context | None) -> Asked:
-    if audience is not None:
-        audience = (audience,) if isinstance(audience, str) else tuple(audience)
     if ip is not None:
         context = msgspec.structs.replace(context, ip=ip) if context else Context(ip)
-    return Asked(scope, audience, context)
+    return Asked(scope, None if audience is None else _names(audience), context)
+
+
+def _names(audience: str | Sequence[str]) -> tuple[str, ...]:
+    """Raises: ValueError; if it named nobody, a token for anybody would do."""
+    names = (audience,) if isinstance(audience, str) else tuple(audience)
+    if not names or not all(names):
+        raise ValueError("audience must name a resource server")
+    return names
 
 
 def _as_verdict(answer: Answer) -> Verdict:
