@@ -24,6 +24,7 @@ TENANT = "main"
 
 # A time without its zone cannot be compared with others: recorded once, it would stop every projection for good.
 Moment = Annotated[datetime, Meta(tz=True)]
+Natural = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
 class Kind(StrEnum):
@@ -602,8 +603,8 @@ class Receipt(Struct, frozen=True, array_like=True, gc=False):
     """
 
     follower: str
-    ledger_seq: int
-    applied_at_us: int
+    ledger_seq: Natural
+    applied_at_us: Natural
 
 
 class ReceiptBlock(Struct, frozen=True, kw_only=True, tag_field="type", tag="receipts/1"):

@@ -24,7 +24,7 @@ from nats.aio.msg import Msg
 from events.errors import LedgerUnavailable
 from events.ledger import Ledger
 from events.receipts import ReceiptLog, now_us
-from events.streams import REVOCATIONS, Connection
+from events.streams import REVOCATIONS, Connection, stream_state
 from projections.asking_receipts import (
     ASKED_SUBJECT,
     RECEIPTS_SUBJECT,
@@ -46,11 +46,12 @@ _US = 1_000_000
 _LOOK_SECONDS = 2.0  # between two looks at who is registered, behind or silent
 _ASK_AGAIN_US = 2 * _US  # about the same consumer
 _ASK_SECONDS_MAX = 2.0
-_EARLY_MAX = 1_000  # acknowledgements of announcements that have not been read here yet
+_EARLY_MAX = 200  # acknowledgements of one follower of announcements that have not been read here yet
+_EARLY_US = 5 * _US  # for which they are held
 _AHEAD_MAX = 1_000  # announcements that may be on their way here
 _CONSUMERS_MAX = 10_000
 _POSITION_NS = 100_000_000  # for which the answer of the process that announces is handed on
-_HELD_BACK_MAX = 1_000  # messages of subscribers that wait to be read; what comes then is dropped
+_HELD_BACK_MAX = 10_000  # messages of subscribers that wait to be read; what comes then is dropped
 _WAITING_MAX = 256  # questions that wait for receipts; further ones are answered at once
 _TOLD_AT_ONCE = 100
 _CARRY_AFTER_NS = 6 * 3600 * 1_000_000_000
@@ -81,7 +82,7 @@ class Followers:
         self._seen_us: dict[str, int] = {}
         self._consumers: dict[str, Acknowledged] = {}
         self._asked_us: dict[str, int] = {}
-        self._early: list[tuple[int, str, int, int]] = []
+        self._early: dict[str, list[tuple[int, int, int]]] = {}
         self._feed = ""
         self._complete = False
         self._silent: set[str] = set()
@@ -149,8 +150,9 @@ class Followers:
         announced = self.fold.announced
         if not self.fold.complete or stream_seq > announced.end:
             near = not self.fold.complete or stream_seq <= announced.end + _AHEAD_MAX
-            if near and len(self._early) < _EARLY_MAX:  # what is not held, the server is asked for
-                self._early.append((stream_seq, follower, stored_ns, heard_us))
+            held = self._early.setdefault(follower, []) if near else []
+            if len(held) < _EARLY_MAX:  # what is not held, the server is asked for
+                held.append((stream_seq, stored_ns, heard_us))
             return
         if stream_seq >= announced.first and announced.stored_ns(stream_seq) != stored_ns:
             return
@@ -214,9 +216,12 @@ class Followers:
             self._look.set()
         self._complete = self.fold.complete
         if self._early and self._complete:
-            early, self._early = self._early, []
-            for one in early:
-                self._take(one[1], one[0], one[2], one[3])
+            early, self._early = self._early, {}
+            oldest_us = self._clock_us() - _EARLY_US
+            for follower, held in early.items():
+                for stream_seq, stored_ns, heard_us in held:
+                    if heard_us >= oldest_us or stream_seq <= self.fold.announced.end:
+                        self._take(follower, stream_seq, stored_ns, heard_us)
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
@@ -262,6 +267,8 @@ class Followers:
         consumer.raise_to(int(floor["stream_seq"]))
         if not floor["consumer_seq"] or not consumer.floor:
             return  # nothing was acknowledged: it stands where it began
+        if consumer.floor < int((await stream_state(self.nc, REVOCATIONS))["first_seq"]):
+            return  # the server's floor passes what retention took, whether or not it was applied
         at = moment_us(floor["last_active"]) if "last_active" in floor else self._clock_us()
         if not self._record(follower, consumer.floor, at):
             await self._record_old(follower, consumer.floor, at)

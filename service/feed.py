@@ -310,24 +310,26 @@ class Feed:
                 fix="take GET /v1/revocations/snapshot, and go on from its ledger_seq",
             )
 
-    async def check_announced(self, ledger_seq: int) -> None:
-        """Raises: InvalidRequest if nothing that far was announced yet; Unavailable."""
+    async def announced_of(self, ledger_seq: int) -> int:
+        """How much of the log up to `ledger_seq` is announced by now: all of it, or up to an earlier place.
+
+        A snapshot reaches further than the announcements for a moment.
+
+        Raises: InvalidRequest if the log does not reach as far; Unavailable.
+        """
         await self.start()
         reached = max(self.position.ledger_seq, self._newest())
         if ledger_seq <= reached:
-            return
-        try:
-            # Another worker may have it a moment before this one.
+            return ledger_seq
+        await self._check_reached(ledger_seq)
+        with contextlib.suppress(LedgerUnavailable):
+            # Another worker may have it a moment before this one, and the stream before its end is known.
             state = await stream_state(self._nc, REVOCATIONS)
             last = [entry async for entry in self._stored(int(state["last_seq"]), 1)] if state["messages"] else []
-            reached = max(reached, (await ask_position(self._nc)).ledger_seq, last[0].ledger_seq if last else 0)
-        except LedgerUnavailable as error:
-            raise Unavailable("the feed of revocations cannot be read", private=str(error)) from error
-        if ledger_seq > reached:
-            raise InvalidRequest(
-                f"nothing was announced at {ledger_seq} yet: the feed has come to {reached}",
-                fix="acknowledge what was received, up to the ledger_seq that came with it",
-            )
+            reached = max(reached, last[0].ledger_seq if last else 0)
+            if ledger_seq > reached:
+                reached = max(reached, (await ask_position(self._nc)).ledger_seq)
+        return min(ledger_seq, reached)
 
     async def stream_seq_after(self, after: int) -> int:
         """The place in REVOCATIONS of the first announcement behind `after`, or of the one that comes next.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ from service.feed import Filters
 from service.following import Place, Polled, events, poll
 from service.outgoing import NO_STORE, FileResponse, Headers, Response, Sending, StreamResponse
 from service.propagation import acknowledge
+from service.rules.subscribers import Subscriber
 from service.subscribers import acting_subscriber
 from service.tokens import is_id
 from service.validation import authenticate
@@ -155,13 +157,13 @@ async def stream_revocations(call: Call[None, StreamQuery]) -> StreamResponse:
     return StreamResponse(200, _stream_headers(), parts, Sending(runtime.stopping, place.give_back))
 
 
-async def _heard_of(call: Call[None, Any]) -> str | None:
+async def _heard_of(call: Call[None, Any]) -> Subscriber | None:
     """The subscriber that says who it is. Raises: NotFound if the caller does not speak for it; Unavailable."""
     if isinstance(call.query.subscriber, UnsetType):
         return None
     subscriber = await acting_subscriber(call.runtime, call.caller, call.query.subscriber)
     call.runtime.signs_of_life.heard(subscriber.subscriber_id)
-    return subscriber.subscriber_id
+    return subscriber
 
 
 def _stream_headers() -> Headers:
@@ -204,14 +206,15 @@ async def poll_revocations(call: Call[None, PollQuery]) -> Response:
     """Fetch revocations after a cursor, and wait for them.
 
     Without `after` it begins with the oldest that is kept. With `wait_seconds` an answer without items comes only after
-    that time. A `subscriber` says by `after` that it has applied everything up to there.
+    that time. A `subscriber` over HTTP says by `after` that it has applied everything up to there.
     """
     runtime, asked = call.runtime, call.query
     filters = filters_of(asked)
     await runtime.feed.check_feed(asked.feed)
     subscriber = await _heard_of(call)
-    if subscriber is not None and asked.after:
-        await acknowledge(runtime, subscriber, asked.after)
+    if subscriber is not None and subscriber.transport == "http" and asked.after:
+        with contextlib.suppress(ServiceError):  # it fetches all the same, and acknowledges with the next cursor
+            await acknowledge(runtime, subscriber.subscriber_id, asked.after)
     place = Place(runtime.followers, call.caller.subject)
     try:
         found = await call.incoming.while_connected(

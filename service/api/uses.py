@@ -15,7 +15,7 @@ from events.types import TokenUsed
 from service.api.routing import Call, operation
 from service.api.wire import Seq
 from service.caller import Caller
-from service.doors import Audience, RequestContext, Scope, context_of
+from service.doors import RequestContext, context_of
 from service.errors import InvalidRequest, Unavailable
 from service.runtime import Runtime
 from service.tokens import is_id, now
@@ -28,7 +28,10 @@ BODY_BYTES_MAX = 768 * 1024
 AHEAD_MAX = timedelta(seconds=60)  # by so much a caller's clock may be ahead
 AGE_MAX = timedelta(hours=6)
 _SLICE = 200
+_SCOPE_CHARS_MAX = 4096
 _AUDIENCES_CHARS_MAX = 1024
+_METHOD_CHARS_MAX = 32
+_TEXT_CHARS_MAX = 2048  # of which less is kept
 
 Outcome = Literal[
     "valid",
@@ -44,18 +47,28 @@ Outcome = Literal[
 ]
 
 
+class ReportedContext(Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+    """Where a token came from. Whoever brought it chose what stands here."""
+
+    ip: str | None = None
+    user_agent: str | None = None
+    method: str | None = None
+    path: str | None = None
+
+
 class ReportedUse(Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """A use that was decided without asking. `scope`, `audience`: what was asked for.
 
-    `occurred_at`: at most six hours ago; up to a minute ahead counts as now.
+    `occurred_at`: at most six hours ago; up to a minute ahead counts as now. What is long is cut:
+    256 characters of agent and path are kept.
     """
 
     token_id: Annotated[str, Meta(min_length=36, max_length=36)]
     occurred_at: Annotated[datetime, Meta(tz=True)]
     outcome: Outcome
-    scope: Scope = ""
-    audience: Audience | Annotated[list[Audience], Meta(max_length=32)] = ""
-    context: RequestContext | None = None
+    scope: str = ""
+    audience: str | list[str] = ""
+    context: ReportedContext | None = None
 
 
 class UseReport(Struct, frozen=True, forbid_unknown_fields=True):
@@ -69,14 +82,23 @@ class UseReport(Struct, frozen=True, forbid_unknown_fields=True):
     lost: Annotated[int, Meta(ge=0, le=10**9)] = 0
 
 
+class RefusedUse(Struct, frozen=True):
+    """A use that was not recorded. `index`: its place in the report; `why`: what is wrong with it."""
+
+    index: int
+    why: str
+
+
 class UsesRecorded(Struct, frozen=True):
     """`unknown`: ids that are of no token here, or of none that can be presented; their uses were not recorded.
 
-    `ledger_seq`: the position of the ledger at which the tokens were looked up.
+    `refused`: uses that hold what no use can hold; the others were recorded. `ledger_seq`: the position of the ledger
+    at which the tokens were looked up.
     """
 
     recorded: int
     unknown: list[str]
+    refused: list[RefusedUse]
     ledger_seq: Seq
 
 
@@ -97,13 +119,20 @@ async def report_uses(call: Call[UseReport, Any]) -> UsesRecorded:
     body, runtime = call.body, call.runtime
     unknown = await _unknown(runtime, {use.token_id for use in body.uses})
     moment = now()
-    uses = [_use(use, call.caller, moment) for use in body.uses if use.token_id not in unknown]
+    uses, refused = [], []
+    for index, use in enumerate(body.uses):
+        if use.token_id in unknown:
+            continue
+        try:
+            uses.append(_use(use, call.caller, moment))
+        except InvalidRequest as error:
+            refused.append(RefusedUse(index, str(error)))
     if uses or body.lost:
         try:
             await runtime.usage.record_block(_block_id(call.caller, body.block_id), uses, lost=body.lost)
         except LedgerError as error:
             raise Unavailable("the uses cannot be recorded at the moment", private=str(error)) from error
-    return UsesRecorded(len(uses), sorted(unknown), runtime.view.freshness().position)
+    return UsesRecorded(len(uses), sorted(unknown), refused, runtime.view.freshness().position)
 
 
 def _block_id(caller: Caller, block_id: str) -> str:
@@ -137,8 +166,9 @@ def _use(use: ReportedUse, caller: Caller, moment: datetime) -> TokenUsed:
         raise InvalidRequest("occurred_at lies in the future", fix="set the clock of the host that reports")
     if use.occurred_at < moment - AGE_MAX:
         raise InvalidRequest("occurred_at lies more than six hours back", fix="report uses within seconds")
-    if use.scope and not SCOPE_SYNTAX.fullmatch(use.scope):
-        raise InvalidRequest("scope holds characters that no scope can hold")
+    scope = " ".join(use.scope.split())
+    if scope and (len(scope) > _SCOPE_CHARS_MAX or not SCOPE_SYNTAX.fullmatch(scope)):
+        raise InvalidRequest("scope is too long, or holds characters that no scope can hold")
     audience = use.audience if isinstance(use.audience, str) else " ".join(use.audience)
     return TokenUsed(
         int(min(use.occurred_at, moment).timestamp() * 1_000_000),
@@ -147,7 +177,16 @@ def _use(use: ReportedUse, caller: Caller, moment: datetime) -> TokenUsed:
         use.outcome,
         "reported",
         caller.token_id,
-        use.scope,
+        scope,
         audience[:_AUDIENCES_CHARS_MAX],
-        context_of(use.context),
+        context_of(_context(use.context)) if use.context is not None else None,
+    )
+
+
+def _context(given: ReportedContext) -> RequestContext:
+    return RequestContext(
+        given.ip,
+        given.user_agent and given.user_agent[:_TEXT_CHARS_MAX],
+        given.method and given.method[:_METHOD_CHARS_MAX],
+        given.path and given.path[:_TEXT_CHARS_MAX],
     )

@@ -199,8 +199,9 @@ async def create_webhook(call: Call[NewWebhook, Nothing]) -> dict[str, Any]:
         **filters,
     )
     sealing = commands.Sealing()
-    create = call.create(lambda _: commands.prepare(call.runtime, call.asker, new, sealing))
-    return await commands.settled(call.runtime, sealing, create)
+    async with commands.registering(call.caller.subject):
+        create = call.create(lambda _: commands.prepare(call.runtime, call.asker, new, sealing))
+        return await commands.settled(call.runtime, sealing, create)
 
 
 @operation("GET", "/v1/webhooks", tag="webhooks", needs=NEEDS, query=Page, answer=WebhookList)

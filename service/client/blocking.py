@@ -39,9 +39,11 @@ class SyncTokenValidator:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._loop is not None:
-            asyncio.run_coroutine_threadsafe(self._validator.__aexit__(), self._loop).result()
-        self._end()
+        try:
+            if self._loop is not None:
+                asyncio.run_coroutine_threadsafe(self._validator.__aexit__(), self._loop).result()
+        finally:
+            self._end()
 
     @staticmethod
     def _run(loop: asyncio.AbstractEventLoop) -> None:

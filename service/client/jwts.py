@@ -19,6 +19,7 @@ _TYPES = frozenset({"at+jwt", "application/at+jwt"})
 _LIFE_SECONDS_MAX = JWT_SECONDS_MAX + 60
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _CHECK_CHARS = 6
+_DATE_MAX = 253_402_300_799  # the last second of the year 9999, behind which no calendar goes
 
 
 class Malformed(Exception):
@@ -154,7 +155,7 @@ def _text(found: dict[str, Any], name: str) -> str:
 
 def _date(found: dict[str, Any], name: str) -> float:
     value = found.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 2**53:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _DATE_MAX:
         raise Malformed(f"{name} is missing or not a time")
     if not math.isfinite(value):
         raise Malformed(f"{name} is not a time")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -13,6 +14,8 @@ from nacl.exceptions import BadSignatureError
 
 from .clock import boot_seconds
 from .errors import LedgerClientError, Unreachable
+
+log = logging.getLogger("token_ledger")
 
 _KEYS_MAX = 64
 _RSA_BITS_MIN = 2048
@@ -26,9 +29,10 @@ Verify = Callable[[bytes, bytes], bool]  # of what was signed and its signature
 class PublicKey:
     """One key and the only algorithm that it is used with."""
 
-    def __init__(self, algorithm: str, verify: Verify) -> None:
+    def __init__(self, algorithm: str, verify: Verify, jwk: dict[str, Any]) -> None:
         self.algorithm = algorithm
         self.verify = verify
+        self.jwk = jwk
 
 
 class PublicKeys:
@@ -40,6 +44,8 @@ class PublicKeys:
         self._keys: dict[str, PublicKey] = {}
         self._asked_at = -float("inf")
         self._fetching = asyncio.Lock()
+        self.failed = False  # the last time they were asked for
+        self.generation = 0  # grows when one is taken away: what it signed was verified for the last time
         self.fetches = 0
 
     @property
@@ -55,6 +61,11 @@ class PublicKeys:
         return boot_seconds() - self._asked_at >= self._pause_seconds
 
     @property
+    def may_come(self) -> bool:
+        """Whether a key that is not known may yet be one of the ledger's."""
+        return self.failed or self._fetching.locked() or self.may_fetch or not self._keys
+
+    @property
     def _pause_seconds(self) -> float:
         return self._cool_down_seconds if self._keys else min(_FIRST_PAUSE_SECONDS, self._cool_down_seconds)
 
@@ -65,7 +76,11 @@ class PublicKeys:
                 return
             self._asked_at = boot_seconds()
             self.fetches += 1
-            self._keys = _keys_of(await self._fetch_document())
+            self.failed = True
+            before, self._keys = self._keys, _keys_of(await self._fetch_document())
+            self.failed = False
+            if any(kid not in self._keys or self._keys[kid].jwk != key.jwk for kid, key in before.items()):
+                self.generation += 1
 
     async def keep(self) -> None:
         """Fetches them from time to time, so that a key which was announced is known when it begins to sign."""
@@ -74,6 +89,9 @@ class PublicKeys:
                 await self.fetch()
                 seconds = _REFRESH_SECONDS
             except LedgerClientError:
+                seconds = self._pause_seconds
+            except Exception:
+                log.exception("the ledger's keys cannot be read")
                 seconds = self._pause_seconds
             await asyncio.sleep(seconds)
 
@@ -104,14 +122,14 @@ def _key_of(one: dict[str, Any]) -> PublicKey | None:
         return None
     key = parsed.key
     if isinstance(key, ed25519.Ed25519PublicKey):
-        return PublicKey(algorithm, _ed25519(key.public_bytes_raw()))
+        return PublicKey(algorithm, _ed25519(key.public_bytes_raw()), one)
     if isinstance(key, rsa.RSAPublicKey) and key.key_size < _RSA_BITS_MIN:
         return None
     if isinstance(key, ec.EllipticCurvePublicKey) and not isinstance(key.curve, ec.SECP256R1):
         return None
     if not isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey):
         return None
-    return PublicKey(algorithm, lambda signed, signature: parsed.Algorithm.verify(signed, key, signature))
+    return PublicKey(algorithm, lambda signed, signature: parsed.Algorithm.verify(signed, key, signature), one)
 
 
 def _ed25519(key: bytes) -> Verify:

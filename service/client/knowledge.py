@@ -91,7 +91,7 @@ class Knowledge:
         if not (event.type.startswith(_TYPE_START) and event.type.endswith(_TYPE_END)):
             raise Unreachable(f"an event of the feed is of an unknown type: {event.type[:100]}")
         what: Any = event.type[len(_TYPE_START) : -len(_TYPE_END)]
-        one = msgspec.structs.replace(one, what=what)
+        one = _readable(msgspec.structs.replace(one, what=what))
         now, announced_at = boot_seconds(), event.time.timestamp()
         late = now + self.clock_offset - announced_at
         self.revoked.add(one, announced_at, now, late_seconds=late if late > 0 else 0.0)
@@ -153,7 +153,7 @@ class Knowledge:
                     raise Unreachable("the snapshot is not whole")
                 break
             try:
-                one = _decode_revocation(line)
+                one = _readable(_decode_revocation(line))
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise Unreachable(f"the snapshot cannot be read: {error}") from error
             count += 1
@@ -178,6 +178,23 @@ class Knowledge:
         self.snapshots += 1
         self.needs_snapshot = False
         return True
+
+
+def _readable(one: Revocation) -> Revocation:
+    """Raises: Unreachable for one whose reach is not known here: to pass over it could lose what it revokes."""
+    names = {
+        "token": one.token_id or one.token_sha256,
+        "grant": one.grant_id,
+        "client": one.client_id,
+        "subject": one.subject,
+        "key": one.kid,
+    }
+    if not names.get(str(one.what)):
+        raise Unreachable(
+            f"the ledger revoked a {str(one.what)[:100]}, or something without a name, which this version cannot tell",
+            fix="install the version of the library that belongs to the ledger's",
+        )
+    return one
 
 
 def _read_head(line: bytes) -> _SnapshotLine:

@@ -15,7 +15,8 @@ from .errors import LedgerClientError, NotAllowed, Refused, Unreachable
 from .knowledge import lines_of
 
 _ANSWER_BYTES_MAX = 4 * 1024 * 1024
-_CONNECTIONS_MAX = 32
+QUESTIONS_MAX = 64  # about tokens, at once
+_CONNECTIONS_MAX = 16
 
 
 class Answer(Struct, frozen=True, gc=False):
@@ -41,23 +42,40 @@ class _Problem(Struct, frozen=True):
     fix: str = ""
 
 
+class _Recorded(Struct, frozen=True):
+    recorded: int | None = None
+
+
+_decode_recorded = msgspec.json.Decoder(_Recorded).decode
 _decode_answer = msgspec.json.Decoder(Answer).decode
 _decode_problem = msgspec.json.Decoder(_Problem).decode
 
 
 class Ledger:
-    """`token`: a bearer token of the ledger. `url`: where its API is."""
+    """`token`: a bearer token of the ledger. `url`: where its API is.
+
+    Questions about tokens, of which anybody can cause any number, have connections of their own: the feed, the keys
+    and what is reported do not wait for them.
+    """
 
     def __init__(self, url: str, token: str, *, seconds_max: float) -> None:
-        self._http = httpx.AsyncClient(
-            base_url=url,
-            headers={"authorization": f"Bearer {token}", "accept-encoding": "identity", "user-agent": "token-ledger"},
-            timeout=httpx.Timeout(seconds_max),
-            limits=httpx.Limits(max_connections=_CONNECTIONS_MAX, max_keepalive_connections=_CONNECTIONS_MAX),
-        )
+        def client(connections_max: int) -> httpx.AsyncClient:
+            return httpx.AsyncClient(
+                base_url=url,
+                headers={
+                    "authorization": f"Bearer {token}",
+                    "accept-encoding": "identity",
+                    "user-agent": "token-ledger",
+                },
+                timeout=httpx.Timeout(seconds_max),
+                limits=httpx.Limits(max_connections=connections_max, max_keepalive_connections=connections_max),
+            )
+
+        self._http, self._questions = client(_CONNECTIONS_MAX), client(QUESTIONS_MAX)
 
     async def close(self) -> None:
         await self._http.aclose()
+        await self._questions.aclose()
 
     async def keys(self) -> Any:
         """The key set. Raises: Unreachable, Refused."""
@@ -69,15 +87,22 @@ class Ledger:
 
     async def validate(self, request: dict[str, Any]) -> Answer:
         """Raises: Unreachable, Refused, NotAllowed."""
-        body = await self._ask("POST", "/v1/tokens/validate", msgspec.json.encode(request))
+        body = await self._ask("POST", "/v1/tokens/validate", msgspec.json.encode(request), self._questions)
         try:
             return _decode_answer(body)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Unreachable(f"the ledger's answer cannot be read: {error}") from error
 
-    async def report(self, body: bytes) -> None:
-        """Uses. Raises: Unreachable, Refused, NotAllowed; NotSent if nothing can have been recorded."""
-        await self._ask("POST", "/v1/uses", body)
+    async def report(self, body: bytes) -> int | None:
+        """How many of the uses were recorded; None if the answer does not say.
+
+        Raises: Unreachable, Refused, NotAllowed; NotSent if nothing can have been recorded.
+        """
+        answer = await self._ask("POST", "/v1/uses", body)
+        try:
+            return _decode_recorded(answer).recorded
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise Unreachable(f"the ledger's answer cannot be read: {error}") from error
 
     async def acknowledge(self, subscriber_id: str, ledger_seq: int, feed: str) -> None:
         """Raises: Unreachable, Refused, NotAllowed."""
@@ -95,10 +120,12 @@ class Ledger:
         except httpx.HTTPError as error:
             raise _unreachable(error) from error
 
-    async def _ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
+    async def _ask(
+        self, method: str, path: str, body: bytes | None = None, http: httpx.AsyncClient | None = None
+    ) -> bytes:
         headers = {"content-type": "application/json"} if body is not None else {}
         try:
-            async with self._http.stream(method, path, content=body, headers=headers) as response:
+            async with (http or self._http).stream(method, path, content=body, headers=headers) as response:
                 data = await _limited(response)
         except httpx.HTTPError as error:
             raise _unreachable(error) from error

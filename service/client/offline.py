@@ -85,10 +85,6 @@ class _Cache:
             self._turned_at = boot_seconds()
         self.new[key] = known
 
-    def drop(self, key: object) -> None:
-        self.new.pop(key, None)
-        self._old.pop(key, None)
-
     def __len__(self) -> int:
         return len(self.new.keys() | self._old.keys())
 
@@ -116,7 +112,8 @@ class Offline:
         self._audience_text = " ".join(audience)
         self._stale_seconds_max = stale_seconds_max
         self._reference_seconds_max = reference_seconds_max
-        self._jwts = _Cache(tokens_max)
+        self._tokens_max = tokens_max
+        self._jwts, self._jwts_generation = _Cache(tokens_max), keys.generation
         self._references = _Cache(tokens_max)
 
     @property
@@ -139,6 +136,9 @@ class Offline:
             return self.stale_verdict()
         if len(token) > TOKEN_CHARS_MAX or not token.isascii():
             return Verdict(False, "malformed", seq, True)
+        keys_generation = self._keys.generation
+        if keys_generation != self._jwts_generation:
+            self._jwts, self._jwts_generation = _Cache(self._tokens_max), keys_generation
         digest = _sha256(token.encode()).digest()
         known = self._jwts.new.get(digest) or self._jwts.get(digest)
         if known is None:
@@ -146,7 +146,8 @@ class Offline:
             if found is None or isinstance(found, str):
                 return None if found is None else Verdict(False, found, seq, True)
             known = found
-            self._jwts.put(digest, known)
+            if keys_generation == self._keys.generation:
+                self._jwts.put(digest, known)
         generation, begins = known.standing
         if generation != knowledge.revoked.generation:
             begins = self._revoked_from(known)
@@ -180,7 +181,7 @@ class Offline:
         if now >= known.expires:
             return "expired"
         wanted = self._audience if asked.audience is None else asked.audience
-        if wanted and known.audience != wanted and not any(name in known.audience for name in wanted):
+        if known.audience != wanted and not any(name in known.audience for name in wanted):
             return "wrong_audience"
         scope = asked.scope
         if scope and scope not in known.scopes and not known.scopes.issuperset(scope.split()):
@@ -193,7 +194,7 @@ class Offline:
             jwt = read(token)
             key = self._keys.get(jwt.kid)
             if key is None:
-                return None if self._keys.may_fetch or not self._keys.known else "unknown"
+                return None if self._keys.may_come else "unknown"
             if jwt.algorithm != key.algorithm or not key.verify(jwt.signed, jwt.signature):
                 return "unknown"
             claims = claims_of(jwt.payload)
@@ -232,8 +233,7 @@ class Offline:
         if self.stale:
             return None
         seq = self._knowledge.ledger_seq
-        key = _reference_key(token, asked)
-        known = self._references.get(key)
+        known = self._references.get(question_key(token, asked))
         if known is None:
             return None
         here, now = boot_seconds(), time()
@@ -241,7 +241,6 @@ class Offline:
         if generation != self._knowledge.revoked.generation:
             begins = self._revoked_from(known)
         if begins == ASK or here >= known.answer_until or now >= known.expires:
-            self._references.drop(key)
             return None
         code: Code = "revoked" if here >= begins else known.code
         if self._uses is not None:
@@ -249,13 +248,22 @@ class Offline:
             self._uses.record((known.token_id, now, code, asked.scope, audience, asked.context))
         return _verdict(known, code, seq)
 
+    def seen(self, token: str, asked: Asked) -> bool:
+        """Whether the ledger, or its signature, has said lately that there is such a token."""
+        if token.startswith(_REFERENCE):
+            return self._references.get(question_key(token, asked)) is not None
+        return self._jwts.get(_sha256(token.encode()).digest()) is not None
+
     @property
     def generation(self) -> int:
         """To be handed to `keep` with the answer of a question that was put later."""
         return self._knowledge.revoked.generation
 
-    def keep(self, token: str, asked: Asked, answer: Answer, generation: int) -> None:
-        """Remembers the ledger's answer, unless something was revoked since the question: it may not know of it."""
+    def keep(self, token: str, asked: Asked, answer: Answer, generation: int, asked_at: float) -> None:
+        """Remembers the ledger's answer, unless something was revoked since the question: it may not know of it.
+
+        `asked_at`: by the boot clock; the answer counts from then.
+        """
         if generation != self._knowledge.revoked.generation:
             return
         if not token.startswith(_REFERENCE):
@@ -264,11 +272,11 @@ class Offline:
             if known is not None and begins is not None:
                 known.standing = (generation, begins)
             return
-        if self._reference_seconds_max <= 0 or answer.token_id is None or answer.code == "stale":
+        if answer.token_id is None or answer.code == "stale":
             return
-        known = _known_by(answer, generation, boot_seconds() + self._reference_seconds_max)
+        known = _known_by(answer, generation, asked_at + self._reference_seconds_max)
         if known is not None:
-            self._references.put(_reference_key(token, asked), known)
+            self._references.put(question_key(token, asked), known)
 
     def stale_verdict(self) -> Verdict:
         """Nothing can be said: what is known of revocations is too old."""
@@ -284,7 +292,8 @@ class Offline:
         return Verdict(False, "stale", knowledge.ledger_seq, True, detail=detail)
 
 
-def _reference_key(token: str, asked: Asked) -> tuple[object, ...]:
+def question_key(token: str, asked: Asked) -> tuple[object, ...]:
+    """The same for questions that have the same answer."""
     digest = _sha256(token.encode()).digest()
     return (digest, asked.scope, asked.audience, asked.context.ip if asked.context else None)
 

@@ -16,8 +16,8 @@ from .clock import boot_seconds
 from .errors import LedgerClientError, NotAllowed, Refused
 from .keys import COOL_DOWN_SECONDS, PublicKeys
 from .knowledge import Knowledge
-from .ledger import Answer, Ledger
-from .offline import Offline
+from .ledger import QUESTIONS_MAX, Answer, Ledger
+from .offline import Offline, question_key
 from .uses import Uses, sendable
 from .verdicts import Asked, Code, Context, Verdict
 
@@ -28,6 +28,11 @@ _PAUSE_SECONDS_MAX = 1.0
 _HEALTHY_SECONDS = 2.0
 _ACKNOWLEDGED_SECONDS_MAX = 10.0
 _START_POLL_SECONDS = 0.01
+_REFERENCE_SECONDS_MAX = 3_600  # revocations are kept for longer than any answer counts
+# Anybody can make up tokens that only the ledger can tell are none. They must leave room for those that are some.
+_STRANGERS_MAX = QUESTIONS_MAX // 2
+_UNKNOWN_SECONDS = 1.0
+_UNKNOWN_MAX = 10_000
 
 
 class Feed(Protocol):
@@ -85,11 +90,11 @@ class TokenValidator:
         start_seconds_max: float = 10.0,
         key_cool_down_seconds: float = COOL_DOWN_SECONDS,
     ) -> None:
-        self._audience = (audience,) if isinstance(audience, str) else tuple(audience)
-        if not all(self._audience) or not self._audience:
-            raise ValueError("audience must name this resource server")
-        if stale_seconds_max <= 0:
-            raise ValueError("stale_seconds_max must be more than 0")
+        self._audience = _names(audience)
+        if not 0 < stale_seconds_max < float("inf"):
+            raise ValueError("stale_seconds_max must be more than 0, and an end")
+        if not 0 <= reference_seconds_max <= _REFERENCE_SECONDS_MAX:
+            raise ValueError(f"reference_seconds_max must be between 0 and {_REFERENCE_SECONDS_MAX}")
         self._issuer = issuer
         self._url = api_url or issuer
         self._token = token
@@ -103,6 +108,9 @@ class TokenValidator:
         self._start_seconds_max = start_seconds_max
         self._key_cool_down_seconds = key_cool_down_seconds
         self._denied: NotAllowed | None = None
+        self._asking = 0
+        self._questions: dict[object, asyncio.Future[Verdict | None]] = {}
+        self._unknown: dict[object, float] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -154,8 +162,10 @@ class TokenValidator:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._uses.close()
-        await self._ledger.close()
+        try:
+            await self._uses.close()
+        finally:
+            await self._ledger.close()
 
     async def validate(
         self,
@@ -170,6 +180,8 @@ class TokenValidator:
 
         `audience`: instead of the validator's own. `ip`: of who sent the token, for tokens that are bound to
         addresses; it may stand in `context`, too, which is kept for the record. Never raises for a bad token.
+
+        Raises: ValueError for an audience that names nobody.
         """
         plain = audience is None and ip is None
         asked = Asked(scope, None, context) if plain else _asked(scope, audience, ip, context)
@@ -194,20 +206,63 @@ class TokenValidator:
             try:
                 await self._keys.fetch()
             except LedgerClientError as error:
-                if not self._keys.known:
-                    return self._unanswered(f"the ledger's keys cannot be fetched: {error}")
+                return self._unanswered(f"the ledger's keys cannot be fetched: {error}")
             verdict = offline.check(token, asked)
             if verdict is not None:
                 return verdict
-            if not self._keys.known:
-                return self._unanswered("the ledger's keys are not known yet")
+            if self._keys.failed or not self._keys.known:
+                return self._unanswered("the ledger's keys could not be fetched")
+        return await self._ask_once(token, asked)
+
+    async def _ask_once(self, token: str, asked: Asked) -> Verdict:
+        """Who asks what is being asked already waits for that answer."""
+        key = question_key(token, asked)
+        if self._unknown.get(key, 0.0) > boot_seconds():
+            return Verdict(False, "unknown", self._knowledge.ledger_seq, True)
+        asking = self._questions.get(key)
+        if asking is None:
+            asking = self._questions[key] = asyncio.get_running_loop().create_future()
+            answer = None
+            try:
+                answer = await self._ask(token, asked)
+            finally:
+                del self._questions[key]
+                asking.set_result(answer)
+            if answer.code == "unknown":
+                self._remember_unknown(key)
+            return answer
+        answer = await asyncio.shield(asking)
+        if answer is None:  # whoever asked gave up
+            return await self._ask_once(token, asked)
+        # A use of its own, which is recorded here if the answer was kept, and by the ledger if not.
+        verdict = self._offline.check(token, asked)
+        if verdict is None and answer.code in {"unknown", "stale"}:
+            verdict = answer
+        return verdict or await self._ask(token, asked)
+
+    def _remember_unknown(self, key: object) -> None:
+        if len(self._unknown) >= _UNKNOWN_MAX:
+            self._unknown.clear()
+        self._unknown[key] = boot_seconds() + _UNKNOWN_SECONDS
+
+    async def _ask(self, token: str, asked: Asked) -> Verdict:
+        if self._asking >= (QUESTIONS_MAX if self._offline.seen(token, asked) else _STRANGERS_MAX):
+            return self._unanswered("it is asked too much at once")
+        self._asking += 1
+        try:
+            return await self._answer(token, asked)
+        finally:
+            self._asking -= 1
+
+    async def _answer(self, token: str, asked: Asked) -> Verdict:
+        offline = self._offline
         audience = self._audience if asked.audience is None else asked.audience
         request: dict[str, Any] = {"token": token, "min_seq": self._knowledge.ledger_seq, "audience": audience}
         if asked.scope:
             request["scope"] = asked.scope
         if asked.context is not None:
             request["context"] = sendable(asked.context)
-        generation = offline.generation
+        generation, asked_at = offline.generation, boot_seconds()
         try:
             answer = await self._ledger.validate(request)
         except Refused as error:
@@ -216,7 +271,7 @@ class TokenValidator:
             return self._unanswered(str(error))
         except LedgerClientError as error:
             return self._unanswered(str(error))
-        offline.keep(token, asked, answer, generation)
+        offline.keep(token, asked, answer, generation, asked_at)
         return _as_verdict(answer)
 
     def _unanswered(self, why: str) -> Verdict:
@@ -275,14 +330,23 @@ class TokenValidator:
             except LedgerClientError as error:
                 log.warning("the ledger does not take the acknowledgement of %s: %s", subscriber_id, error)
                 await asyncio.sleep(_PAUSE_SECONDS_MAX)
+            except Exception:
+                log.exception("what was applied cannot be acknowledged")
+                await asyncio.sleep(_PAUSE_SECONDS_MAX)
 
 
 def _asked(scope: str, audience: str | Sequence[str] | None, ip: str | None, context: Context | None) -> Asked:
-    if audience is not None:
-        audience = (audience,) if isinstance(audience, str) else tuple(audience)
     if ip is not None:
         context = msgspec.structs.replace(context, ip=ip) if context else Context(ip)
-    return Asked(scope, audience, context)
+    return Asked(scope, None if audience is None else _names(audience), context)
+
+
+def _names(audience: str | Sequence[str]) -> tuple[str, ...]:
+    """Raises: ValueError; if it named nobody, a token for anybody would do."""
+    names = (audience,) if isinstance(audience, str) else tuple(audience)
+    if not names or not all(names):
+        raise ValueError("audience must name a resource server")
+    return names
 
 
 def _as_verdict(answer: Answer) -> Verdict:

@@ -8,6 +8,7 @@ import functools
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from typing import Any
+from weakref import WeakValueDictionary
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -47,7 +48,8 @@ from service.webhooks.signatures import new_secret, signed_headers
 from service.webhooks.store import Webhook, WebhookStore, webhook_of
 
 _TESTS_AT_ONCE_MAX = 4
-_testing = asyncio.Semaphore(_TESTS_AT_ONCE_MAX)
+_registering: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+_testing: set[str] = set()  # whose tests are running
 
 
 class Sealing(Struct, frozen=True):
@@ -79,11 +81,11 @@ def store_of(runtime: Runtime) -> WebhookStore:
     return WebhookStore(runtime.nc, runtime.ledger, runtime.master)
 
 
-async def check_url(runtime: Runtime, url: str) -> Target:
+async def check_url(runtime: Runtime, url: str, owner: str) -> Target:
     """The target, if it may be called now, and it is looked at again with every call. Raises: InvalidRequest."""
     try:
         target = parse(url)
-        await _guard(runtime.settings).addresses(target)
+        await _guard(runtime.settings).addresses(target, owner)
     except NotCallable as error:
         raise InvalidRequest(str(error), fix=error.fix) from None
     except NotResolved as error:
@@ -122,12 +124,20 @@ async def pending(runtime: Runtime, webhook_id: str) -> int | None:
     return progress.pending if progress is not None else None
 
 
+def registering(owner: str) -> asyncio.Lock:
+    """Held while one is registered, so that an owner's are counted one after the other.
+
+    Workers do not wait for each other: two that count at the same time may both find the last place free.
+    """
+    return _registering.setdefault(owner, asyncio.Lock())
+
+
 async def prepare(runtime: Runtime, asker: Asker, new: NewWebhook, sealing: Sealing) -> Prepared:
     """A new webhook, and the secret that is shown once. Raises: InvalidRequest, AlreadyExists, LedgerError."""
     assert asker.caller is not None
     filters = {"client_id": new.client_id, "subject": new.subject, "grant_id": new.grant_id}
     check_filters(filters)
-    target = await check_url(runtime, new.url)
+    target = await check_url(runtime, new.url, asker.caller.subject)
     store = store_of(runtime)
     check_room(asker.caller.subject, [one.metadata for one in await store.all()])
     end = await runtime.ledger.last_seq()
@@ -210,8 +220,10 @@ async def _change(
 
 async def change(runtime: Runtime, asker: Asker, webhook_id: str, changes: Mapping[str, Any]) -> tuple[Webhook, int]:
     """Raises: NotFound, InvalidRequest, Unavailable."""
+    assert asker.caller is not None
+    await find(runtime, asker.caller, webhook_id)  # who has no webhook learns nothing of names
     url = changes.get("url")
-    origin = (await check_url(runtime, url)).origin if url is not None else None
+    origin = (await check_url(runtime, url, asker.caller.subject)).origin if url is not None else None
     return await _change(runtime, asker, webhook_id, lambda state, _: changed(state, changes, origin))
 
 
@@ -313,9 +325,12 @@ async def try_out(runtime: Runtime, caller: Caller, webhook_id: str) -> Answer:
     Raises: NotFound, TooManyRequests, Unavailable.
     """
     webhook = await find(runtime, caller, webhook_id)
-    if _testing.locked():
-        raise TooManyRequests(f"{_TESTS_AT_ONCE_MAX} tests of webhooks are running", headers={"Retry-After": "15"})
-    async with _testing:
+    if caller.subject in _testing:
+        raise TooManyRequests("another test of yours is running", headers={"Retry-After": "15"})
+    if len(_testing) >= _TESTS_AT_ONCE_MAX:
+        raise TooManyRequests(f"{len(_testing)} tests of webhooks are running", headers={"Retry-After": "15"})
+    _testing.add(caller.subject)
+    try:
         try:
             sealed = await store_of(runtime).open(webhook)
         except LedgerError as error:
@@ -326,11 +341,13 @@ async def try_out(runtime: Runtime, caller: Caller, webhook_id: str) -> Answer:
             "content-type": CONTENT_TYPE,
             **signed_headers(sealed.signing(at), message.id, int(at.timestamp()), message.body),
         }
-        line = Line(_guard(runtime.settings), _tls())
+        line = Line(_guard(runtime.settings), _tls(), webhook.metadata.owner)
         try:
             return await line.post(parse(sealed.url), headers, message.body)
         finally:
             line.close()
+    finally:
+        _testing.discard(caller.subject)
 
 
 async def disable(ledger: Ledger, store: WebhookStore, webhook: Webhook, reason: DisabledReason) -> bool:

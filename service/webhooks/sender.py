@@ -131,9 +131,10 @@ class _Connection:
 class Line:
     """The connections to one receiver. They are shared with no other: two names may have one address."""
 
-    def __init__(self, guard: Guard, tls: ssl.SSLContext) -> None:
+    def __init__(self, guard: Guard, tls: ssl.SSLContext, owner: str = "") -> None:
         self._guard = guard
         self._tls = tls
+        self._owner = owner
         self._idle: list[_Connection] = []
 
     async def post(self, target: Target, headers: Mapping[str, str], body: bytes) -> Answer:
@@ -141,7 +142,7 @@ class Line:
         started = time.perf_counter()
         try:
             async with asyncio.timeout(TOTAL_SECONDS_MAX):
-                addresses = await self._guard.addresses(target)
+                addresses = await self._guard.addresses(target, self._owner)
                 status, retry_after = await self._first_that_answers(target, addresses, headers, body)
         except TimeoutError:
             return Answer(outcome="timeout", seconds=_since(started), error=f"no answer in {TOTAL_SECONDS_MAX:g} s")

@@ -87,24 +87,50 @@ def test_token_that_is_not_known_is_named_and_the_others_are_recorded(service: S
     assert (answer["recorded"], answer["unknown"]) == (1, sorted(unknown))
 
 
-WRONG: dict[str, Any] = {
+BAD: dict[str, Any] = {
     "in the future": {"occurred_at": (datetime.now(UTC) + timedelta(days=1)).isoformat()},
     "too old": {"occurred_at": ago(hours=7)},
-    "without zone": {"occurred_at": "2026-01-01T00:00:00"},
-    "no time": {"occurred_at": "yesterday"},
     "before time": {"occurred_at": "0001-01-01T00:00:00Z"},
-    "other outcome": {"outcome": "unknown"},
     "scope that is none": {"scope": 'a"b'},
-    "scope with two blanks": {"scope": "a  b"},
     "long scope": {"scope": "a" * 5000},
     "address that is none": {"context": {"ip": "192.0.2.1:80"}},
+    "long address": {"context": {"ip": "1" * 10_000}},
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_use_that_cannot_be_recorded_is_named_and_the_others_are_recorded(service: Service, name: str) -> None:
+    """Who brings a token chooses what stands in its uses: the others must not be lost for it."""
+    token, other = service.pat()["token_id"], service.pat()["token_id"]
+    sent = report(use(new_id("tok")), use(other), use(token) | BAD[name], use(other))
+    answer = service.done("POST", "/v1/uses", json=sent)
+    assert answer["recorded"] == 2
+    [refused] = answer["refused"]
+    assert refused["index"] == 2
+    assert refused["why"]
+
+
+def test_use_that_is_long_is_cut_and_recorded(service: Service) -> None:
+    token = service.pat()["token_id"]
+    context = {"user_agent": "é" * 5000, "method": "X" * 100, "path": "/" + "😀" * 5000}
+    sent = report(use(token, scope=" a  b ", audience=["x" * 5000] * 2, context=context))
+    assert service.done("POST", "/v1/uses", json=sent)["recorded"] == 1
+    [found] = recorded(service, token, "scope, length(audience), length(user_agent), method, length(path)")
+    assert found == ["a b", 1024, 256, "X" * 32, 256]
+
+
+WRONG: dict[str, Any] = {
+    "without zone": {"occurred_at": "2026-01-01T00:00:00"},
+    "no time": {"occurred_at": "yesterday"},
+    "other outcome": {"outcome": "unknown"},
+    "scope a list": {"scope": ["a"]},
     "member that is none": {"token": "x"},
     "token id cut": {"token_id": "tok_"},
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_use_that_does_not_fit_is_refused(service: Service, name: str) -> None:
+def test_report_that_is_no_report_is_refused(service: Service, name: str) -> None:
     token = service.pat()["token_id"]
     sent = report(use(token), use(token) | WRONG[name])
     problem(service.call("POST", "/v1/uses", json=sent), 400, "invalid_request")

@@ -168,7 +168,21 @@ async def test_jwt_with_other_claims_is_malformed(validator: Validator, name: st
     assert validator.check(validator.token(**changes)).code == "malformed"
 
 
-DATES = ['"1900000000"', "1e400", "-1", "true", "false", "null", "[]", "NaN", "Infinity", "9" * 400, "-1e3"]
+DATES = [
+    '"1900000000"',
+    "1e400",
+    "-1",
+    "true",
+    "false",
+    "null",
+    "[]",
+    "NaN",
+    "Infinity",
+    "9" * 400,
+    "-1e3",
+    "253402300800",
+    str(2**52),
+]
 
 
 @pytest.mark.parametrize("text", DATES)
@@ -248,6 +262,28 @@ async def test_key_that_is_new_is_fetched_once_the_cool_down_is_over() -> None:
     made.document = whole
     await made.keys.fetch()
     assert made.check(token).valid
+
+
+async def test_jwt_is_unknown_once_its_key_has_left_the_key_set() -> None:
+    """Also one whose signature was verified before."""
+    made = Validator()
+    made.keys._cool_down_seconds = 0
+    await made.keys.fetch()
+    tokens = made.token(), made.token(by="ES256")
+    assert [made.check(token).code for token in tokens] == ["valid", "valid"]
+    kept = made.document["keys"]
+    made.document = {"keys": [key for key in kept if key["kid"] != "EdDSA"]}
+    await made.keys.fetch()
+    made.keys._cool_down_seconds = 3600
+    assert [made.check(token).code for token in tokens] == ["unknown", "valid"]
+    # Another key under the same name is another key.
+    made.private["EdDSA"], made.keys._cool_down_seconds = ed25519.Ed25519PrivateKey.generate(), 0
+    made.document = {"keys": kept}
+    await made.keys.fetch()
+    assert made.check(tokens[0]).code == "valid"
+    made.document = {"keys": [made.public("EdDSA"), *kept[1:]]}
+    await made.keys.fetch()
+    assert [made.check(token).code for token in tokens] == ["unknown", "valid"]
 
 
 UNFIT_KEYS = {

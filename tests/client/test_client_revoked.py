@@ -107,11 +107,13 @@ async def test_answer_about_a_token_close_to_a_cut_off_counts_until_something_is
     made.knowledge.apply(announcement(1, "client", now(), client_id=payload["client_id"]))
     assert made.offline.check(token, Asked()) is None
     answer = Answer(True, "valid", 1, token_id=payload["jti"])
-    made.offline.keep(token, Asked(), answer, made.offline.generation)
+    made.offline.keep(token, Asked(), answer, made.offline.generation, boot_seconds())
     assert made.check(token).valid
     asked_at = made.offline.generation
     made.knowledge.apply(announcement(2, "token", now(), token_id="tok_other"))
-    made.offline.keep(token, Asked(), answer, asked_at)  # it came too late: it may not know of the revocation
+    made.offline.keep(
+        token, Asked(), answer, asked_at, boot_seconds()
+    )  # it came too late: it may not know of the revocation
     assert made.offline.check(token, Asked()) is None
 
 
@@ -140,7 +142,7 @@ async def test_answer_about_a_token_close_to_a_cut_off_is_believed_only_as_far_a
     token = made.signed(payload)
     made.knowledge.apply(announcement(1, "client", now(), client_id=payload["client_id"]))
     made.offline.check(token, Asked())
-    made.offline.keep(token, Asked(), Answer(code == "valid", code, 1, token_id=payload["jti"]), 1)
+    made.offline.keep(token, Asked(), Answer(code == "valid", code, 1, token_id=payload["jti"]), 1, boot_seconds())
     verdict = made.offline.check(token, Asked())
     assert (verdict and verdict.code) == ANSWERS[code]
 
@@ -325,6 +327,20 @@ async def test_event_that_cannot_be_read_stops_the_feed(data: bytes) -> None:
         Knowledge().apply(data)
 
 
+NAMELESS = {"tenant": {"client_id": "cli_x"}, "client": {"subject": "usr_x"}, "key": {}, "token": {"token_id": ""}}
+
+
+@pytest.mark.parametrize("what", NAMELESS)
+async def test_revocation_of_what_is_not_known_here_stops_the_feed(what: str) -> None:
+    """As a later version of the ledger may announce it."""
+    made = Knowledge()
+    with pytest.raises(Unreachable):
+        made.apply(announcement(3, what, now(), **NAMELESS[what]))
+    with pytest.raises(Unreachable):
+        await made.replace(snapshot(3, {"what": what, **NAMELESS[what]}))
+    assert (made.ledger_seq, len(made.revoked)) == (0, 0)
+
+
 async def test_lines_are_found_wherever_the_parts_begin() -> None:
     text = b"one\r\ntwo\n\nthree"
     for size in range(1, len(text)):
@@ -347,7 +363,7 @@ async def test_reference_answer_counts_for_seconds_unless_it_is_revoked() -> Non
 
     def kept() -> str:
         token = mint("pat")
-        made.offline.keep(token, asked, answer, made.offline.generation)
+        made.offline.keep(token, asked, answer, made.offline.generation, boot_seconds())
         assert made.check(token, asked).code == "valid"
         assert made.offline.check(token, Asked("b")) is None  # another question
         return token
@@ -360,7 +376,10 @@ async def test_reference_answer_counts_for_seconds_unless_it_is_revoked() -> Non
     made.knowledge.complete_at = -float("inf")
     assert made.offline.check(token, asked) is None  # nothing is known, so that the ledger is asked
     made.knowledge.complete_at = float("inf")
+    token = mint("pat")
+    made.offline.keep(token, asked, answer, made.offline.generation, boot_seconds() - 11)
+    assert made.offline.check(token, asked) is None  # the answer came late
     made.offline._reference_seconds_max = 0
     token = mint("pat")
-    made.offline.keep(token, asked, answer, made.offline.generation)
+    made.offline.keep(token, asked, answer, made.offline.generation, boot_seconds())
     assert made.offline.check(token, asked) is None

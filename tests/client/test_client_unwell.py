@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -32,7 +33,7 @@ class Ledger:
             "/oauth2/jwks": self.keys.document,
             "/v1/revocations/snapshot": body_of(self._snapshot),
             "/v1/revocations/stream": body_of(self._stream),
-            "/v1/uses": {"recorded": 1, "unknown": [], "ledger_seq": 1},
+            "/v1/uses": {"unknown": [], "ledger_seq": 1},
         }
 
     def _snapshot(self) -> AsyncIterator[bytes]:
@@ -276,6 +277,92 @@ async def test_block_that_the_ledger_refuses_is_given_up_and_counted(ledger: Led
     assert blocks(ledger)[-1]["lost"] == 1
 
 
+async def test_use_that_the_ledger_does_not_take_costs_no_other(ledger: Ledger) -> None:
+    """One that refuses blocks whole, as it did once."""
+
+    async def picky(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        bad = any(one.get("scope") == "bad" for one in json.loads(asked.body)["uses"])
+        writer.write(head(400 if bad else 200, "Content-Length: 2\r\n") + b"{}")
+
+    ledger.server.answers["/v1/uses"] = picky
+    async with ledger.validator() as validator:
+        token = ledger.keys.token()
+        for number in range(100):
+            await validator.validate(token, scope="bad" if number in {0, 57} else "good")
+        await soon(lambda: validator.status().uses_reported == 98, "the others are reported")
+        assert validator.status().uses_lost == 2
+        await validator.validate(token)
+        await soon(lambda: validator.status().uses_reported == 99, "it is told what was lost")
+    told = [one for one in blocks(ledger) if not any(use.get("scope") == "bad" for use in one["uses"])]
+    assert sum(one.get("lost", 0) for one in told) == 2
+
+
+async def test_use_that_the_ledger_did_not_record_counts_as_lost(ledger: Ledger) -> None:
+    refused = [{"index": 0, "why": "x"}]
+    ledger.server.answers["/v1/uses"] = {"recorded": 2, "unknown": [], "refused": refused, "ledger_seq": 1}
+    async with ledger.validator() as validator:
+        for _ in range(3):
+            await validator.validate(ledger.keys.token())
+        await soon(lambda: validator.status().uses_reported == 2, "it says what it has")
+        assert validator.status().uses_lost == 1
+
+
+async def test_what_cannot_be_told_at_the_end_is_told_to_the_log(
+    ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    ledger.server.answers["/v1/uses"] = 503
+    async with ledger.validator() as validator:
+        for _ in range(3):
+            await validator.validate(ledger.keys.token())
+    assert (validator.status().uses_lost, validator.status().uses_waiting) == (3, 0)
+    assert "3 uses are not on the ledger's record: 503" in caplog.text
+
+
+async def test_use_that_nothing_can_be_made_of_is_counted_and_stops_no_other(ledger: Ledger) -> None:
+    odd: Any = ipaddress.ip_address("192.0.2.1")
+    async with ledger.validator() as validator:
+        uses = validator._uses
+        for moment in (time.time(), float("nan"), time.time()):
+            uses.record(("tok_x", moment, "valid", "", "", Context(odd, "a", "GET", "/")))
+        await soon(lambda: validator.status().uses_reported == 2, "the others are reported")
+        assert validator.status().uses_lost == 1
+        assert not any(task.done() for task in validator._tasks)
+    assert {use["context"]["ip"] for block in blocks(ledger) for use in block["uses"]} == {"192.0.2.1"}
+
+
+async def test_uses_that_wait_are_small(ledger: Ledger) -> None:
+    ledger.server.answers["/v1/uses"] = 503
+    async with ledger.validator() as validator:
+        token, long = ledger.keys.token(), "x" * 1_000_000
+        context = Context("192.0.2.1", long, long, "/" + long)
+        for number in range(100):
+            await validator.validate(token, scope=long[number:], audience=long, context=context)
+        waiting = validator._uses._waiting
+        uses = [*waiting]
+        assert uses
+        for use in uses:
+            assert use[5] is not None
+            parts = [use[3], use[4], *(part for part in (use[5].user_agent, use[5].method, use[5].path) if part)]
+            assert sum(map(len, parts)) < 2_500
+
+
+async def test_block_that_lay_about_too_long_is_not_sent_again(ledger: Ledger) -> None:
+    """The ledger may have it though its answer never came, and does not know it again after two minutes."""
+    async with ledger.validator() as validator:
+        await validator.validate(ledger.keys.token())
+        uses = validator._uses
+
+        async def stopped(_: Asked, writer: asyncio.StreamWriter) -> None:
+            assert uses._repeated_since is not None
+            uses._repeated_since -= 600  # as when this process is stopped while it waits for the answer
+            writer.close()
+
+        ledger.server.answers["/v1/uses"] = stopped
+        await soon(lambda: uses.lost == 1, "it is given up")
+    assert len({one["block_id"] for one in blocks(ledger) if one["uses"]}) == 1
+    assert sum(bool(one["uses"]) for one in blocks(ledger)) == 1
+
+
 async def test_full_block_is_sent_at_once(ledger: Ledger) -> None:
     async with ledger.validator() as validator:
         token = ledger.keys.token()
@@ -318,6 +405,128 @@ async def test_key_that_is_new_is_fetched_by_who_asks(ledger: Ledger) -> None:
             return (await validator.validate(ledger.keys.token())).valid
 
         await soon(good, "the new key is known")
+
+
+def answered(token_id: str) -> dict[str, Any]:
+    times = {"issued_at": "2026-01-01T00:00:00Z", "expires_at": "2100-01-01T00:00:00Z"}
+    return {"valid": True, "code": "valid", "ledger_seq": 1, "token_id": token_id, "grant_id": "grt_x", **times}
+
+
+async def test_flood_of_made_up_tokens_leaves_room_for_those_that_are_some(ledger: Ledger) -> None:
+    """Anybody can make up a reference token with a right checksum, and only the ledger can tell."""
+    ledger.server.answers["/v1/tokens/validate"] = answered("tok_x")
+    whole = ledger.server.answers["/oauth2/jwks"]
+    ledger.server.answers["/oauth2/jwks"] = {"keys": [ledger.keys.public("ES256")]}
+    async with ledger.validator(
+        key_cool_down_seconds=0, ask_seconds_max=SECONDS_MAX, reference_seconds_max=0.001
+    ) as validator:
+        token = mint("pat")
+        assert (await validator.validate(token)).valid
+        ledger.server.answers["/v1/tokens/validate"] = hang
+        flood = [asyncio.create_task(validator.validate(mint("pat"))) for _ in range(500)]
+
+        def asked() -> int:
+            return len(ledger.server.requests("/v1/tokens/validate"))
+
+        await soon(lambda: asked() >= 33, "they are asked about")
+        await soon(lambda: sum(one.done() for one in flood) == 468, "and no more than that")
+        assert {one.result().code for one in flood if one.done()} == {"stale"}
+        assert asked() == 33
+        # What is the ledger's goes on: JWTs, new keys, the feed, and reference tokens that were seen before.
+        assert (await validator.validate(ledger.keys.token(by="ES256"))).valid
+        ledger.server.answers["/oauth2/jwks"] = whole
+        assert (await validator.validate(ledger.keys.token())).valid
+        ledger.server.answers["/v1/tokens/validate"] = answered("tok_x")
+        assert (await validator.validate(token)).valid
+        for one in flood:
+            one.cancel()
+
+
+async def test_same_question_is_asked_once_at_a_time(ledger: Ledger) -> None:
+    """Each use is on record all the same."""
+    waiting = asyncio.Event()
+
+    async def later(_: Asked, writer: asyncio.StreamWriter) -> None:
+        await waiting.wait()
+        body = json.dumps(answered("tok_x")).encode()
+        writer.write(head(200, f"Content-Length: {len(body)}\r\n") + body)
+
+    ledger.server.answers["/v1/tokens/validate"] = later
+    async with ledger.validator(ask_seconds_max=SECONDS_MAX) as validator:
+        token = mint("pat")
+        asking = [asyncio.create_task(validator.validate(token)) for _ in range(100)]
+        await soon(lambda: bool(ledger.server.requests("/v1/tokens/validate")), "it is asked")
+        asking[0].cancel()  # whoever asked first may give up
+        waiting.set()
+        verdicts = await asyncio.gather(*asking[1:])
+        assert {one.code for one in verdicts} == {"valid"}
+        made_up = mint("pat")
+        unknown = {"valid": False, "code": "unknown", "ledger_seq": 1}
+        ledger.server.answers["/v1/tokens/validate"] = unknown
+        before = len(ledger.server.requests("/v1/tokens/validate"))
+        verdicts = await asyncio.gather(*(validator.validate(made_up) for _ in range(100)))
+        assert {one.code for one in verdicts} == {"unknown"}
+        assert (await validator.validate(made_up)).code == "unknown"
+        assert len(ledger.server.requests("/v1/tokens/validate")) == before + 1
+
+
+@pytest.mark.parametrize("audience", ["", [], (), ["", AUDIENCE], [AUDIENCE, ""]], ids=repr)
+async def test_audience_that_names_nobody_is_refused(ledger: Ledger, audience: Any) -> None:
+    """It must not mean that a token for anybody will do."""
+    async with ledger.validator() as validator:
+        for token in (ledger.keys.token(aud="https://other.example"), mint("pat")):
+            with pytest.raises(ValueError, match="audience"):
+                await validator.validate(token, audience=audience)
+            with pytest.raises(ValueError, match="audience"):
+                validator.check(token, audience=audience)
+    with pytest.raises(ValueError, match="audience"):
+        TokenValidator(ISSUER, audience, token="t", feed=SseFeed())
+
+
+async def test_key_that_is_being_fetched_is_waited_for_by_all(ledger: Ledger) -> None:
+    """A token is not unknown because another one of the same new key came first."""
+    whole = ledger.server.answers["/oauth2/jwks"]
+    ledger.server.answers["/oauth2/jwks"] = {"keys": [ledger.keys.public("ES256")]}
+    waiting = asyncio.Event()
+
+    async def later(_: Asked, writer: asyncio.StreamWriter) -> None:
+        await waiting.wait()
+        body = json.dumps(whole).encode()
+        writer.write(head(200, f"Content-Length: {len(body)}\r\n") + body)
+
+    async with ledger.validator(key_cool_down_seconds=3600, ask_seconds_max=SECONDS_MAX) as validator:
+        assert (await validator.validate(ledger.keys.token(by="ES256"))).valid
+        validator._keys._asked_at = -float("inf")  # the cool-down is over
+        ledger.server.answers["/oauth2/jwks"] = later
+        asking = [asyncio.create_task(validator.validate(ledger.keys.token())) for _ in range(20)]
+        await soon(lambda: len(ledger.server.requests("/oauth2/jwks")) == 2, "the key is asked for")
+        waiting.set()
+        assert {one.code for one in await asyncio.gather(*asking)} == {"valid"}
+        assert len(ledger.server.requests("/oauth2/jwks")) == 2
+
+
+async def test_key_that_could_not_be_fetched_leaves_open_what_a_token_is(ledger: Ledger) -> None:
+    ledger.server.answers["/oauth2/jwks"] = {"keys": [ledger.keys.public("ES256")]}
+    async with ledger.validator(key_cool_down_seconds=3600) as validator:
+        assert (await validator.validate(ledger.keys.token(by="ES256"))).valid
+        validator._keys._asked_at = -float("inf")
+        ledger.server.answers["/oauth2/jwks"] = 503
+        for _ in range(3):
+            assert (await validator.validate(ledger.keys.token())).code == "stale"
+        assert (await validator.validate(ledger.keys.token(by="ES256"))).valid
+        assert len(ledger.server.requests("/oauth2/jwks")) == 2
+
+
+ENDLESS: list[dict[str, float]] = [
+    *({"stale_seconds_max": value} for value in (float("nan"), float("inf"), 0.0, -1.0)),
+    *({"reference_seconds_max": value} for value in (float("nan"), float("inf"), 3601.0, -1.0)),
+]
+
+
+@pytest.mark.parametrize("given", ENDLESS, ids=str)
+async def test_answer_that_would_count_for_ever_is_refused(ledger: Ledger, given: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="seconds_max"):
+        ledger.validator(**given)
 
 
 async def test_flood_of_unknown_keys_asks_once_in_a_cool_down(ledger: Ledger) -> None:

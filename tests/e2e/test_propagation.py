@@ -62,6 +62,7 @@ async def test_propagation_names_who_applied_it_and_who_has_not(service: Service
     first, second = await crowd.join(2)
     done = revoked(service)
     seq = done["ledger_seq"]
+    until(lambda: "announced_at" in propagation(service, seq), seconds=PATIENCE)
     await crowd.apply(seq, first)
     found = until(lambda: found if (found := propagation(service, seq))["applied"] else None, seconds=PATIENCE)
     assert (found["ledger_seq"], found["revoked_at"], found["complete"]) == (seq, done["revoked_at"], False)

@@ -16,6 +16,7 @@ import pytest
 
 from events import streams
 from events.streams import WEBHOOKS
+from service.rules.webhooks import WEBHOOKS_OF_OWNER_MAX
 from tests import receivers
 from tests.receivers import Receiver, signed_by
 from tests.running import (
@@ -267,6 +268,25 @@ def test_test_message_is_signed_and_says_what_came_back(service: Service) -> Non
         assert (answer["outcome"], answer["error"], "status" in answer) == ("unreachable", "no connection", False)
 
 
+def test_one_callers_tests_take_one_place(service: Service) -> None:
+    token = service.bearer("ledger:subscribe")
+    with receivers.hanging() as slow, Receiver() as fast, registered(service, fast) as other:
+        made = service.done("POST", "/v1/webhooks", token=token, json={"url": slow.url()})
+        try:
+            with ThreadPoolExecutor(8) as pool:
+                waiting = [pool.submit(service.call, "POST", path(made, "/test"), token=token) for _ in range(8)]
+                most = 8 - service.worker_count
+                until(lambda: slow.received and sum(one.done() for one in waiting) >= most, seconds=SECONDS)
+                assert service.done("POST", path(other, "/test"))["outcome"] == "delivered"
+                slow.close()
+                answers = [one.result() for one in waiting]
+            refused = [one for one in answers if one.status_code == 429]
+            assert len(refused) >= most
+            assert all("Retry-After" in one.headers for one in refused)
+        finally:
+            service.done("DELETE", path(made), token=token)
+
+
 def test_deliveries_are_listed_page_by_page_newest_first(service: Service) -> None:
     with Receiver() as receiver, registered(service, receiver) as made:
         for _ in range(5):
@@ -385,6 +405,26 @@ def test_webhook_ends_with_its_owner(service: Service, kind: str) -> None:
         service.done("DELETE", path(made))
 
 
+def test_registrations_that_race_find_no_more_places_than_there_are(service: Service) -> None:
+    token = service.bearer("ledger:subscribe")
+    full, made = WEBHOOKS_OF_OWNER_MAX, []
+
+    def register(_: int) -> httpx.Response:
+        answer = service.call("POST", "/v1/webhooks", token=token, json={"url": "https://1.1.1.1/"})
+        if answer.status_code == 201:
+            made.append(answer.json())
+        return answer
+
+    try:
+        statuses = at_once(full - 2, register) + at_once(24, register)
+        # One worker counts after the other; of two that count at the same time, each may find the last place.
+        assert full <= statuses.count(201) < full + service.worker_count
+        assert set(statuses) == {201, 409}
+    finally:
+        for one in made:
+            service.done("DELETE", path(one))
+
+
 def test_same_idempotency_key_registers_one_webhook(service: Service) -> None:
     with Receiver() as receiver:
         request = {"json": {"url": receiver.url()}, "headers": {"Idempotency-Key": unique("key")}}
@@ -407,7 +447,7 @@ def test_same_idempotency_key_makes_one_secret(service: Service) -> None:
     [
         ("https://127.0.0.1/", "127.0.0.1 is not a public address"),
         ("https://[::ffff:127.0.0.1]/", "not a public address"),
-        ("https://0/", "0 resolves to 0.0.0.0, not a public address"),
+        ("https://0/", "0 resolves to what is not a public address"),
         ("https://169.254.169.254/latest/meta-data", "not a public address"),
         ("https://[fd00:ec2::254]/", "not a public address"),
         ("https://10.0.0.1/", "not a public address"),
@@ -425,6 +465,16 @@ def test_url_that_must_not_be_called_is_refused_at_registration(service: Service
     refused = problem(service.call("POST", "/v1/webhooks", json={"url": url}), 400, "invalid_request")
     assert said in refused["detail"]
     assert refused["fix"]
+
+
+def test_names_are_looked_up_for_nobody_who_has_no_webhook(service: Service) -> None:
+    nobody = f"/v1/webhooks/whk_{'0' * 32}"
+    token = service.bearer("ledger:subscribe")
+    answers = [
+        problem(service.call("PATCH", nobody, token=token, json={"url": f"https://{host}/"}), 404, "not_found")
+        for host in ("localhost", "nowhere.invalid", "127.0.0.1")
+    ]
+    assert len({one["detail"] for one in answers}) == 1
 
 
 @pytest.mark.parametrize(

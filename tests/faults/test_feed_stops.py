@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests import running
-from tests.running import Service, StartService, until
+from tests.running import Service, StartService, problem, until
 
 
 def test_feed_that_stands_still_is_told_and_disturbs_no_validation_or_revocation(own_service: StartService) -> None:
@@ -23,11 +23,19 @@ def test_feed_that_stands_still_is_told_and_disturbs_no_validation_or_revocation
     with service.projector("revocations").stopped():
         assert (feed()["ok"], feed()["needed"]) == (False, False)
         assert service.ready()
+        assert metric(service, "token_ledger_feed_age_seconds") == "+Inf"
         assert service.code(pat["token"]) == "valid"
         revoked = service.done("POST", f"/v1/tokens/{pat['token_id']}/revoke", json={"reason": "admin"})
         assert service.code(pat["token"]) == "revoked"
     until(lambda: feed().get("position", 0) >= revoked["ledger_seq"], seconds=60, what="announced afterwards")
     assert feed()["ok"]
+    assert float(metric(service, "token_ledger_feed_age_seconds")) < 5
+
+
+def metric(service: Service, name: str) -> str:
+    lines = service.http.get("/metrics").text.splitlines()
+    (value,) = [line.split(" ")[1] for line in lines if line.startswith(f"{name} ")]
+    return value
 
 
 def test_followers_of_a_log_that_was_put_back_are_told_that_it_is_another(tmp_path: Path) -> None:
@@ -69,6 +77,25 @@ def test_followers_of_a_log_that_was_put_back_are_told_that_it_is_another(tmp_pa
 
 def _position(service: Service) -> dict[str, Any]:
     return service.done("GET", "/v1/revocations/position")
+
+
+def test_follower_from_a_snapshot_that_is_ahead_of_the_announcements_is_served(own_service: StartService) -> None:
+    service = own_service(workers=1)
+    told = service.done("POST", "/v1/subscribers", json={"name": "gate", "transport": "http"})
+    until(lambda: service.call("GET", "/v1/revocations/position").is_success, seconds=60)
+    with service.projector("revocations").stopped():
+        before = _position(service)["ledger_seq"]
+        service.pat()
+        after = int(service.call("GET", "/v1/revocations/snapshot").headers["x-ledger-seq"])
+        assert after > before
+        query = {"after": after, "subscriber": told["subscriber_id"]}
+        assert service.done("GET", "/v1/revocations", params=query)["ledger_seq"] == after
+        path = f"/v1/subscribers/{told['subscriber_id']}/acknowledgements"
+        recorded = service.done("POST", path, json={"ledger_seq": after})["ledger_seq"]
+        assert before <= recorded < after, "a receipt of what was not announced"
+        problem(service.call("POST", path, json={"ledger_seq": after + 1_000}), 400, "invalid_request")
+    until(lambda: _position(service)["ledger_seq"] >= after, seconds=60)
+    assert service.done("POST", path, json={"ledger_seq": after})["ledger_seq"] == after
 
 
 def test_receipts_that_stand_still_hold_up_no_announcement(own_service: StartService) -> None:
