@@ -267,7 +267,9 @@ class Feed:
             reached = max(position.ledger_seq, self._newest(), after) if complete else entries[-1].ledger_seq
             return Page(entries, reached)
         try:
-            entries = await self._read_behind(stream_seq, after, limit) if stream_seq is not None else []
+            entries, first = [], 0
+            if stream_seq is not None:
+                entries, first = await self._read_behind(stream_seq, after, limit), stream_seq + 1
             if not entries:
                 first = await self.stream_seq_after(after)
                 entries = [entry async for entry in self._stored(first, limit)]
