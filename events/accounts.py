@@ -4,7 +4,8 @@
 - APPS has none. Registered subscribers ask there, each for its own durable consumer on REVOCATIONS, through imports:
   the server checks no reply subjects, and in MAIN the answer to a request with a crafted one would be stored in LEDGER.
   An account for each of them would part them even more, but one that a reload adds does not get its imports.
-- SYS has no user. It exports VARZ, by which everyone in MAIN sees whether the server syncs before it acknowledges.
+- SYS has no user. It exports VARZ, by which everyone in MAIN sees whether the server syncs before it acknowledges, and
+  to `admin` the connections in APPS.
 
 For the same reason the roles within MAIN guard against mistakes and keep configuration in one hand; they are no
 wall between processes of which one is hostile.
@@ -31,12 +32,14 @@ from events.types import TENANT
 
 ROLES = ("admin", "service", "projector")
 SUBSCRIBERS_CHANGED = "subscribers.changed"  # asked of who runs the embedded server, once the ledger has the change
+SUBSCRIBERS_CONNECTED = "subscribers.connected"  # asked of the server: the connections in APPS
 SUBSCRIBER_CONNECTIONS_MAX = 512  # so that subscribers cannot take the places of API and projectors
 
 
 def accounts(public_keys: Mapping[str, str], subscribers: Mapping[str, str]) -> dict[str, Any]:
     """The accounts with their users: `public_keys` by role, `subscribers` by id."""
     varz = "$SYS.REQ.SERVER.PING.VARZ"
+    connections = "$SYS.REQ.ACCOUNT.APPS.CONNZ"
     info = f"$JS.API.CONSUMER.INFO.{REVOCATIONS}.*"
     fetch = f"$JS.API.CONSUMER.MSG.NEXT.{REVOCATIONS}.*"
     acknowledge = f"$JS.ACK.{REVOCATIONS}.>"
@@ -45,7 +48,8 @@ def accounts(public_keys: Mapping[str, str], subscribers: Mapping[str, str]) -> 
         {"service": info, "accounts": ["APPS"]},
         {"service": fetch, "response_type": "stream", "accounts": ["APPS"]},
         {"service": acknowledge, "accounts": ["APPS"]},
-        {"service": "feed.position", "accounts": ["APPS"]},
+        # Not the subject of the process that announces, whom subscribers could keep from it by asking.
+        {"service": "feed.asked", "accounts": ["APPS"]},
     ]
     main_users = [
         _user(public_keys["admin"], "admin", publish=_admin_publishes(), subscribe=[SUBSCRIBERS_CHANGED]),
@@ -69,7 +73,10 @@ def accounts(public_keys: Mapping[str, str], subscribers: Mapping[str, str]) -> 
         "MAIN": {
             "jetstream": "enabled",
             "users": main_users,
-            "imports": [{"service": {"account": "SYS", "subject": varz}, "to": "sync.check"}],
+            "imports": [
+                {"service": {"account": "SYS", "subject": varz}, "to": "sync.check"},
+                {"service": {"account": "SYS", "subject": connections}, "to": SUBSCRIBERS_CONNECTED},
+            ],
             "exports": exports,
         },
         "APPS": {
@@ -83,11 +90,15 @@ def accounts(public_keys: Mapping[str, str], subscribers: Mapping[str, str]) -> 
                 {"service": {"account": "MAIN", "subject": info}, "to": info.replace("$JS.", "L.")},
                 {"service": {"account": "MAIN", "subject": fetch}, "to": fetch.replace("$JS.", "L.")},
                 {"service": {"account": "MAIN", "subject": acknowledge}},
-                {"service": {"account": "MAIN", "subject": "feed.position"}},
+                {"service": {"account": "MAIN", "subject": "feed.asked"}, "to": "feed.position"},
             ],
         },
         # `stream`: every server of a cluster answers, not only the first.
-        "SYS": {"exports": [{"service": varz, "response_type": "stream", "accounts": ["MAIN"]}]},
+        "SYS": {
+            "exports": [
+                {"service": subject, "response_type": "stream", "accounts": ["MAIN"]} for subject in (varz, connections)
+            ]
+        },
     }
 
 
@@ -126,7 +137,7 @@ def _follows(stream: str, subjects: str) -> list[str]:
 
 
 def _admin_publishes() -> list[str]:
-    return ["$JS.API.>", "sync.check", "analytics.>", "feed.>", "$SRV.>", "_INBOX_service.>"]
+    return ["$JS.API.>", "sync.check", SUBSCRIBERS_CONNECTED, "analytics.>", "feed.>", "$SRV.>", "_INBOX_service.>"]
 
 
 def _service_publishes() -> list[str]:
@@ -169,7 +180,7 @@ def _projector_publishes() -> list[str]:
     # every message that it delivers with a reply subject, and those of a consumer all have one.
     allowed += _reads_directly(REVOCATIONS) + _follows(REVOCATIONS, "revocations.>")
     # Questions of subscribers come with a reply subject of the import's own, `_R_.`.
-    allowed += ["_INBOX_service.>", "_INBOX_admin.>", "_R_.>"]
+    allowed += ["_INBOX_service.>", "_INBOX_admin.>", "_R_.>", "feed.position"]
     # A finding that is appended again is looked up; what it could read so, it follows anyway.
     allowed += [f"$JS.API.DIRECT.GET.{LEDGER}", "findings.act"]
     # A health check asks the analytics process with the credentials that its container has.

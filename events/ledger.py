@@ -269,6 +269,12 @@ class Ledger:
                 events.append(recorded)
         return events
 
+    async def read_on(self, subject: str, after: int) -> AsyncGenerator[Recorded]:
+        """The events of one subject after a sequence, one by one, however many they are. Raises: LedgerUnavailable."""
+        async with contextlib.aclosing(self._stored(subject, after + 1)) as messages:
+            async for message in messages:
+                yield _recorded(message)
+
     async def get(self, seq: int) -> Recorded | None:
         """The event at one sequence, or None. Raises: LedgerUnavailable."""
         async for message in direct(self.nc, LEDGER, {"seq": seq, "batch": 1}):
@@ -276,17 +282,17 @@ class Ledger:
                 return _recorded(message)
         return None
 
-    async def last_of(self, subjects: str) -> list[Recorded]:
+    async def last_of(self, *subjects: str) -> list[Recorded]:
         """The last event of each subject that fits, such as `ledger.main.webhook.*`, oldest first.
 
         Raises: LedgerUnavailable.
         """
-        query = {"multi_last": [subjects], "batch": _SUBJECTS_MAX}
+        query = {"multi_last": subjects, "batch": _SUBJECTS_MAX}
         found: dict[str, Recorded] = {}
         try:
             messages = [message async for message in direct(self.nc, LEDGER, query)]
         except TooManySubjects:
-            messages = [message async for message in self._stored(subjects)]
+            messages = [message for one in subjects async for message in self._stored(one)]
         for message in messages:
             recorded = _recorded(message)
             found[recorded.subject] = recorded
@@ -309,8 +315,9 @@ class Ledger:
             return int((message.headers or {})["Nats-Sequence"]) - 1
         return end
 
-    async def _stored(self, subject: str) -> AsyncGenerator[Msg]:
-        async for message in direct(self.nc, LEDGER, {"next_by_subj": subject, "seq": 1, "batch": _READ_EVENTS_MAX}):
+    async def _stored(self, subject: str, start: int = 1) -> AsyncGenerator[Msg]:
+        query = {"next_by_subj": subject, "seq": start, "batch": _READ_EVENTS_MAX}
+        async for message in direct(self.nc, LEDGER, query):
             yield message
 
     async def last_seq(self) -> int:

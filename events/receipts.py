@@ -48,19 +48,23 @@ class ReceiptLog:
         self._subject = f"receipts.{TENANT}.{writer}"
         self._publisher = Publisher(nc)
         self._waiting: dict[str, list[Receipt]] = {}
-        self._last: OrderedDict[str, int] = OrderedDict()
+        self._last: OrderedDict[str, tuple[str | None, int]] = OrderedDict()
         self._written: asyncio.Future[None] | None = None  # of what waits
         self._writing: asyncio.Future[None] | None = None  # of what is on its way
         self._task: asyncio.Task[None] | None = None
         self._close_by: float | None = None
 
-    def record(self, follower: str, ledger_seq: int, applied_at_us: int | None = None) -> None:
+    def record(
+        self, follower: str, ledger_seq: int, applied_at_us: int | None = None, *, feed: str | None = None
+    ) -> None:
         """The follower has applied all up to `ledger_seq`: now, unless a time is given. Waits for nothing.
 
-        Without a time, what this writer recorded last of the follower is not written again.
+        Without a time, what this writer recorded last of the follower is not written again; nor what lies before it in
+        the same `feed`, so that a follower that goes back and forth does not fill the log.
         """
         if applied_at_us is None:
-            if ledger_seq == self._last.get(follower):
+            last_feed, last_seq = self._last.get(follower, (None, -1))
+            if last_feed == feed and (ledger_seq == last_seq or (feed is not None and ledger_seq < last_seq)):
                 return
             applied_at_us = now_us()
         steps = self._waiting.get(follower)
@@ -73,12 +77,12 @@ class ReceiptLog:
             last = steps.pop()
             ledger_seq, applied_at_us = max(ledger_seq, last.ledger_seq), max(applied_at_us, last.applied_at_us)
         steps.append(Receipt(follower, ledger_seq, applied_at_us))
-        self._remember(follower, ledger_seq)
+        self._remember(follower, feed, ledger_seq)
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._write())
 
-    def _remember(self, follower: str, ledger_seq: int) -> None:
-        self._last[follower] = ledger_seq
+    def _remember(self, follower: str, feed: str | None, ledger_seq: int) -> None:
+        self._last[follower] = (feed, ledger_seq)
         self._last.move_to_end(follower)
         if len(self._last) > _FOLLOWERS_MAX:
             self._last.popitem(last=False)
@@ -114,6 +118,8 @@ class ReceiptLog:
                     await self._send(tuple(receipts[start : start + _BLOCK_RECEIPTS_MAX]))
             except LedgerError as error:
                 self.lost += len(receipts)
+                for follower in waiting:
+                    self._last.pop(follower, None)
                 log.warning("receipts_lost", receipts=len(receipts), why=str(error))
                 done.set_exception(error)
                 done.exception()  # nobody may be waiting

@@ -333,10 +333,20 @@ async def provision(nc: Connection, limits: StreamLimits) -> None:
         if "error" in made:
             raise UnsafeServer(f"stream {name} cannot be made: {made['error'].get('description')}")
     if not await feed_fits_log(nc):
-        # Followers see by its other name that they must begin anew.
-        await _ask(nc, f"$JS.API.STREAM.DELETE.{REVOCATIONS}")
-        await _ask(nc, f"$JS.API.STREAM.CREATE.{REVOCATIONS}", stream_configs(limits)[REVOCATIONS], seconds=10)
+        await begin_feed_anew(nc, limits)
     await check(nc, limits)
+
+
+async def begin_feed_anew(nc: Connection, limits: StreamLimits) -> None:
+    """Throws away all announcements of revocations; the projector announces those of the log again.
+
+    Followers see by the other name of the feed that they must begin with a snapshot: sequences that they know may have
+    been given again. Needs the admin credentials. Raises: LedgerUnavailable.
+    """
+    for verb, config in (("DELETE", None), ("CREATE", stream_configs(limits)[REVOCATIONS])):
+        answer = await _ask(nc, f"$JS.API.STREAM.{verb}.{REVOCATIONS}", config, seconds=10)
+        if "error" in answer:
+            raise LedgerUnavailable(f"stream {REVOCATIONS} cannot be begun anew: {answer['error'].get('description')}")
 
 
 async def check(nc: Client, limits: StreamLimits) -> None:
@@ -442,18 +452,20 @@ def recorded_at(headers: dict[str, str]) -> datetime:
 async def feed_fits_log(nc: Connection) -> bool:
     """Whether what the feed announced last is an event of this log: not so if one was restored without the other.
 
-    Raises: LedgerUnavailable.
+    What cannot be read at the moment, as from a replica that is behind, speaks for neither. Raises: LedgerUnavailable.
     """
     state = await stream_state(nc, REVOCATIONS)
     if not state["messages"]:
         return True
     async for last in direct(nc, REVOCATIONS, {"seq": int(state["last_seq"]), "batch": 1}):
         announced = json.loads(last.data)
+        if int(announced["id"]) > int((await stream_state(nc, LEDGER))["last_seq"]):
+            return False
         async for message in direct(nc, LEDGER, {"seq": int(announced["id"]), "batch": 1}):
             headers = message.headers or {}
-            same = headers["Nats-Sequence"] == announced["id"]
-            return same and recorded_at(headers) == datetime.fromisoformat(announced["time"])
-    return False
+            if headers["Nats-Sequence"] == announced["id"]:
+                return recorded_at(headers) == datetime.fromisoformat(announced["time"])
+    return True
 
 
 async def direct(nc: Connection, stream: str, query: dict[str, Any]) -> AsyncGenerator[Msg]:
@@ -647,6 +659,7 @@ __all__ = [
     "RawMessage",
     "StreamLimits",
     "TooManySubjects",
+    "begin_feed_anew",
     "check",
     "check_server",
     "connect",

@@ -24,6 +24,7 @@ TENANT = "main"
 
 # A time without its zone cannot be compared with others: recorded once, it would stop every projection for good.
 Moment = Annotated[datetime, Meta(tz=True)]
+Natural = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
 class Kind(StrEnum):
@@ -451,7 +452,7 @@ class WebhookMetadata(Struct, frozen=True, kw_only=True, gc=False):
     client_id: str | None = None
     subject: str | None = None
     grant_id: str | None = None
-    disabled_reason: Literal["asked", "gone", "failing"] | None = None
+    disabled_reason: Literal["asked", "gone", "failing", "owner_disabled"] | None = None
     secret_rotated_at: Moment | None = None
 
 
@@ -602,8 +603,8 @@ class Receipt(Struct, frozen=True, array_like=True, gc=False):
     """
 
     follower: str
-    ledger_seq: int
-    applied_at_us: int
+    ledger_seq: Natural
+    applied_at_us: Natural
 
 
 class ReceiptBlock(Struct, frozen=True, kw_only=True, tag_field="type", tag="receipts/1"):

@@ -25,6 +25,7 @@ from events.types import (
 
 RECEIPTS_SUBJECT = "feed.receipts"
 SEEN_SUBJECT = "feed.seen"
+ASKED_SUBJECT = "feed.asked"  # what subscribers in account APPS ask as `feed.position`
 WAIT_SECONDS_MAX = 1.0  # of one question; who wants to wait longer asks again
 _ANSWER_SECONDS_MAX = 3.0
 _FIRST_SEQS_MAX = 10_000
@@ -116,7 +117,7 @@ class SignsOfLife:
 class ReceiptsUnavailable(Exception):
     """Nobody says who has applied what. Nothing is known of the followers, for good or ill."""
 
-    fix = "`token-ledger project revocations` must run on one host, as it does under `token-ledger up`"
+    fix = "`token-ledger project receipts` must run on one host, as it does under `token-ledger up`"
 
 
 async def ask_receipts(nc: Client, request: ReceiptsRequest, *, seconds: float = _ANSWER_SECONDS_MAX) -> ReceiptsAnswer:

@@ -1,5 +1,8 @@
 """The process part of the receipts: hears what followers say over NATS, answers who applied what, and raises alarms.
 
+It is a process of its own, since subscribers may say as much as they like: what they say here, what announces never
+hears, not even their questions for its position.
+
 What a NATS subscriber acknowledges passes here on its way to the server. That is heard at most once, so the server is
 asked too: at the start, and again and again for whoever seems to be behind. What is heard becomes a receipt in the log
 first and is folded from there, so that a kill loses nothing that the server or the log still has, and invents nothing.
@@ -21,8 +24,9 @@ from nats.aio.msg import Msg
 from events.errors import LedgerUnavailable
 from events.ledger import Ledger
 from events.receipts import ReceiptLog, now_us
-from events.streams import REVOCATIONS, Connection
+from events.streams import REVOCATIONS, Connection, stream_state
 from projections.asking_receipts import (
+    ASKED_SUBJECT,
     RECEIPTS_SUBJECT,
     SEEN_SUBJECT,
     Follower,
@@ -32,7 +36,9 @@ from projections.asking_receipts import (
     Registered,
     Seen,
 )
+from projections.base import boot_time_ns
 from projections.receipts import Acknowledged, ReceiptsFold, announced_seq, moment_us
+from projections.revocations import POSITION_SUBJECT, FeedPosition
 
 log = structlog.get_logger()
 
@@ -40,9 +46,12 @@ _US = 1_000_000
 _LOOK_SECONDS = 2.0  # between two looks at who is registered, behind or silent
 _ASK_AGAIN_US = 2 * _US  # about the same consumer
 _ASK_SECONDS_MAX = 2.0
-_EARLY_MAX = 1_000  # acknowledgements of announcements that have not been read here yet
+_EARLY_MAX = 200  # acknowledgements of one follower of announcements that have not been read here yet
+_EARLY_US = 5 * _US  # for which they are held
 _AHEAD_MAX = 1_000  # announcements that may be on their way here
 _CONSUMERS_MAX = 10_000
+_POSITION_NS = 100_000_000  # for which the answer of the process that announces is handed on
+_HELD_BACK_MAX = 10_000  # messages of subscribers that wait to be read; what comes then is dropped
 _WAITING_MAX = 256  # questions that wait for receipts; further ones are answered at once
 _TOLD_AT_ONCE = 100
 _CARRY_AFTER_NS = 6 * 3600 * 1_000_000_000
@@ -54,11 +63,12 @@ _FIX = (
 )
 
 _decode_request = msgspec.json.Decoder(ReceiptsRequest).decode
+_decode_position = msgspec.json.Decoder(FeedPosition).decode
 _decode_seen = msgspec.json.Decoder(Seen).decode
 
 
 class Followers:
-    """One for the process `project revocations`. `fold` is fed by the loop that feeds all projections."""
+    """One for the process `project receipts`. `fold` is fed by the loop that feeds all projections."""
 
     def __init__(
         self, nc: Connection, writer: str, *, silent_seconds_max: int, clock_us: Callable[[], int] = now_us
@@ -72,7 +82,7 @@ class Followers:
         self._seen_us: dict[str, int] = {}
         self._consumers: dict[str, Acknowledged] = {}
         self._asked_us: dict[str, int] = {}
-        self._early: list[tuple[int, str, int, int]] = []
+        self._early: dict[str, list[tuple[int, int, int]]] = {}
         self._feed = ""
         self._complete = False
         self._silent: set[str] = set()
@@ -82,11 +92,17 @@ class Followers:
         self._changed = asyncio.Event()
         self._look = asyncio.Event()
         self._waiting: set[asyncio.Task[None]] = set()
+        self._position: FeedPosition | None = None
+        self._position_at_ns = self._position_until_ns = 0
 
     async def run(self) -> None:
         """Until it is cancelled."""
-        await self.nc.subscribe(f"$JS.ACK.{REVOCATIONS}.>", cb=self._acknowledged)
-        await self.nc.subscribe(f"$JS.API.CONSUMER.MSG.NEXT.{REVOCATIONS}.*", cb=self._fetches)
+        for subject, hear in (
+            (f"$JS.ACK.{REVOCATIONS}.>", self._acknowledged),
+            (f"$JS.API.CONSUMER.MSG.NEXT.{REVOCATIONS}.*", self._fetches),
+            (ASKED_SUBJECT, self._position_asked),
+        ):
+            await self.nc.subscribe(subject, cb=hear, pending_msgs_limit=_HELD_BACK_MAX)
         await self.nc.subscribe(SEEN_SUBJECT, cb=self._told_seen)
         # Whoever asks the server hears of acknowledgements that came before; later ones are heard here.
         with contextlib.suppress(nats.errors.Error, TimeoutError):
@@ -134,8 +150,9 @@ class Followers:
         announced = self.fold.announced
         if not self.fold.complete or stream_seq > announced.end:
             near = not self.fold.complete or stream_seq <= announced.end + _AHEAD_MAX
-            if near and len(self._early) < _EARLY_MAX:  # what is not held, the server is asked for
-                self._early.append((stream_seq, follower, stored_ns, heard_us))
+            held = self._early.setdefault(follower, []) if near else []
+            if len(held) < _EARLY_MAX:  # what is not held, the server is asked for
+                held.append((stream_seq, stored_ns, heard_us))
             return
         if stream_seq >= announced.first and announced.stored_ns(stream_seq) != stored_ns:
             return
@@ -166,6 +183,19 @@ class Followers:
     async def _fetches(self, message: Msg) -> None:
         self._see(message.subject.rpartition(".")[2])
 
+    async def _position_asked(self, message: Msg) -> None:
+        """Hands on what the process that announces says, with its age; nothing while that says nothing."""
+        if boot_time_ns() > self._position_until_ns:
+            self._position_at_ns, self._position = boot_time_ns(), None
+            with contextlib.suppress(LedgerUnavailable, msgspec.DecodeError):
+                self._position = _decode_position((await self._request(POSITION_SUBJECT, b"")).data)
+            self._position_until_ns = boot_time_ns() + _POSITION_NS
+        if self._position is None or not message.reply:
+            return
+        age_ms = round(self._position.age_ms + (boot_time_ns() - self._position_at_ns) / 1e6, 3)
+        with contextlib.suppress(nats.errors.Error, OSError):
+            await message.respond(msgspec.json.encode(msgspec.structs.replace(self._position, age_ms=age_ms)))
+
     async def _told_seen(self, message: Msg) -> None:
         with contextlib.suppress(msgspec.DecodeError):
             for follower in _decode_seen(message.data).followers:
@@ -186,9 +216,12 @@ class Followers:
             self._look.set()
         self._complete = self.fold.complete
         if self._early and self._complete:
-            early, self._early = self._early, []
-            for one in early:
-                self._take(one[1], one[0], one[2], one[3])
+            early, self._early = self._early, {}
+            oldest_us = self._clock_us() - _EARLY_US
+            for follower, held in early.items():
+                for stream_seq, stored_ns, heard_us in held:
+                    if heard_us >= oldest_us or stream_seq <= self.fold.announced.end:
+                        self._take(follower, stream_seq, stored_ns, heard_us)
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
@@ -206,7 +239,7 @@ class Followers:
             if one.transport == "nats" and self._worth_asking(one):
                 await self._ask_server(one.id)
             await asyncio.sleep(0)
-        if not self.answers:  # not before, since another such process may know more
+        if not self.answers:
             await self.nc.subscribe(RECEIPTS_SUBJECT, cb=self._asked)
             self.answers = True
         await self._alarm()
@@ -234,6 +267,8 @@ class Followers:
         consumer.raise_to(int(floor["stream_seq"]))
         if not floor["consumer_seq"] or not consumer.floor:
             return  # nothing was acknowledged: it stands where it began
+        if consumer.floor < int((await stream_state(self.nc, REVOCATIONS))["first_seq"]):
+            return  # the server's floor passes what retention took, whether or not it was applied
         at = moment_us(floor["last_active"]) if "last_active" in floor else self._clock_us()
         if not self._record(follower, consumer.floor, at):
             await self._record_old(follower, consumer.floor, at)
@@ -333,6 +368,8 @@ class Followers:
         self._silent = now
 
     async def _asked(self, message: Msg) -> None:
+        if not self.fold.complete:
+            return  # another such process may know more
         try:
             request = _decode_request(message.data or b"{}")
         except (msgspec.DecodeError, UnicodeDecodeError):
@@ -364,7 +401,7 @@ class Followers:
         for number, follower in enumerate(sorted(self._known.keys() | self.fold.followers.keys()), 1):
             standings.append(self._standing(follower, seq))
             if number % _TOLD_AT_ONCE == 0:
-                await asyncio.sleep(0)  # the same process announces revocations
+                await asyncio.sleep(0)  # others ask meanwhile
         answer = ReceiptsAnswer(
             followers=standings,
             registered=len(self._known),

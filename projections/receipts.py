@@ -1,6 +1,6 @@
 """The fold of RECEIPTS: up to where each follower has applied the feed, and when each announcement was applied.
 
-It lives in memory, in the process `project revocations`, and is built anew from the stream whenever that starts. Of
+It lives in memory, in the process `project receipts`, and is built anew from the stream whenever that starts. Of
 REVOCATIONS it holds where the newest announcements stand: NATS subscribers acknowledge positions of that stream, and
 everybody else positions of LEDGER.
 """
@@ -14,13 +14,17 @@ from collections.abc import Callable
 from datetime import datetime
 
 import msgspec
+import structlog
 from msgspec import Struct
 
 from events import codec
 from events.errors import UndecodableEvent
 from events.streams import RECEIPTS, REVOCATIONS, RawMessage
 
+log = structlog.get_logger()
+
 VERSION = 1
+_FIX = "run the same version everywhere: a newer one has written what this one cannot read"
 ANNOUNCEMENTS_MAX = 100_000  # the newest that are held
 _AT_ONCE = 20  # messages; a block of receipts has up to some thousands, and seldom more than one a follower
 _STEPS_MAX = 4_096  # of one follower that are held
@@ -161,7 +165,10 @@ class Announcements:
 
 
 class ReceiptsFold:
-    """A projection of RECEIPTS and REVOCATIONS into memory. `changed` is called when something was applied."""
+    """A projection of RECEIPTS and REVOCATIONS into memory. `changed` is called when something was applied.
+
+    A block of receipts that it cannot read is left out: what stood in it is pending until its followers' next ones.
+    """
 
     name = "receipts"
     version = VERSION
@@ -172,6 +179,7 @@ class ReceiptsFold:
         self.caught_up: set[str] = set()
         self._positions: dict[str, int] = {}
         self._created: dict[str, str] = {}
+        self.unreadable = 0  # blocks
         self._whole = True  # nothing of RECEIPTS has left the stream
         self._feed_began_ns = 0
         self._changed = changed
@@ -180,7 +188,7 @@ class ReceiptsFold:
         return self._positions.get(stream, 0)
 
     async def publish(self, stream: str, batch: list[RawMessage]) -> None:
-        """As `apply`, a little at a time: the same process announces revocations, which must not wait for this."""
+        """As `apply`, a little at a time: whoever asks this process must not wait for all of it."""
         for start in range(0, len(batch), _AT_ONCE):
             self.apply(stream, batch[start : start + _AT_ONCE])
             await asyncio.sleep(0)
@@ -203,7 +211,14 @@ class ReceiptsFold:
     def _take(self, message: RawMessage) -> None:
         if message.recorded_at_ns < self._feed_began_ns:
             return  # of the feed of another log, which had other sequences
-        for receipt in codec.decode_receipts(message.data).receipts:
+        try:
+            receipts = codec.decode_receipts(message.data).receipts
+        except UndecodableEvent as error:
+            if not self.unreadable:
+                log.error("receipts_unreadable", alarm=True, seq=message.seq, why=str(error), fix=_FIX)  # noqa: TRY400 - where says nothing
+            self.unreadable += 1
+            return
+        for receipt in receipts:
             steps = self.followers.get(receipt.follower)
             if steps is None:
                 if len(self.followers) >= _FOLLOWERS_MAX:

@@ -12,8 +12,9 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +28,16 @@ from nats.aio.msg import Msg
 from events import codec
 from events.errors import LedgerError, LedgerUnavailable
 from events.publisher import DUPLICATE, WRONG_LAST_SEQUENCE, NotAcknowledged, Publisher, Refused, outcome
-from events.streams import LEDGER, REVOCATIONS, Connection, RawMessage, direct, feed_fits_log, stream_state
+from events.streams import (
+    LEDGER,
+    REVOCATIONS,
+    Connection,
+    RawMessage,
+    direct,
+    feed_fits_log,
+    recorded_at,
+    stream_state,
+)
 from events.types import (
     TENANT,
     ClientDisabled,
@@ -36,11 +46,14 @@ from events.types import (
     Reason,
     Recorded,
     SubjectRevoked,
+    TokenIssued,
+    TokenRefreshed,
     TokenRevoked,
     TokenSuperseded,
     UserDisabled,
     UserPasswordChanged,
 )
+from projections import base
 from projections.base import boot_time_ns
 from projections.current import CurrentReader
 from projections.grants import facts
@@ -55,9 +68,11 @@ _BATCH_MAX = 500
 _ATTEMPT_SECONDS = 2.0
 _ATTEMPTS_MAX = 5
 _VIEW_SECONDS_MAX = 2.0
-_VIEW_AGE_SECONDS_MAX = 5.0
+_GRANT_EVENTS_MAX = 100_000
 _VIEW_POLL_SECONDS = 0.0005
 _SAVE_SECONDS = 5.0
+_WATCH_SECONDS = 0.5
+_TOLD_AGE_MS_MAX = 10_000
 
 What = Literal["token", "grant", "client", "subject", "key"]
 
@@ -190,9 +205,39 @@ class Feed:
         self._publisher = Publisher(nc)
         self._ledger_created = self._feed_created = ""
         self._position = 0  # in LEDGER: announced up to here
+        self._read_at = ""  # when the event at it was recorded, of those that this process has read
         self._stream_seq = 0  # in REVOCATIONS: the last announcement
         self._confirmed: tuple[int, int, int] | None = None  # LEDGER's end, boot time, REVOCATIONS' end as of then
+        self._stuck_at: int | None = None  # where the view was seen to stand still
         self._saved_at = 0.0
+
+    async def run(self, progress: Callable[[str, int, int], None] | None = None) -> None:
+        """Announces for ever. Raises as `base.run` and `start`; called again, it goes on."""
+        await self.start()
+        log.info("projector_started", projector=self.name, position=self._position)
+        tasks = [
+            asyncio.create_task(base.run(self._nc, self, (LEDGER,), progress=progress)),
+            asyncio.create_task(self._watch()),
+        ]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            await base.end_all(tasks)
+
+    async def _watch(self) -> None:
+        """Notices that the stream was begun anew, also while there is nothing to announce. Raises: LedgerUnavailable"""
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            announced = self._stream_seq
+            try:
+                state = await stream_state(self._nc, REVOCATIONS, seconds=1)
+            except LedgerUnavailable:
+                continue
+            if state["created"] != self._feed_created or int(state["last_seq"]) < announced:
+                break
+        raise LedgerUnavailable("the feed's stream is another one than before")
 
     async def start(self) -> None:
         """Finds out where to go on. Raises: LedgerUnavailable, FeedAhead."""
@@ -203,7 +248,8 @@ class Feed:
         last = await self._last() if feed["messages"] else None
         if not await feed_fits_log(self._nc):
             raise FeedAhead("the feed has announced last what the log does not hold")
-        read = self._remembered(int(ledger["last_seq"]))
+        self._read_at = ""
+        read = await self._remembered(int(ledger["last_seq"]))
         self._position = max(read, last.data.ledger_seq if last is not None else 0)
 
     async def _last(self) -> CloudEvent | None:
@@ -211,29 +257,39 @@ class Feed:
             return decode_event(message.data)
         return None
 
-    def _remembered(self, end: int) -> int:
-        """Up to where the log was read, by the file; 0 if that was another log or feed."""
+    async def _remembered(self, end: int) -> int:
+        """Up to where the log was read, by the file; 0 if that was another log or feed, or one that was put back."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             told = json.loads(self._file.read_bytes())
             same = (told["ledger"], told["feed"]) == (self._ledger_created, self._feed_created)
-            if same and told["stream_seq"] <= self._stream_seq and told["ledger_seq"] <= end:
-                return int(told["ledger_seq"])
+            if not same or told["stream_seq"] > self._stream_seq or told["ledger_seq"] > end:
+                return 0
+            async for message in direct(self._nc, LEDGER, {"seq": told["ledger_seq"], "batch": 1}):
+                # Of a log that was put back and has grown since, the same number is another event.
+                headers = message.headers or {}
+                number, at = int(headers["Nats-Sequence"]), recorded_at(headers).isoformat()
+                return number if (number, at) == (told["ledger_seq"], told["recorded_at"]) else 0
         return 0
 
     def save(self) -> None:
         """Notes how far the log was read. What is lost of it is read again."""
-        if not self._feed_created:
+        if not self._read_at:
             return
         told = {
             "ledger": self._ledger_created,
             "feed": self._feed_created,
             "ledger_seq": self._position,
+            "recorded_at": self._read_at,
             "stream_seq": self._stream_seq,
         }
-        written = self._file.with_suffix(".new")
-        written.write_text(json.dumps(told))
-        written.replace(self._file)
         self._saved_at = time.monotonic()
+        written = self._file.with_name(f"{self._file.name}.{os.getpid()}")
+        try:
+            written.write_text(json.dumps(told))
+            written.replace(self._file)
+        except OSError as error:
+            # The announcements do not depend on it.
+            log.warning("feed_position_not_saved", file=str(self._file), error=str(error))
 
     def position(self, stream: str) -> int:
         return self._position if stream == LEDGER else 0
@@ -276,31 +332,55 @@ class Feed:
                 news.append(Announcement(message.seq, f"revocations.{TENANT}.{what}", data))
         for start in range(0, len(news), _BATCH_MAX):
             await self._announce(news[start : start + _BATCH_MAX])
-        if batch:
-            self._position = max(self._position, batch[-1].seq)
+        if batch and batch[-1].seq > self._position:
+            self._position, self._read_at = batch[-1].seq, batch[-1].recorded_at.isoformat()
 
     async def _known(self, recorded: Recorded) -> Known:
-        """Whose the token or grant is, by the view as of this event if it lives: else what it knows."""
+        """Whose the token or grant is: by the view, which is waited for as long as it moves on; else by the log."""
         event = recorded.event
         if not isinstance(event, TokenRevoked | TokenSuperseded | GrantRevoked):
             return Known()
-        deadline = time.monotonic() + _VIEW_SECONDS_MAX
-        while True:
-            fresh = self._view.freshness()
-            if fresh.position >= recorded.seq or time.monotonic() > deadline:
-                break
-            if fresh.age_seconds > _VIEW_AGE_SECONDS_MAX:
-                log.warning("revocation_without_view", ledger_seq=recorded.seq, view=fresh.position)
-                break
+        token_id = None if isinstance(event, GrantRevoked) else event.token_id
+        await self._view_at(recorded.seq)
+        known = self._known_to_view(event.grant_id, token_id)
+        if known.subject is None or (token_id is not None and known.token_sha256 is None):
+            known = await self._known_to_log(event.grant_id, token_id) or known
+        return known
+
+    async def _view_at(self, seq: int) -> None:
+        """Waits until the view has reached an event, or stands still; then not again until it has moved."""
+        position, moved_at = -1, time.monotonic()
+        while (now_at := self._view.freshness().position) < seq and now_at != self._stuck_at:
+            if now_at != position:
+                position, moved_at = now_at, time.monotonic()
+            elif time.monotonic() - moved_at > _VIEW_SECONDS_MAX:
+                self._stuck_at = position
+                log.warning("view_stands_still", ledger_seq=seq, position=position)
             await asyncio.sleep(_VIEW_POLL_SECONDS)
-        if isinstance(event, GrantRevoked):
-            grant, sha256 = facts(self._view.family(event.grant_id).grant), None
+
+    def _known_to_view(self, grant_id: str, token_id: str | None) -> Known:
+        if token_id is None:
+            grant, sha256 = facts(self._view.family(grant_id).grant), None
         else:
-            hit = self._view.hit(event.token_id)
+            hit = self._view.hit(token_id)
             grant, sha256 = (facts(hit.grant), hit.token.sha256.hex()) if hit is not None else (None, None)
         if grant is None:
-            return Known(sha256, event.grant_id)
-        return Known(sha256, event.grant_id, grant.client_id, grant.subject)
+            return Known(sha256, grant_id)
+        return Known(sha256, grant_id, grant.client_id, grant.subject)
+
+    async def _known_to_log(self, grant_id: str, token_id: str | None) -> Known | None:
+        """By the grant's own subject. The issue of an access-only token stands elsewhere: only the view knows it."""
+        known: Known | None = None
+        query = {"next_by_subj": f"ledger.{TENANT}.grant.{grant_id}", "seq": 1, "batch": _GRANT_EVENTS_MAX}
+        async for message in direct(self._nc, LEDGER, query):
+            event = codec.decode(message.data)
+            if isinstance(event, TokenIssued):
+                known = Known(None, grant_id, event.client_id, event.subject)
+            if known is not None and isinstance(event, TokenIssued | TokenRefreshed):
+                minted = next((token for token in event.tokens if token.token_id == token_id), None)
+                if minted is not None:
+                    return Known(minted.sha256, grant_id, known.client_id, known.subject)
+        return known
 
     async def _announce(self, news: Sequence[Announcement]) -> None:
         """Publishes what is not there yet. Raises: LedgerUnavailable; called again, it goes on."""
@@ -357,11 +437,14 @@ def feed_id(ledger_created: str, feed_created: str) -> str:
 
 
 async def serve_position(nc: Connection, feed: Feed) -> None:
-    """Answers `feed.position` from now on, once the end of the log was reached: until then nobody does."""
+    """Answers `feed.position` from now on, once the end of the log was reached: until then nobody does.
+
+    Nor for as long as that is long ago: another such process may know more.
+    """
 
     async def answer(message: Msg) -> None:
         told = feed.answer()
-        if told is not None and message.reply:
+        if told is not None and told.age_ms <= _TOLD_AGE_MS_MAX and message.reply:
             with contextlib.suppress(nats.errors.Error):
                 await message.respond(_encode(told))
 

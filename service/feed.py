@@ -17,9 +17,9 @@ import structlog
 from msgspec import UNSET, Struct, UnsetType
 
 from events.errors import LedgerError, LedgerUnavailable
-from events.streams import LEDGER, REVOCATIONS, Connection, direct, follow, stream_state
+from events.streams import LEDGER, REVOCATIONS, Connection, RawMessage, direct, follow, stream_state
 from projections.base import boot_time_ns
-from projections.revocations import POSITION_SUBJECT, FeedPosition, Revocation, decode_event
+from projections.revocations import POSITION_SUBJECT, FeedPosition, Revocation, decode_event, feed_id
 from service.errors import InvalidRequest, ServiceError, Unavailable
 
 log = structlog.get_logger()
@@ -110,6 +110,7 @@ class Feed:
         self._held: deque[Entry] = deque(maxlen=_HELD_MAX)
         self._held_after = 0  # all announcements behind this ledger sequence are held
         self._stream_seq = 0  # of the newest
+        self._feed = ""  # whose announcements are followed
         self._position: Position | None = None
         self._waiting: FeedPosition | None = None  # told, and not yet reached here
         self._waiting_at = 0
@@ -138,15 +139,17 @@ class Feed:
             ) from error
 
     async def _start(self) -> None:
-        state = await stream_state(self._nc, REVOCATIONS)
+        asked_at, told = await self._ask_patiently()
+        ledger, state = await asyncio.gather(stream_state(self._nc, LEDGER), stream_state(self._nc, REVOCATIONS))
+        self._feed = feed_id(ledger["created"], state["created"])
+        if told.feed != self._feed:
+            raise LedgerUnavailable("another feed is taking the place of the one that was announced to")
         self._stream_seq = int(state["last_seq"])
         last = [entry async for entry in self._stored(self._stream_seq, 1)] if state["messages"] else []
-        told = await self._ask_patiently()
         # Of a stream that has lost all that it had, only what is told now is known to be complete.
         self._held_after = last[0].ledger_seq if last else told.ledger_seq if self._stream_seq else 0
-        if not self._tasks:
-            self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._watch_position())]
-        self._take(told, boot_time_ns())
+        self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._watch_position())]
+        self._take(told, asked_at)
         while self._position is None:
             await self._changed()
 
@@ -166,22 +169,35 @@ class Feed:
     # Following
 
     async def _follow(self) -> None:
-        while True:
+        """Until another feed is followed: a cancellation alone may be swallowed by the NATS client."""
+        mine = self._tasks
+        while mine is self._tasks:
             try:
                 async with contextlib.aclosing(follow(self._nc, REVOCATIONS, self._stream_seq)) as batches:
                     async for batch in batches:
-                        for message in batch:
-                            data = decode_event(message.data).data
-                            self._held.append(Entry(data.ledger_seq, message.seq, message.data, data))
-                            self._stream_seq = message.seq
-                        if len(self._held) == _HELD_MAX:
-                            self._held_after = max(self._held_after, self._held[0].ledger_seq)
-                        if batch:
-                            self._settle()
-                            self._tell()
+                        if mine is not self._tasks or not self._hold(batch):
+                            return
             except Exception:
                 log.exception("feed_not_followed", alarm=True)
                 await asyncio.sleep(_RETRY_SECONDS)
+
+    def _hold(self, batch: list[RawMessage]) -> bool:
+        """False if something is missing before it: then all is begun anew."""
+        for message in batch:
+            if message.seq <= self._stream_seq:
+                continue
+            if message.seq != self._stream_seq + 1:
+                self._begin_anew()
+                return False
+            data = decode_event(message.data).data
+            self._held.append(Entry(data.ledger_seq, message.seq, message.data, data))
+            self._stream_seq = message.seq
+        if len(self._held) == _HELD_MAX:
+            self._held_after = max(self._held_after, self._held[0].ledger_seq)
+        if batch:
+            self._settle()
+            self._tell()
+        return True
 
     def _tell(self) -> None:
         self._news.set()
@@ -191,17 +207,19 @@ class Feed:
         await self._news.wait()
 
     async def _watch_position(self) -> None:
-        while True:
+        mine = self._tasks
+        while mine is self._tasks:
             asked_at = boot_time_ns()
             with contextlib.suppress(LedgerUnavailable):
                 self._take(await ask_position(self._nc), asked_at)
             await asyncio.sleep(_POSITION_SECONDS)
 
-    async def _ask_patiently(self) -> FeedPosition:
+    async def _ask_patiently(self) -> tuple[int, FeedPosition]:
         """While it has not reached the end of the log, the process that announces does not answer."""
         while True:
+            asked_at = boot_time_ns()
             with contextlib.suppress(LedgerUnavailable):
-                return await ask_position(self._nc, _RETRY_SECONDS)
+                return asked_at, await ask_position(self._nc, _RETRY_SECONDS)
             await asyncio.sleep(_RETRY_SECONDS / 10)
 
     def _take(self, told: FeedPosition, asked_at_ns: int) -> None:
@@ -211,25 +229,29 @@ class Feed:
     def _settle(self) -> None:
         """What was told holds here as soon as the announcements up to it have arrived."""
         told = self._waiting
-        if told is None or told.stream_seq > self._stream_seq:
-            return
-        if self._position is not None and self._position.feed != told.feed:
+        if told is not None and told.feed != self._feed:
             self._begin_anew()
-            return
-        self._position = Position(told.feed, told.ledger_seq, self._waiting_at)
-        self._waiting = None
-        self._tell()
+        elif told is not None and told.stream_seq <= self._stream_seq:
+            self._waiting = None
+            # Of two that announce, one may be slower: what it says later is no news.
+            if self._position is None or self._waiting_at > self._position.as_of_ns:
+                self._position = Position(told.feed, told.ledger_seq, self._waiting_at)
+                self._tell()
 
     def _begin_anew(self) -> None:
-        """Another log stands behind the feed: what was read of the one before means nothing any more."""
+        """What was read so far may lack something, or is of another log. The next follower begins again."""
         self.stop()
         self._held.clear()
-        self._tasks, self._starting, self._position = [], None, None
+        self._tasks, self._starting, self._position, self._waiting = [], None, None, None
+        self._tell()
 
     # Reading
 
-    async def read(self, after: int, limit: int) -> Page:
+    async def read(self, after: int, limit: int, stream_seq: int | None = None) -> Page:
         """Announcements behind `after`, at most `limit`, in order.
+
+        `stream_seq`: where in the stream the announcement at `after` stands, for whoever has just read it; else, or if
+        it does not stand there, the place is looked for.
 
         Raises: CursorTooOld; InvalidRequest if nothing in the log is that far; Unavailable.
         """
@@ -245,11 +267,22 @@ class Feed:
             reached = max(position.ledger_seq, self._newest(), after) if complete else entries[-1].ledger_seq
             return Page(entries, reached)
         try:
-            first = await self.stream_seq_after(after)
-            entries = [entry async for entry in self._stored(first, limit)]
+            entries = await self._read_behind(stream_seq, after, limit) if stream_seq is not None else []
+            if not entries:
+                first = await self.stream_seq_after(after)
+                entries = [entry async for entry in self._stored(first, limit)]
         except LedgerUnavailable as error:
             raise Unavailable("the feed of revocations cannot be read", private=str(error)) from error
+        if entries and entries[0].stream_seq != first:
+            raise CursorTooOld(after)  # what stood there was dropped meanwhile
+        entries = [entry for entry in entries if entry.ledger_seq > after]
         return Page(entries, entries[-1].ledger_seq if entries else after)
+
+    async def _read_behind(self, stream_seq: int, after: int, limit: int) -> list[Entry]:
+        """Nothing, unless the announcement at `after` stands there still: it may be dropped, or the feed another."""
+        entries = [entry async for entry in self._stored(stream_seq, limit + 1)]
+        fits = entries and (entries[0].stream_seq, entries[0].ledger_seq) == (stream_seq, after)
+        return entries[1:] if fits else []
 
     def _newest(self) -> int:
         return self._held[-1].ledger_seq if self._held else self._held_after
@@ -277,24 +310,26 @@ class Feed:
                 fix="take GET /v1/revocations/snapshot, and go on from its ledger_seq",
             )
 
-    async def check_announced(self, ledger_seq: int) -> None:
-        """Raises: InvalidRequest if nothing that far was announced yet; Unavailable."""
+    async def announced_of(self, ledger_seq: int) -> int:
+        """How much of the log up to `ledger_seq` is announced by now: all of it, or up to an earlier place.
+
+        A snapshot reaches further than the announcements for a moment.
+
+        Raises: InvalidRequest if the log does not reach as far; Unavailable.
+        """
         await self.start()
         reached = max(self.position.ledger_seq, self._newest())
         if ledger_seq <= reached:
-            return
-        try:
-            # Another worker may have it a moment before this one.
+            return ledger_seq
+        await self._check_reached(ledger_seq)
+        with contextlib.suppress(LedgerUnavailable):
+            # Another worker may have it a moment before this one, and the stream before its end is known.
             state = await stream_state(self._nc, REVOCATIONS)
             last = [entry async for entry in self._stored(int(state["last_seq"]), 1)] if state["messages"] else []
-            reached = max(reached, (await ask_position(self._nc)).ledger_seq, last[0].ledger_seq if last else 0)
-        except LedgerUnavailable as error:
-            raise Unavailable("the feed of revocations cannot be read", private=str(error)) from error
-        if ledger_seq > reached:
-            raise InvalidRequest(
-                f"nothing was announced at {ledger_seq} yet: the feed has come to {reached}",
-                fix="acknowledge what was received, up to the ledger_seq that came with it",
-            )
+            reached = max(reached, last[0].ledger_seq if last else 0)
+            if ledger_seq > reached:
+                reached = max(reached, (await ask_position(self._nc)).ledger_seq)
+        return min(ledger_seq, reached)
 
     async def stream_seq_after(self, after: int) -> int:
         """The place in REVOCATIONS of the first announcement behind `after`, or of the one that comes next.

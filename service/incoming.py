@@ -22,7 +22,7 @@ from granian.rsgi import ProtocolClosed, ProtocolError  # type: ignore[attr-defi
 from events.types import Context
 from service import connections
 from service.errors import BodyTooLarge, InvalidRequest, RequestTimeout, UnsupportedMediaType
-from service.outgoing import FileResponse, Response, StreamResponse
+from service.outgoing import FileResponse, Response, Sending, StreamResponse
 from service.settings import Network, Settings
 from service.tokens import redacted, uuid7_hex
 
@@ -30,7 +30,9 @@ T = TypeVar("T")
 
 _numbers = count(1)
 _SWEEP_SECONDS = 1.0
-_UNREAD_SECONDS_MAX = 20.0  # how long a client may take nothing of a stream
+_UNREAD_SECONDS_MAX = 20.0  # how long a client may take nothing of a stream or a file
+_LOOK_SECONDS = 0.1  # how often it is looked how much of a file it has
+_FILE_BYTES_PER_SECOND_MIN = 256 * 1024  # that it must take of a file, on the whole
 _STOPPING_SECONDS = (
     0.5  # for what was sent last, when the process is to stop; the least that `drain_seconds` may be is 1
 )
@@ -93,22 +95,50 @@ class Incoming:
             return
         self._protocol.response_bytes(response.status, headers, response.body)
 
+    async def send_file(self, response: FileResponse, sending: Sending) -> None:
+        """Sends the response. Whoever takes too little of it is given up."""
+        peer = self._scope.client
+        try:
+            await connections.find(peer)
+            connections.limit_silence(peer, _UNREAD_SECONDS_MAX)
+            before = connections.bytes_taken(peer)
+            self.answer(response)
+        except BaseException:
+            sending.ended()
+            raise
+        _keep(self._taken(response.size, before, sending))
+
+    async def _taken(self, size: int, before: int | None, sending: Sending) -> None:
+        """Waits until the client has the file, or ends its connection. The server does not tell when it is sent."""
+        peer = self._scope.client
+        deadline = time.monotonic() + _UNREAD_SECONDS_MAX + size / _FILE_BYTES_PER_SECOND_MIN
+        try:
+            taken = before
+            while before is not None and taken is not None and taken - before < size:
+                if time.monotonic() > deadline or sending.stopping.is_set():
+                    await asyncio.sleep(_STOPPING_SECONDS)
+                    connections.cut(peer)
+                    return
+                await asyncio.sleep(_LOOK_SECONDS)
+                taken = connections.bytes_taken(peer)
+        finally:
+            connections.limit_silence(peer, 0)  # it may be kept for other requests
+            sending.ended()
+
     async def stream(self, response: StreamResponse) -> None:
         """Sends the response as its parts come. Raises: what `parts` raise; the answer ends there."""
         try:
             await self._stream(response)
         finally:
             await response.parts.aclose()
-            flushed = asyncio.create_task(self._flushed(response))
-            _flushing.add(flushed)
-            flushed.add_done_callback(_flushing.discard)
+            _keep(self._flushed(response.sending))
 
     async def _stream(self, response: StreamResponse) -> None:
-        connections.limit_silence(self._scope.client, _UNREAD_SECONDS_MAX)
+        _keep(self._limit_silence())
         headers = (*response.headers, ("x-request-id", self.request_id))
         # The server ends the response when nobody holds the transport any more.
         sending = asyncio.ensure_future(_send(response, self._protocol.response_stream(response.status, headers)))
-        others = [asyncio.ensure_future(one) for one in (self._gone(), response.stopping.wait())]
+        others = [asyncio.ensure_future(one) for one in (self._gone(), response.sending.stopping.wait())]
         try:
             await asyncio.wait({sending, *others}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -118,9 +148,13 @@ class Incoming:
         if isinstance(sent, Exception):
             raise sent
 
-    async def _flushed(self, response: StreamResponse) -> None:
+    async def _limit_silence(self) -> None:
+        await connections.find(self._scope.client)
+        connections.limit_silence(self._scope.client, _UNREAD_SECONDS_MAX)
+
+    async def _flushed(self, sending: Sending) -> None:
         """Waits until the client has read what was sent, or ends its connection."""
-        gone, stopping = (asyncio.ensure_future(one) for one in (self._gone(), response.stopping.wait()))
+        gone, stopping = (asyncio.ensure_future(one) for one in (self._gone(), sending.stopping.wait()))
         try:
             await asyncio.wait({gone, stopping}, timeout=_UNREAD_SECONDS_MAX, return_when=asyncio.FIRST_COMPLETED)
             if not gone.done() and stopping.done():
@@ -131,7 +165,7 @@ class Incoming:
             gone.cancel()
             stopping.cancel()
             connections.limit_silence(self._scope.client, 0)  # it may be kept for other requests
-            response.ended()
+            sending.ended()
 
     def asgi_scope(self) -> dict[str, Any]:
         """The request as the ASGI specification has it, without its body, which is read here."""
@@ -239,7 +273,13 @@ class Incoming:
         return b"".join(parts)
 
 
-_flushing: set[asyncio.Task[None]] = set()  # held until they are done
+_kept: set[asyncio.Task[None]] = set()  # until they are done
+
+
+def _keep(work: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.create_task(work)
+    _kept.add(task)
+    task.add_done_callback(_kept.discard)
 
 
 async def _send(response: StreamResponse, transport: Any) -> None:

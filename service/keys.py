@@ -24,11 +24,12 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from nats.js.kv import KeyValue
 
 from events.errors import LedgerUnavailable
-from events.streams import SUBJECT_KEYS, Connection
+from events.streams import SUBJECT_KEYS, Connection, direct
 from service.settings import SettingsError, parse_key
 
 _SUBJECT_KEYS_CACHED_MAX = 10_000
 _BUCKET_SECONDS = 2.0
+_LISTED_MAX = 100_000
 
 
 class MasterKeyMismatch(SettingsError):
@@ -156,6 +157,13 @@ class Bucket:
         """Raises: LedgerUnavailable."""
         with self._errors():
             await self._kv.put(key, value)
+
+    async def revisions(self, beginning: str) -> dict[str, int]:
+        """Keys `<beginning>.<name>`, and when each was written, counted in writes. Raises: LedgerUnavailable."""
+        prefix = f"$KV.{self._name}."
+        query = {"next_by_subj": f"{prefix}{beginning}.*", "seq": 1, "batch": _LISTED_MAX}
+        found = [one.headers or {} async for one in direct(self._nc, f"KV_{self._name}", query)]
+        return {one["Nats-Subject"].removeprefix(prefix): int(one["Nats-Sequence"]) for one in found}
 
     async def destroy(self, key: str) -> None:
         """Overwrites the stored bytes and removes the key; nothing if there is none. Raises: LedgerUnavailable."""

@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 
 from projections.asking_findings import EngineAnswer
 from projections.asking_receipts import ReceiptsAnswer
+from projections.revocations import FeedPosition
 from service.errors import ServiceError
 from service.runtime import Runtime
 from service.tokens import now
@@ -146,7 +147,8 @@ class _AtScrape(Collector):
     """What is looked up when it is asked for: the view belongs to the host, so that any worker may say it.
 
     `engine`: what the analytics process says of the abuse rules, None if it says nothing. `receipts`: what the process
-    that keeps the receipts says of the followers, likewise. `deliverers`: what those say that deliver webhooks.
+    that keeps the receipts says of the followers, likewise. `deliverers`: what those say that deliver webhooks. `feed`:
+    how far revocations are announced, None if nobody says.
     """
 
     def __init__(
@@ -155,7 +157,9 @@ class _AtScrape(Collector):
         engine: EngineAnswer | None,
         receipts: ReceiptsAnswer | None,
         deliverers: Sequence[Status],
+        feed: FeedPosition | None,
     ) -> None:
+        self._feed = feed
         self._deliverers = deliverers
         self._runtime = runtime
         self._engine = engine
@@ -177,6 +181,11 @@ class _AtScrape(Collector):
             if key is not None:
                 ages.add_metric([alg], (now() - (key.activated_at or key.introduced_at)).total_seconds())
         yield ages
+        yield GaugeMetricFamily(
+            "token_ledger_feed_age_seconds",
+            "Time since the feed of revocations was last known to be complete; +Inf while nobody says.",
+            self._feed.age_ms / 1000 if self._feed is not None else float("inf"),
+        )
         if self._engine is not None:
             yield from _abuse(self._engine)
         if self._receipts is not None:
@@ -244,6 +253,7 @@ def exposition(
     engine: EngineAnswer | None = None,
     receipts: ReceiptsAnswer | None = None,
     deliverers: Sequence[Status] = (),
+    feed: FeedPosition | None = None,
 ) -> bytes:
     """All metrics of all workers, in Prometheus' text format."""
     _meter.flush()
@@ -255,7 +265,7 @@ def exposition(
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     if runtime is not None:
         at_scrape = CollectorRegistry()
-        at_scrape.register(_AtScrape(runtime, engine, receipts, deliverers))
+        at_scrape.register(_AtScrape(runtime, engine, receipts, deliverers, feed))
         parts.append(generate_latest(at_scrape))
     return b"".join([generate_latest(registry), *parts])
 

@@ -22,26 +22,36 @@ class Response(Struct, frozen=True, gc=False):
     headers: Headers = JSON
 
 
+class Sending(Struct, frozen=True, gc=False):
+    """What is sent for a longer time. It ends soon when `stopping` is set.
+
+    `ended` is called once, when neither this process nor the server holds anything of it any more.
+    """
+
+    stopping: asyncio.Event
+    ended: Callable[[], None]
+
+
 class FileResponse(Struct, frozen=True, gc=False):
-    """A file of `size` bytes, which the server reads while it sends, and so holds only some of at a time."""
+    """A file of `size` bytes, which the server reads while it sends, and so holds only some of at a time.
+
+    With `sending` a client that takes nothing of it, or too little, is given up.
+    """
 
     status: int
     path: Path
     size: int
     headers: Headers
+    sending: Sending | None = None
 
 
 class StreamResponse(Struct, frozen=True, gc=False):
-    """What is sent part by part as it comes, until `parts` end, the client hangs up or `stopping` is set.
-
-    `ended` is called once, when neither this process nor the server holds anything of it any more.
-    """
+    """What is sent part by part as it comes, until `parts` end, the client hangs up or it is to stop."""
 
     status: int
     headers: Headers
     parts: AsyncGenerator[bytes, None]
-    stopping: asyncio.Event
-    ended: Callable[[], None]
+    sending: Sending
 
 
 Answer = Response | FileResponse | StreamResponse

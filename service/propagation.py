@@ -1,6 +1,6 @@
 """Whether a revocation has reached everybody who follows the feed: who applied it, when, and who has not.
 
-The ledger says who was registered when it was recorded, `project revocations` who has acknowledged it since. Whoever
+The ledger says who was registered when it was recorded, `project receipts` who has acknowledged it since. Whoever
 was registered later began with what was revoked already, and is not concerned; nor is who was removed since, or whose
 webhook is about something else.
 """
@@ -218,15 +218,18 @@ async def propagation_after(runtime: Runtime, caller: Caller, ledger_seq: int, w
         )
 
 
-async def acknowledge(runtime: Runtime, follower: str, ledger_seq: int, feed: str | UnsetType = UNSET) -> None:
-    """A follower over HTTP has applied everything that was announced up to `ledger_seq`. Waits for no disk.
+async def acknowledge(runtime: Runtime, follower: str, ledger_seq: int, feed: str | UnsetType = UNSET) -> int:
+    """A follower over HTTP has applied everything up to `ledger_seq`. Waits for no disk.
 
-    Raises: InvalidRequest if the feed has not come as far, or `feed` is another one; Unavailable.
+    Answers up to where that is recorded: as far as it is announced.
+
+    Raises: InvalidRequest if the log does not reach as far, or `feed` is another one; Unavailable.
     """
     await runtime.feed.check_feed(feed)
-    await runtime.feed.check_announced(ledger_seq)
+    announced = await runtime.feed.announced_of(ledger_seq)
     runtime.signs_of_life.heard(follower)
-    runtime.receipts.record(follower, ledger_seq)
+    runtime.receipts.record(follower, announced, feed=runtime.feed.position.feed)
+    return announced
 
 
 def standing_told(standing: FollowerStanding) -> dict[str, Any]:

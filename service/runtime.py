@@ -116,22 +116,35 @@ class RateLimiter:
 
 
 class Places:
-    """So many at once, in this process."""
+    """So many at once in this process, and so many of them for one."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, most_for_one: int) -> None:
         self._most = most
+        self._most_for_one = most_for_one
+        self._taken: dict[str, int] = {}
         self.taken = 0
 
-    def take(self, what: str) -> None:
-        """Until `give_back`. Raises: Unavailable when all are taken."""
+    def take(self, what: str, who: str) -> None:
+        """Until `give_back`. Raises: Unavailable when all are taken, TooManyRequests when they have their share."""
         if self.taken >= self._most:
             raise Unavailable(
                 f"{what}: {self._most} at once are the most", retry_after_seconds=2, fix="retry, or ask another host"
             )
+        taken = self._taken.get(who, 0)
+        if taken >= self._most_for_one:
+            raise TooManyRequests(
+                f"{what} of one user or client: {self._most_for_one} at once are the most",
+                fix="retry, ask another host, or follow as another client",
+                headers={"Retry-After": "2"},
+            )
+        self._taken[who] = taken + 1
         self.taken += 1
 
-    def give_back(self) -> None:
+    def give_back(self, who: str) -> None:
         self.taken -= 1
+        self._taken[who] -= 1
+        if not self._taken[who]:
+            del self._taken[who]
 
 
 class RememberedCaller(Struct, frozen=True, gc=False):
@@ -169,7 +182,7 @@ class Runtime:
         self.unknown_tokens = RateLimiter(settings.unknown_tokens_per_minute_max)
         self.callers: dict[str, RememberedCaller] = {}  # by Authorization header
         self.subscribers: dict[str, tuple[float, Subscriber]] = {}  # by id, with the monotonic time they were read at
-        self.followers = Places(settings.followers_max)
+        self.followers = Places(settings.followers_max, settings.followers_per_caller_max)
         self.snapshots = Snapshots(self.view, settings.data_dir / "snapshots")
         self.stopping = asyncio.Event()  # whoever waits for something new is to answer now
 

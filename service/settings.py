@@ -514,6 +514,13 @@ class Settings(Struct, frozen=True, kw_only=True):
             _integer(1, 100_000),
         ),
     ] = 1_000
+    followers_per_caller_max: Annotated[
+        int,
+        About(
+            "How many of these one user or client may be, with whatever tokens; more are answered 429.",
+            _integer(1, 100_000),
+        ),
+    ] = 500
     drain_seconds: Annotated[
         int,
         About(

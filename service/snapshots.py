@@ -1,6 +1,8 @@
 """Snapshots of what is revoked, as files: read from the view in small steps, sent by the HTTP server.
 
-However many ask, a worker makes one at a time, and hands one on for a short while. Its feed is named by who asks.
+However many ask, a worker makes one at a time, and hands one on for a short while: longer if it took longer to make, or
+if so many are being sent that no other may be made. An older one is as good, since the feed goes on from it. Its feed
+is named by who asks.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ from projections.revoked import Revoked, revoked
 from service.errors import Unavailable
 from service.tokens import now
 
-_HANDED_ON_SECONDS = 2.0
-_OPENED_SECONDS = 10.0  # by when the server has opened the file, and its name may go
+_HANDED_ON_SECONDS_MIN = 2.0
+_HANDED_ON_TIMES = 4  # as long as it took to make it, so that a worker reads the view for others at most of its time
+_FILES_MAX = 6  # that there are at once
 _LEFT_SECONDS = 3_600.0  # a file that no worker can be writing any more
 _TURN_SECONDS = 0.001  # after which whoever else is to be answered has a turn
 _ATTEMPTS_MAX = 3
@@ -55,7 +58,7 @@ class Snapshot(Struct, frozen=True, gc=False):
     size: int
     feed: str
     ledger_seq: int
-    made_at: float
+    good_until: float  # monotonic
 
 
 class Snapshots:
@@ -65,26 +68,44 @@ class Snapshots:
         self._view = view
         self._directory = directory
         self._numbers = itertools.count(1)
-        self._last: Snapshot | None = None
+        self._kept: dict[Snapshot, int] = {}  # the newest last, and to how many each is being sent
         self._making: asyncio.Task[Snapshot] | None = None
         self._making_feed = ""
 
     async def get(self, feed: str) -> Snapshot:
-        """One that is at most as old as it may be. Raises: Unavailable."""
-        last = self._last
-        if last is not None and last.feed == feed and time.monotonic() - last.made_at < _HANDED_ON_SECONDS:
+        """One that is at most as old as it may be, to be held at once. Raises: Unavailable."""
+        last = next((one for one in reversed(self._kept) if one.feed == feed), None)
+        if last is not None and time.monotonic() < last.good_until:
             return last
         if self._making is None or self._making.done() or self._making_feed != feed:
+            self._sweep()
+            if len(self._kept) >= _FILES_MAX:
+                if last is not None:
+                    return last
+                raise Unavailable("too many snapshots are being sent", retry_after_seconds=2)
             self._making, self._making_feed = asyncio.create_task(self._make(feed)), feed
         # Whoever hangs up leaves it to the others who wait for it.
         return await asyncio.shield(self._making)
+
+    def hold(self, made: Snapshot) -> None:
+        """It stays until `let_go`. Raises: Unavailable if it is gone already."""
+        if made not in self._kept:
+            raise Unavailable("the snapshot was removed before it could be sent", retry_after_seconds=1)
+        self._kept[made] += 1
+
+    def let_go(self, made: Snapshot) -> None:
+        """Whoever has held it does not need it any more."""
+        if made in self._kept:
+            self._kept[made] -= 1
+            self._sweep()
 
     def close(self) -> None:
         """Removes what is there."""
         if self._making is not None:
             self._making.cancel()
-        if self._last is not None:
-            self._last.path.unlink(missing_ok=True)
+        for made in self._kept:
+            made.path.unlink(missing_ok=True)
+        self._kept.clear()
 
     async def _make(self, feed: str) -> Snapshot:
         try:
@@ -96,13 +117,19 @@ class Snapshots:
         raise Unavailable("the view was rebuilt again and again while it was read")
 
     def _keep(self, made: Snapshot) -> Snapshot:
-        self._last = made
-        seconds = _HANDED_ON_SECONDS + _OPENED_SECONDS
-        asyncio.get_running_loop().call_later(seconds, lambda: made.path.unlink(missing_ok=True))
+        self._kept[made] = 0
+        asyncio.get_running_loop().call_later(made.good_until - time.monotonic() + 1, self._sweep)
         return made
 
+    def _sweep(self) -> None:
+        """Removes what nobody is sent and nobody is handed any more."""
+        for made in [one for one, holders in self._kept.items() if not holders]:
+            if time.monotonic() >= made.good_until:
+                del self._kept[made]
+                made.path.unlink(missing_ok=True)
+
     async def _write(self, feed: str) -> Snapshot:
-        path = self._new_path()
+        path, begun = self._new_path(), time.monotonic()
         try:
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", _BUFFER_BYTES) as file:
                 fresh = await self._write_lines(file, feed)
@@ -110,7 +137,9 @@ class Snapshots:
         except BaseException:
             path.unlink(missing_ok=True)
             raise
-        return Snapshot(path, size, feed, fresh.position, time.monotonic())
+        ended = time.monotonic()
+        good_until = ended + max(_HANDED_ON_SECONDS_MIN, _HANDED_ON_TIMES * (ended - begun))
+        return Snapshot(path, size, feed, fresh.position, good_until)
 
     async def _write_lines(self, file: BinaryIO, feed: str) -> Freshness:
         moment, count, begun = now(), 0, time.monotonic()

@@ -26,15 +26,25 @@ from msgspec.structs import replace
 
 from events.errors import LedgerError, LedgerUnavailable, UnsafeServer
 from events.server import EmbeddedServer
-from events.streams import LEDGER, RECEIPTS, REVOCATIONS, Connection, check, connect
+from events.streams import (
+    LEDGER,
+    RECEIPTS,
+    REVOCATIONS,
+    Connection,
+    begin_feed_anew,
+    check,
+    connect,
+    stream_state,
+)
 from events.streams import provision as provision_streams
 from projections import base
 from projections.current import CurrentReader, CurrentWriter, HeldView, view_path
 from projections.followers import Followers
-from projections.revocations import Feed, FeedAhead, serve_position
+from projections.revocations import Feed, FeedAhead, feed_id, serve_position
 from service import logs
 from service.admission import Admission
 from service.bootstrap import bootstrap, new_administrator
+from service.feed import ask_position
 from service.keys import MasterKey
 from service.lifeline import SERVED_BY, SUPERVISED_BY, announce_stop, end_with_parent, prepare_stop
 from service.runtime import stream_limits, writer_name
@@ -57,6 +67,8 @@ _ANALYTICS_COMMIT_SECONDS = 0.5  # a commit costs the same whatever it holds; wh
 _ANALYTICS_NICENESS = 10
 _FAR_BEHIND_MESSAGES = 1_000
 _PROGRESS_SECONDS = 5.0
+_ANNOUNCED_SECONDS_MAX = 30.0
+_ROUND_SECONDS = 0.1
 
 Progress = Callable[[int, int], None]
 
@@ -139,7 +151,12 @@ def project(settings: Settings, name: str) -> None:
     """One projector, until SIGTERM or SIGINT. Raises: UndecodableEvent; ViewBusy, AnalyticsBusy."""
     logs.configure(settings)
     end_with_parent(SUPERVISED_BY)
-    run = {"current": _project_current, "analytics": _project_analytics, "revocations": _project_revocations}[name]
+    run = {
+        "current": _project_current,
+        "analytics": _project_analytics,
+        "revocations": _project_revocations,
+        "receipts": _project_receipts,
+    }[name]
     uvloop.run(_until_signalled(run(_located(settings, "projector"))))
 
 
@@ -155,11 +172,11 @@ def rebuild(settings: Settings, name: str, progress: Progress) -> None:
 
     `progress` is called with position and end. Raises: LedgerError, AnalyticsBusy.
     """
-    rebuild_one = _rebuild_current if name == "current" else _rebuild_analytics
+    rebuild_one = {"current": _rebuild_current, "analytics": _rebuild_analytics, "revocations": _rebuild_revocations}
 
     async def run() -> None:
-        async with _running_server(settings, "projector") as located:
-            await rebuild_one(located, progress)
+        async with _running_server(settings, "admin" if name == "revocations" else "projector") as located:
+            await rebuild_one[name](located, progress)
 
     uvloop.run(run())
 
@@ -337,34 +354,38 @@ async def _project_revocations(settings: Settings) -> None:
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     view = CurrentReader(view_path(settings.data_dir))
     feed = Feed(nc, view, settings.issuer, settings.data_dir / "feed.json")
-    followers = Followers(nc, writer_name(), silent_seconds_max=settings.follower_silent_seconds_max)
     await serve_position(nc, feed)
     try:
-        await asyncio.gather(
-            _announce_revocations(nc, feed),
-            _run_projection(nc, followers.fold, (RECEIPTS, REVOCATIONS)),
-            followers.run(),
-        )
+        await _announce_revocations(feed)
     finally:
         feed.save()
-        await followers.close()
         view.close()
         await nc.close()
 
 
-async def _announce_revocations(nc: Connection, feed: Feed) -> None:
+async def _announce_revocations(feed: Feed) -> None:
     told = CatchingUp(feed.name)
     while True:
         try:
-            await feed.start()
-            log.info("projector_started", projector=feed.name, position=feed.position(LEDGER))
-            await base.run(nc, feed, (LEDGER,), progress=told)
+            await feed.run(told)
         except LedgerUnavailable as error:
             log.warning("projector_waits", projector=feed.name, why=str(error))
         except FeedAhead as error:
             log.error("feed_is_ahead", alarm=True, why=str(error), fix=error.fix)  # noqa: TRY400 - where it was raised says nothing
             await asyncio.sleep(_PROGRESS_SECONDS)
         await asyncio.sleep(0.3)
+
+
+async def _project_receipts(settings: Settings) -> None:
+    """Apart from what announces: subscribers say as much as they like to this process, and to that one nothing."""
+    nc = await _patiently(settings, "project-receipts", reads_headers=True)
+    followers = Followers(nc, writer_name(), silent_seconds_max=settings.follower_silent_seconds_max)
+    log.info("projector_started", projector=followers.fold.name)
+    try:
+        await asyncio.gather(_run_projection(nc, followers.fold, (RECEIPTS, REVOCATIONS)), followers.run())
+    finally:
+        await followers.close()
+        await nc.close()
 
 
 async def _deliver(settings: Settings) -> None:
@@ -411,6 +432,22 @@ async def _rebuild_current(settings: Settings, progress: Progress) -> None:
         finally:
             for left in path.parent.glob(f"{built.name}*"):
                 left.unlink(missing_ok=True)
+
+
+async def _rebuild_revocations(settings: Settings, progress: Progress) -> None:
+    async with _connection(settings, "rebuild-revocations") as nc:
+        await begin_feed_anew(nc, stream_limits(settings))
+        ledger, feed = await stream_state(nc, LEDGER), await stream_state(nc, REVOCATIONS)
+        end, anew = int(ledger["last_seq"]), feed_id(ledger["created"], feed["created"])
+        deadline = time.monotonic() + _ANNOUNCED_SECONDS_MAX
+        while time.monotonic() < deadline:
+            with contextlib.suppress(LedgerUnavailable):
+                told = await ask_position(nc)
+                if told.feed == anew and told.ledger_seq >= end:
+                    progress(end, end)
+                    return
+            await asyncio.sleep(_ROUND_SECONDS)
+        log.warning("feed_is_empty", action="the revocations are announced by `token-ledger project revocations`")
 
 
 async def _rebuild_analytics(settings: Settings, progress: Progress) -> None:
@@ -477,8 +514,21 @@ class _Child:
                 pause = _RESTART_SECONDS_MIN
             log.error("process_ended", process=self.name, code=code, action=f"starting it again in {pause:g} s")
             await asyncio.sleep(pause)
-            pause = min(pause * 2, _RESTART_SECONDS_MAX)
-            await self._spawn()
+            pause = await self._spawn_patiently(min(pause * 2, _RESTART_SECONDS_MAX))
+
+    async def _spawn_patiently(self, pause: float) -> float:
+        """Until it is started, with pauses that grow; answers the next. A host may have no room for it for a while."""
+        while True:
+            try:
+                await self._spawn()
+            except OSError as error:
+                log.error(  # noqa: TRY400 - where it was raised says nothing
+                    "process_not_started", process=self.name, why=str(error), action=f"trying again in {pause:g} s"
+                )
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, _RESTART_SECONDS_MAX)
+            else:
+                return pause
 
     async def stop(self) -> None:
         if self._keeper is not None:
@@ -537,6 +587,7 @@ _CHILDREN: tuple[tuple[str, list[str]], ...] = (
     ("projector", ["project", "current"]),
     ("projector", ["project", "analytics"]),
     ("projector", ["project", "revocations"]),
+    ("projector", ["project", "receipts"]),
     ("service", ["deliver"]),
 )
 
@@ -566,9 +617,23 @@ async def _prepare(settings: Settings, server: EmbeddedServer | None, master: Ma
     creds = server.creds("admin") if server is not None else settings.nats_creds
     async with _connection(replace(settings, nats_creds=creds), "provision") as nc:
         await provision_streams(nc, stream_limits(settings))
+        if await _log_went_back(nc, settings):
+            log.error("log_went_back", alarm=True, action="beginning the feed anew; was a backup restored?")
+            await begin_feed_anew(nc, stream_limits(settings))
     creds = server.creds("service") if server is not None else settings.nats_creds
     async with _connection(replace(settings, nats_creds=creds), "bootstrap") as nc:
         await bootstrap(nc, settings, master)
+
+
+async def _log_went_back(nc: Connection, settings: Settings) -> bool:
+    """Whether this host's view has seen events that the log no longer holds: their sequences will be given again."""
+    path = view_path(settings.data_dir)
+    if not path.exists():
+        return False
+    view = CurrentReader(path)
+    seen = view.freshness().position
+    view.close()
+    return seen > int((await stream_state(nc, LEDGER))["last_seq"])
 
 
 async def _bootstrap_alone(settings: Settings) -> None:

@@ -101,6 +101,7 @@ class Follower:
 
     def _take(self, fields: dict[str, str]) -> None:
         if "data" not in fields:
+            self.last_id = fields.get("id", self.last_id)
             return
         data = json.loads(fields["data"])
         if fields.get("event") == "position":

@@ -433,7 +433,7 @@ class Service:
         return self._child(lambda command: "nats-server" in command.split(" ")[0])
 
     def projector(self, name: str) -> Process:
-        """`current`, `analytics` or `revocations`."""
+        """`current`, `analytics`, `revocations` or `receipts`."""
         return self._child(lambda command: command.endswith(f"project {name}"))
 
     def api_server(self) -> Process:

@@ -129,7 +129,7 @@ def test_settings_of_every_service_are_accepted_together(
     seed, key = tmp_path / "role.nk", tmp_path / "master_key"
     seed.write_text("seed")
     key.write_text("MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=")
-    for name in ("provision", "api", "deliver", "analytics"):
+    for name in ("provision", "api", "deliver", "receipts", "analytics"):
         environment = _environment(services[name], dockerfile)
         if "TOKEN_LEDGER_MASTER_KEY_FILE" in environment:
             assert environment["TOKEN_LEDGER_MASTER_KEY_FILE"] == "/run/secrets/master_key"
@@ -257,7 +257,7 @@ def test_what_each_container_reads_is_what_init_wrote_for_it(
         return directory / (init[volume] / within).relative_to(place)
 
     roles = {}
-    for name in ("provision", "api", "deliver", "analytics"):
+    for name in ("provision", "api", "deliver", "receipts", "analytics"):
         environment = _environment(services[name], dockerfile)
         for call in _invocations(services[name]):
             creds = (_option(call, "--nats-creds") or [environment.get("TOKEN_LEDGER_NATS_CREDS", "")])[0]
@@ -270,6 +270,7 @@ def test_what_each_container_reads_is_what_init_wrote_for_it(
         "project current": "projector",
         "project revocations": "projector",
         "deliver": "service",
+        "project receipts": "projector",
         "project analytics": "projector",
     }
     for node in NODES:

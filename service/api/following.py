@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -16,8 +17,9 @@ from service.api.wire import FeedId, Seq
 from service.errors import ForeignOrigin, InvalidRequest, ServiceError, Unavailable
 from service.feed import Filters
 from service.following import Place, Polled, events, poll
-from service.outgoing import NO_STORE, FileResponse, Headers, Response, StreamResponse
+from service.outgoing import NO_STORE, FileResponse, Headers, Response, Sending, StreamResponse
 from service.propagation import acknowledge
+from service.rules.subscribers import Subscriber
 from service.subscribers import acting_subscriber
 from service.tokens import is_id
 from service.validation import authenticate
@@ -123,7 +125,8 @@ async def stream_revocations(call: Call[None, StreamQuery]) -> StreamResponse:
 
     Each is a message with the CloudEvent as its data and its `ledger_seq` as its id. About every second `event:
     position` says up to where the stream is complete, with the same id, and as of when: milliseconds of the clock of
-    the host, whose present time stands beside it. Without `after` and `Last-Event-ID` it begins with what comes next.
+    the host, whose present time stands beside it; while it is far behind, an id alone says up to where it has read.
+    Without `after` and `Last-Event-ID` it begins with what comes next.
 
     Streams end after 1 MiB, when the token ends and when the service stops: come again with the last id.
     """
@@ -144,23 +147,23 @@ async def stream_revocations(call: Call[None, StreamQuery]) -> StreamResponse:
             await authenticate(runtime, incoming, FOLLOW, record=False)
             await _heard_of(call)
         except Unavailable:
-            return True  # a view that stands still for a moment ends no stream
+            raise
         except ServiceError:
             return False
         return True
 
-    place = Place(runtime.followers)
+    place = Place(runtime.followers, call.caller.subject)
     parts = events(feed, after, filters, allowed)
-    return StreamResponse(200, _stream_headers(), parts, runtime.stopping, place.give_back)
+    return StreamResponse(200, _stream_headers(), parts, Sending(runtime.stopping, place.give_back))
 
 
-async def _heard_of(call: Call[None, Any]) -> str | None:
+async def _heard_of(call: Call[None, Any]) -> Subscriber | None:
     """The subscriber that says who it is. Raises: NotFound if the caller does not speak for it; Unavailable."""
     if isinstance(call.query.subscriber, UnsetType):
         return None
     subscriber = await acting_subscriber(call.runtime, call.caller, call.query.subscriber)
     call.runtime.signs_of_life.heard(subscriber.subscriber_id)
-    return subscriber.subscriber_id
+    return subscriber
 
 
 def _stream_headers() -> Headers:
@@ -191,21 +194,28 @@ def _last_event_id(call: Call[None, StreamQuery]) -> int | None:
 
 
 @operation(
-    "GET", "/v1/revocations", tag="revocations", needs=FOLLOW, query=PollQuery, answer=Announcements, errors=(404, 410)
+    "GET",
+    "/v1/revocations",
+    tag="revocations",
+    needs=FOLLOW,
+    query=PollQuery,
+    answer=Announcements,
+    errors=(404, 410),
 )
 async def poll_revocations(call: Call[None, PollQuery]) -> Response:
     """Fetch revocations after a cursor, and wait for them.
 
     Without `after` it begins with the oldest that is kept. With `wait_seconds` an answer without items comes only after
-    that time. A `subscriber` says by `after` that it has applied everything up to there.
+    that time. A `subscriber` over HTTP says by `after` that it has applied everything up to there.
     """
     runtime, asked = call.runtime, call.query
     filters = filters_of(asked)
     await runtime.feed.check_feed(asked.feed)
     subscriber = await _heard_of(call)
-    if subscriber is not None and asked.after:
-        await acknowledge(runtime, subscriber, asked.after)
-    place = Place(runtime.followers)
+    if subscriber is not None and subscriber.transport == "http" and asked.after:
+        with contextlib.suppress(ServiceError):  # it fetches all the same, and acknowledges with the next cursor
+            await acknowledge(runtime, subscriber.subscriber_id, asked.after)
+    place = Place(runtime.followers, call.caller.subject)
     try:
         found = await call.incoming.while_connected(
             poll(runtime, asked.after, filters, asked.limit, asked.wait_seconds)
@@ -254,7 +264,18 @@ async def snapshot_revocations(call: Call[None, Nothing]) -> FileResponse:
     runtime = call.runtime
     await runtime.feed.start()
     runtime.check_fresh(runtime.view.freshness())
-    made = await call.incoming.while_connected(runtime.snapshots.get(runtime.feed.position.feed))
+    place = Place(runtime.followers, call.caller.subject)
+    try:
+        made = await call.incoming.while_connected(runtime.snapshots.get(runtime.feed.position.feed))
+        runtime.snapshots.hold(made)
+    except BaseException:
+        place.give_back()
+        raise
+
+    def ended() -> None:
+        runtime.snapshots.let_go(made)
+        place.give_back()
+
     kept = tuple(header for header in NO_STORE if header[0] != "content-type")
     headers = (*kept, ("content-type", NDJSON), ("x-ledger-seq", str(made.ledger_seq)))
-    return FileResponse(200, made.path, made.size, headers)
+    return FileResponse(200, made.path, made.size, headers, Sending(runtime.stopping, ended))

@@ -12,6 +12,7 @@ from events.errors import LedgerUnavailable
 from projections.asking import AnalyticsRefused, StatusAnswer, StatusRequest, ask
 from projections.asking_findings import EngineAnswer, EngineRequest
 from projections.asking_receipts import ReceiptsAnswer, ReceiptsRequest, ReceiptsUnavailable, ask_receipts
+from projections.revocations import FeedPosition
 from service import metrics
 from service.api.routing import GetRuntime
 from service.errors import ServiceError
@@ -150,9 +151,18 @@ async def metric_text(get_runtime: GetRuntime, _: Incoming) -> Response:
     runtime = metrics.running(get_runtime)
     if runtime is None:
         return Response(200, metrics.exposition(None), headers)
-    engine, receipts, deliverers = await asyncio.gather(_engine(runtime), _receipts(runtime), ask_all(runtime.nc))
+    engine, receipts, deliverers, feed = await asyncio.gather(
+        _engine(runtime), _receipts(runtime), ask_all(runtime.nc), _position(runtime)
+    )
     found = engine if isinstance(engine, EngineAnswer) else None
-    return Response(200, metrics.exposition(runtime, found, receipts, deliverers), headers)
+    return Response(200, metrics.exposition(runtime, found, receipts, deliverers, feed), headers)
+
+
+async def _position(runtime: Runtime) -> FeedPosition | None:
+    try:
+        return await ask_position(runtime.nc, _FEED_SECONDS_MAX)
+    except LedgerUnavailable:
+        return None
 
 
 async def _receipts(runtime: Runtime) -> ReceiptsAnswer | None:

@@ -20,7 +20,7 @@ _SEQ_DIGITS_MAX = 18
 
 
 class Acknowledgement(Struct, frozen=True, forbid_unknown_fields=True):
-    """The subscriber has applied everything that was announced up to `ledger_seq`.
+    """The subscriber has applied everything that was revoked up to `ledger_seq`, by the feed or a snapshot.
 
     `feed`: which feed that is of, as positions, polls and snapshots say; refused if another log stands behind it now.
     """
@@ -30,7 +30,7 @@ class Acknowledgement(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Acknowledged(Struct, frozen=True, kw_only=True):
-    """It is recorded."""
+    """It is recorded, up to `ledger_seq`: as far as revocations were announced by then."""
 
     subscriber_id: str
     ledger_seq: Seq
@@ -76,9 +76,9 @@ async def acknowledge_revocations(call: Call[Acknowledgement, Nothing]) -> Ackno
         raise InvalidRequest(
             "the subscriber follows over NATS", fix="acknowledge the messages that its consumer delivers"
         )
-    await acknowledge(call.runtime, subscriber.subscriber_id, call.body.ledger_seq, call.body.feed)
+    recorded = await acknowledge(call.runtime, subscriber.subscriber_id, call.body.ledger_seq, call.body.feed)
     try:
         await call.runtime.receipts.written()
     except LedgerError as error:
         raise refused(error) from error
-    return Acknowledged(subscriber_id=subscriber.subscriber_id, ledger_seq=call.body.ledger_seq)
+    return Acknowledged(subscriber_id=subscriber.subscriber_id, ledger_seq=recorded)

@@ -24,7 +24,7 @@ from service.commands import Prepared
 from service.errors import NotFound
 from service.idempotency import Repeatable, idempotency_key, once
 from service.incoming import Incoming
-from service.outgoing import JSON, NO_STORE, Answer, Response, StreamResponse
+from service.outgoing import JSON, NO_STORE, Answer, FileResponse, Response, StreamResponse
 from service.parsing import JSON as JSON_TYPES
 from service.parsing import MERGE_PATCH, decode_json_strictly, json_body, query
 from service.registry import Asker
@@ -198,6 +198,9 @@ def sending(response: Answer, incoming: Incoming) -> ASGIApp:
 
     async def send_it(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001
         if not isinstance(response, StreamResponse):
+            if isinstance(response, FileResponse) and response.sending is not None:
+                await incoming.send_file(response, response.sending)
+                return
             incoming.answer(response)
             return
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -12,7 +12,7 @@ from events.errors import LedgerError
 from service.api.routing import Call, Nothing, operation
 from service.api.wire import Id, Overlap, Page, Seq, cursor_of, page, position_of
 from service.commands import refused
-from service.rules.webhooks import may_manage
+from service.rules.webhooks import DisabledReason, may_manage
 from service.webhooks import commands
 from service.webhooks.addresses import URL_CHARS_MAX
 from service.webhooks.attempts import Attempt, attempts
@@ -52,7 +52,8 @@ class WebhookPatch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class WebhookView(Struct, frozen=True, kw_only=True):
     """A webhook. `url` and `pending`, the announcements that are not delivered yet, are told of a single one.
 
-    `disabled_reason`: `asked` for, the receiver said that it is `gone`, or it was `failing` for too long.
+    `disabled_reason`: `asked` for, the receiver said that it is `gone`, it was `failing` for too long, or
+    `owner_disabled`.
     """
 
     webhook_id: str
@@ -64,7 +65,7 @@ class WebhookView(Struct, frozen=True, kw_only=True):
     subject: str | UnsetType = UNSET
     grant_id: str | UnsetType = UNSET
     enabled: bool
-    disabled_reason: Literal["asked", "gone", "failing"] | UnsetType = UNSET
+    disabled_reason: DisabledReason | UnsetType = UNSET
     secret_rotated_at: datetime | UnsetType = UNSET
     created_at: datetime
     changed_at: datetime
@@ -197,7 +198,10 @@ async def create_webhook(call: Call[NewWebhook, Nothing]) -> dict[str, Any]:
         after=None if isinstance(body.after, UnsetType) else body.after,
         **filters,
     )
-    return await call.create(lambda _: commands.prepare(call.runtime, call.asker, new))
+    sealing = commands.Sealing()
+    async with commands.registering(call.caller.subject):
+        create = call.create(lambda _: commands.prepare(call.runtime, call.asker, new, sealing))
+        return await commands.settled(call.runtime, sealing, create)
 
 
 @operation("GET", "/v1/webhooks", tag="webhooks", needs=NEEDS, query=Page, answer=WebhookList)
@@ -263,11 +267,9 @@ async def create_webhook_secret(call: Call[NewWebhookSecret, Nothing]) -> dict[s
 
     Until the overlap ends the one before signs as well, so that the receiver can change over.
     """
-    overlap = call.body.overlap_seconds
-    before = await commands.find(call.runtime, call.caller, call.name)
-    answer = await call.create(lambda _: commands.prepare_secret(call.runtime, call.asker, call.name, overlap))
-    await commands.forget(call.runtime, before)
-    return answer
+    overlap, sealing = call.body.overlap_seconds, commands.Sealing()
+    create = call.create(lambda _: commands.prepare_secret(call.runtime, call.asker, call.name, overlap, sealing))
+    return await commands.settled(call.runtime, sealing, create)
 
 
 @operation(

@@ -37,7 +37,7 @@ def follow(api: Api, query: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                     if kind == "message":
                         yield json.loads(data)
         except Failed as failure:
-            refused = failure.status is not None and failure.status != 503
+            refused = failure.status is not None and failure.status not in {429, 503}
             if refused or last_id is None:
                 raise
             if not told:
@@ -48,13 +48,13 @@ def follow(api: Api, query: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _messages(lines: Iterable[str]) -> Iterator[tuple[str, str | None, str]]:
-    """Kind, last id and data of each message. One that is cut off is none."""
+    """Kind, last id and data of each message, and each id that comes alone. One that is cut off is none."""
     kind, last_id = "message", None
     data: list[str] = []
     for line in lines:
         if not line:
-            if data:
-                yield kind, last_id, "\n".join(data)
+            if data or last_id is not None:
+                yield kind if data else "id", last_id, "\n".join(data)
             kind, data = "message", []
             continue
         name, _, value = line.partition(":")

@@ -56,7 +56,7 @@ def serve(settings: Settings, _: str) -> None:
 
 
 @click.command()
-@click.argument("name", type=click.Choice(["current", "analytics", "revocations"]))
+@click.argument("name", type=click.Choice(["current", "analytics", "revocations", "receipts"]))
 @runs_here("data_dir", "issuer", *LOG, *SPEAKING)
 def project(settings: Settings, _: str, name: str) -> None:
     """Run one projector alone: it follows the log and keeps its view up to date."""
@@ -75,7 +75,7 @@ def deliver(settings: Settings, _: str) -> None:
 
 
 @click.command()
-@click.argument("name", type=click.Choice(["current", "analytics"]))
+@click.argument("name", type=click.Choice(["current", "analytics", "revocations"]))
 @runs_here("data_dir", *LOG, *SPEAKING)
 def rebuild(settings: Settings, output: str, name: str) -> None:
     """Throw a projection away and replay it from the log."""

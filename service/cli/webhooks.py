@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
 
+from service.cli import output as out
 from service.cli.options import Duration, Session, asks_service, confirmed, paged, repeatable, segment
 
 COLUMNS = ("webhook_id", "webhook_name", "origin", "enabled", "disabled_reason", "owner", "created_at")
@@ -114,4 +116,7 @@ def webhook_redeliver(session: Session, webhook_id: str, after: int) -> None:
 @asks_service
 def webhook_test(session: Session, webhook_id: str) -> None:
     """Send a signed test message and show what came back."""
-    session.show(session.call("POST", _path(webhook_id, "/test")))
+    answer = session.call("POST", _path(webhook_id, "/test"))
+    session.show(answer)
+    if answer["outcome"] != "delivered":
+        sys.exit(out.REFUSED)

@@ -161,7 +161,9 @@ class _Follower:
             answer = await self._nc.request("feed.position", b"", timeout=_ANSWER_SECONDS_MAX)
             return _decode_position(answer.data)
         except (nats.errors.NoRespondersError, nats.errors.TimeoutError, TimeoutError) as error:
-            raise Unreachable("nobody says how far the feed is; is `project revocations` running?") from error
+            raise Unreachable(
+                "nobody says how far the feed is; do `project revocations` and `project receipts` run?"
+            ) from error
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Unreachable(f"the feed's position cannot be read: {error}") from error
 

@@ -18,7 +18,7 @@ WEBHOOKS_MAX = 500
 WEBHOOKS_OF_OWNER_MAX = 50
 SECRETS_MAX = 3
 
-DisabledReason = Literal["asked", "gone", "failing"]
+DisabledReason = Literal["asked", "gone", "failing", "owner_disabled"]
 _PREFIXES: tuple[tuple[str, tuple[Literal["cli", "usr", "grt"], ...]], ...] = (
     ("client_id", ("cli",)),
     ("subject", ("usr", "cli")),  # with client credentials the subject is the client

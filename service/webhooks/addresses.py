@@ -13,6 +13,7 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
+from weakref import WeakValueDictionary
 
 from msgspec import Struct
 
@@ -21,6 +22,7 @@ from service.settings import Network
 URL_CHARS_MAX = 2_000
 RESOLVE_SECONDS_MAX = 5.0
 _RESOLVING_AT_ONCE_MAX = 64
+_RESOLVING_OF_OWNER_MAX = 4
 _ADDRESSES_MAX = 32
 _DEFAULT_PORTS = {"https": 443, "http": 80}
 _HOST = re.compile(r"(?=.{1,253}\Z)(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")
@@ -57,7 +59,7 @@ _NOT_PUBLIC_6 = tuple(
     for network in ("2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20")
 )
 
-Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
+Resolve = Callable[[str, str], Awaitable[Sequence[str]]]  # host and owner
 
 
 class NotCallable(Exception):
@@ -146,8 +148,8 @@ class Guard:
         self._ports = frozenset(ports)
         self._resolve = resolve or Resolver().addresses
 
-    async def addresses(self, target: Target) -> list[str]:
-        """Addresses of the target, each of which may be called.
+    async def addresses(self, target: Target, owner: str = "") -> list[str]:
+        """Addresses of the target, each of which may be called. `owner`: for whom a name is looked up.
 
         Raises: NotCallable if one may not; NotResolved.
         """
@@ -156,7 +158,7 @@ class Guard:
         else:
             try:
                 async with asyncio.timeout(RESOLVE_SECONDS_MAX):
-                    found = await self._resolve(target.host, target.port)
+                    found = await self._resolve(target.host, owner)
             except TimeoutError:
                 raise NotResolved(f"nobody said within {RESOLVE_SECONDS_MAX:g} s what {target.host} means") from None
             except OSError as error:
@@ -173,9 +175,10 @@ class Guard:
             return
         allow = "have the operator allow its network with TOKEN_LEDGER_WEBHOOK_ALLOWED_NETWORKS"
         if not is_public(address):
-            said = f"{target.host} is" if target.host == address else f"{target.host} resolves to {address},"
+            # Which address it is would tell what stands in the name servers of the operator's network.
+            said = "is not a public address" if target.host == address else "resolves to what is not a public address"
             raise NotCallable(
-                f"{said} not a public address", f"give a URL whose host is reachable from everywhere, or {allow}"
+                f"{target.host} {said}", f"give a URL whose host is reachable from everywhere, or {allow}"
             )
         if target.scheme != "https":
             raise NotCallable("url must begin with https://", f"serve the receiver over TLS, or {allow}")
@@ -190,31 +193,40 @@ class Guard:
 class Resolver:
     """Names by the system's resolver, in threads of its own.
 
-    A name that is being looked up is not looked up a second time, so that one whose name server never answers takes
-    one thread, and not all.
+    A look-up cannot be ended, and a name server that never answers holds its thread for long after everybody has given
+    up. So a name that is being looked up is not looked up a second time, and an owner has a few places only.
     """
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(_RESOLVING_AT_ONCE_MAX, "resolve")
-        self._running: dict[tuple[str, int], asyncio.Future[list[str]]] = {}
+        self._running: dict[str, asyncio.Future[list[str]]] = {}
+        self._places: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
-    async def addresses(self, host: str, port: int) -> Sequence[str]:
+    async def addresses(self, host: str, owner: str) -> Sequence[str]:
         """Raises: OSError."""
-        key = (host, port)
-        running = self._running.get(key)
-        if running is None:
-            loop = asyncio.get_running_loop()
-            running = self._running[key] = loop.run_in_executor(self._threads, _look_up, host, port)
-            running.add_done_callback(lambda done: self._forget(key, done))
-        return await asyncio.shield(running)
+        if host not in self._running:
+            places = self._places.setdefault(owner, asyncio.Semaphore(_RESOLVING_OF_OWNER_MAX))
+            await places.acquire()
+            if host in self._running:  # somebody else has begun meanwhile
+                places.release()
+            else:
+                self._begin(host, places)
+        return await asyncio.shield(self._running[host])
 
-    def _forget(self, key: tuple[str, int], done: asyncio.Future[list[str]]) -> None:
-        self._running.pop(key, None)
-        if not done.cancelled():
-            done.exception()  # whoever waited may have given up
+    def _begin(self, host: str, places: asyncio.Semaphore) -> None:
+        running = asyncio.get_running_loop().run_in_executor(self._threads, _look_up, host)
+        self._running[host] = running
+
+        def end(done: asyncio.Future[list[str]]) -> None:
+            self._running.pop(host, None)
+            places.release()
+            if not done.cancelled():
+                done.exception()  # whoever waited may have given up
+
+        running.add_done_callback(end)
 
 
-def _look_up(host: str, port: int) -> list[str]:
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+def _look_up(host: str) -> list[str]:
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     # A scope stays at the address: what is local to a link is no public address anyway.
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))

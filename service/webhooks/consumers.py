@@ -194,7 +194,8 @@ async def hold(nc: Connection, message: Delivered) -> None:
         await nc.publish(message.reply, b"+WPI")
 
 
-async def give_back(nc: Connection, message: Delivered) -> None:
-    """Lets another process have it at once."""
+async def give_back(nc: Connection, message: Delivered, after_seconds: float = 0.0) -> None:
+    """Lets another process have it, at once or later."""
+    body = b"-NAK " + json.dumps({"delay": int(after_seconds * _NS)}).encode() if after_seconds else b"-NAK"
     with contextlib.suppress(nats.errors.Error, OSError):
-        await nc.publish(message.reply, b"-NAK")
+        await nc.publish(message.reply, body)

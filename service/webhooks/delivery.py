@@ -38,6 +38,7 @@ from service.webhooks.backoff import Pauses, delay_seconds
 from service.webhooks.commands import disable
 from service.webhooks.consumers import ACK_WAIT_SECONDS, IN_FLIGHT_MAX, Delivered, Puller
 from service.webhooks.messages import CONTENT_TYPE, Message, announcement, snapshot_required
+from service.webhooks.owners import Owners
 from service.webhooks.sender import Answer, Line, trusted_certificates
 from service.webhooks.signatures import signed_headers
 from service.webhooks.status import STATUS_SUBJECT, Status
@@ -47,10 +48,21 @@ log = structlog.get_logger()
 
 _LOOK_SECONDS = 0.5
 _AGAIN_SECONDS = 1.0
+_OWNERS_SECONDS = 5.0
 _FINISH_SECONDS_MAX = 0.7
 _GATHER_SECONDS = 0.02
 _REMEMBERED_MAX = 64
 _FOR_EVER_SECONDS = 86_400.0
+_SILENT_MAX = timedelta(hours=2)  # between two attempts, which a receiver may put off by an hour, if anybody tries
+
+
+_CORRECT = "look at its deliveries, correct the receiver, then `token-ledger webhook enable`"
+_FIXES: dict[DisabledReason, str] = {
+    "asked": "`token-ledger webhook enable`",
+    "gone": _CORRECT,
+    "failing": _CORRECT,
+    "owner_disabled": "if somebody still needs it, have them register one of their own; then delete this one",
+}
 
 
 class Deliverer:
@@ -69,12 +81,14 @@ class Deliverer:
         self.disabled = 0
         self._runners: dict[str, Runner] = {}
         self._told: dict[str, int] = {}  # webhooks that cannot be run, and as of which event that was said
+        self._owners = Owners(self.ledger)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop` is set; then what is being delivered is finished soon or given back."""
         await self.nc.subscribe(STATUS_SUBJECT, cb=self._answer_status)
         log.info("deliverer_started")
         seen, why = -1, ""
+        ending = asyncio.create_task(self._end_with_owners())
         while not stop.is_set():
             try:
                 last = await self.store.last_seq()
@@ -88,21 +102,23 @@ class Deliverer:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_SECONDS):
                     await stop.wait()
+        await end_all([ending])
         await asyncio.gather(*(runner.stop() for runner in self._runners.values()))
         await asyncio.gather(self.attempts.close(), self.receipts.close())
 
     async def _reload(self) -> bool:
         """Whether every webhook now runs as its last event says."""
         known = {one.webhook_id: one for one in await self.store.all()}
-        for webhook_id in [one for one in self._runners if one not in known or not known[one].enabled]:
-            await self._runners.pop(webhook_id).stop()
-            if webhook_id not in known:  # the runner may have made it anew since it was removed
-                await consumers.delete(self.nc, webhook_id)
-        done = True
-        for webhook in known.values():
-            if webhook.enabled and not await self._ensure(webhook):
-                done = False
-        return done
+        ended = [one for one in self._runners if one not in known or not known[one].enabled]
+        await asyncio.gather(*(self._end(webhook_id, removed=webhook_id not in known) for webhook_id in ended))
+        # At once: a runner that gives way to another one may take a moment to end.
+        done = await asyncio.gather(*(self._ensure(webhook) for webhook in known.values() if webhook.enabled))
+        return all(done)
+
+    async def _end(self, webhook_id: str, *, removed: bool) -> None:
+        await self._runners.pop(webhook_id).stop()
+        if removed:  # the runner may have made it anew since
+            await consumers.delete(self.nc, webhook_id)
 
     async def _ensure(self, webhook: Webhook) -> bool:
         runner = self._runners.get(webhook.webhook_id)
@@ -123,6 +139,21 @@ class Deliverer:
             return False
         return True
 
+    async def _end_with_owners(self) -> None:
+        """Disables the webhooks of owners who were disabled: nothing else would ever end them."""
+        while True:
+            try:
+                running = [runner.webhook for runner in self._runners.values()]
+                ended = await self._owners.disabled(webhook.metadata.owner for webhook in running)
+                for webhook in running:
+                    if webhook.metadata.owner in ended:
+                        await self.disable(webhook, "owner_disabled")
+            except LedgerError as error:
+                log.info("owners_wait", why=str(error))
+            except Exception:
+                log.exception("owners_not_looked_at", alarm=True)
+            await asyncio.sleep(_OWNERS_SECONDS)
+
     async def disable(self, webhook: Webhook, reason: DisabledReason) -> bool:
         """Says so in the ledger; the runner is then stopped as if somebody had asked for it.
 
@@ -136,7 +167,7 @@ class Deliverer:
             alarm=True,
             webhook_id=webhook.webhook_id,
             reason=reason,
-            fix="look at its deliveries, correct the receiver, then `token-ledger webhook enable`",
+            fix=_FIXES[reason],
         )
         return True
 
@@ -158,7 +189,7 @@ class Runner:
         self._nc = deliverer.nc
         self._sealed = sealed
         self._target = parse(sealed.url)
-        self._line = Line(deliverer.guard, deliverer.tls)
+        self._line = Line(deliverer.guard, deliverer.tls, webhook.metadata.owner)
         self._slots = asyncio.Semaphore(IN_FLIGHT_MAX)
         self._pauses = Pauses()
         self._failing_since: datetime | None = None
@@ -253,7 +284,7 @@ class Runner:
 
         `vouched`: what was announced before it was handed out.
         """
-        acknowledged = False
+        acknowledged, seconds = False, _AGAIN_SECONDS
         try:
             revoked = decode_event(message.data).data
             if not vouched and await consumers.ledger_seq_at(self._nc, message.seq - 1) is None:
@@ -266,9 +297,12 @@ class Runner:
                 self._receipts.delivered(message.seq, revoked.ledger_seq)
         except LedgerUnavailable as error:
             log.info("webhook_waits", webhook_id=self.webhook_id, why=str(error))
+        except asyncio.CancelledError:
+            seconds = 0.0  # whoever goes on need not wait
+            raise
         finally:
             if not acknowledged:
-                await consumers.give_back(self._nc, message)
+                await consumers.give_back(self._nc, message, seconds)
 
     def _filters(self) -> Filters:
         metadata = self.webhook.metadata
@@ -327,7 +361,7 @@ class Runner:
     async def _failed(self, answer: Answer, at: datetime) -> None:
         """Notes since when nothing was delivered, and disables what is gone or has failed for long."""
         if self._failing_since is None:
-            self._failing_since = max(await self._failing_before() or at, self.webhook.changed_at)
+            self._failing_since = max(await self._failing_before(at) or at, self.webhook.changed_at)
         limit = timedelta(hours=self._deliverer.settings.webhook_failing_hours_max)
         reason: DisabledReason
         if answer.outcome == "gone":
@@ -346,13 +380,16 @@ class Runner:
         finally:
             self._disabling = False
 
-    async def _failing_before(self) -> datetime | None:
-        """Since when it failed already before this process looked."""
+    async def _failing_before(self, at: datetime) -> datetime | None:
+        """Since when it failed already before this process looked; a time in which nobody tried does not count."""
         try:
             last = await last_attempt(self._nc, self.webhook_id)
         except LedgerUnavailable:
             return None
-        return last.failing_since if last is not None else None
+        if last is None or last.failing_since is None:
+            return None
+        silent = at - last.at
+        return last.failing_since + (silent if silent > _SILENT_MAX else timedelta(0))
 
     async def _delivered_elsewhere(self) -> bool:
         """Whether another process reaches the receiver, which this one cannot."""

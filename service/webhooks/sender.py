@@ -23,8 +23,8 @@ from service.webhooks.addresses import Guard, NotCallable, NotResolved, Target
 TOTAL_SECONDS_MAX = 15.0
 CONNECT_SECONDS_MAX = 5.0
 BODY_SECONDS_MAX = 1.0  # of the answer, once its status is known
-BODY_BYTES_MAX = 16 * 1024
 HEAD_BYTES_MAX = 16 * 1024
+ANSWER_BYTES_MAX = 32 * 1024  # with all that surrounds a body: chunks may have extensions, and answers come before it
 RETRY_AFTER_SECONDS_MAX = 3_600.0
 _READ_BYTES = 16 * 1024
 _INTERIM_MAX = 8  # answers such as 103 before the one that counts
@@ -72,7 +72,7 @@ class _Connection:
     def __init__(self, address: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.address = address
         self.used_at = time.monotonic()
-        self.answered = False  # anything came for the request that is under way
+        self._answer_bytes = 0  # that came for the request which is under way
         self._reader = reader
         self._writer = writer
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_BYTES_MAX)
@@ -83,9 +83,13 @@ class _Connection:
         ended = self._reader.at_eof() or self._writer.is_closing()
         return not ended and time.monotonic() - self.used_at < _IDLE_SECONDS_MAX
 
+    @property
+    def answered(self) -> bool:
+        return self._answer_bytes > 0
+
     async def post(self, path: str, headers: Mapping[str, str], body: bytes) -> h11.Response:
         """Returns the head of the answer. Raises: OSError; h11.RemoteProtocolError, h11.LocalProtocolError."""
-        self.answered = False
+        self._answer_bytes = 0
         head = h11.Request(method="POST", target=path, headers=list(headers.items()))
         parts = (self._http.send(event) for event in (head, h11.Data(data=body), h11.EndOfMessage()))
         self._writer.write(b"".join(part for part in parts if part))
@@ -98,27 +102,24 @@ class _Connection:
 
     async def finish(self) -> bool:
         """Reads a little of the answer's body, and says whether the connection can be used again."""
-        size = 0
         try:
             async with asyncio.timeout(BODY_SECONDS_MAX):
-                while size <= BODY_BYTES_MAX:
-                    event = await self._event()
-                    if isinstance(event, h11.Data):
-                        size += len(event.data)
-                    elif isinstance(event, h11.EndOfMessage):
-                        self._http.start_next_cycle()
-                        self.used_at = time.monotonic()
-                        return True
-                    else:
-                        return False
+                while isinstance(event := await self._event(), h11.Data):
+                    pass
+            if isinstance(event, h11.EndOfMessage):
+                self._http.start_next_cycle()
+                self.used_at = time.monotonic()
+                return True
         except (OSError, TimeoutError, h11.RemoteProtocolError, h11.LocalProtocolError):
             pass  # the status is known: what fails here changes nothing
         return False
 
     async def _event(self) -> object:
         while (event := self._http.next_event()) is h11.NEED_DATA:
+            if self._answer_bytes > ANSWER_BYTES_MAX:
+                raise h11.RemoteProtocolError("too long an answer")
             data = await self._reader.read(_READ_BYTES)
-            self.answered = self.answered or bool(data)
+            self._answer_bytes += len(data)
             self._http.receive_data(data)
         return event
 
@@ -130,9 +131,10 @@ class _Connection:
 class Line:
     """The connections to one receiver. They are shared with no other: two names may have one address."""
 
-    def __init__(self, guard: Guard, tls: ssl.SSLContext) -> None:
+    def __init__(self, guard: Guard, tls: ssl.SSLContext, owner: str = "") -> None:
         self._guard = guard
         self._tls = tls
+        self._owner = owner
         self._idle: list[_Connection] = []
 
     async def post(self, target: Target, headers: Mapping[str, str], body: bytes) -> Answer:
@@ -140,7 +142,7 @@ class Line:
         started = time.perf_counter()
         try:
             async with asyncio.timeout(TOTAL_SECONDS_MAX):
-                addresses = await self._guard.addresses(target)
+                addresses = await self._guard.addresses(target, self._owner)
                 status, retry_after = await self._first_that_answers(target, addresses, headers, body)
         except TimeoutError:
             return Answer(outcome="timeout", seconds=_since(started), error=f"no answer in {TOTAL_SECONDS_MAX:g} s")

@@ -1,7 +1,8 @@
 """What is known of webhooks: the ledger has their state, a bucket their URLs and secrets, sealed.
 
 Every event of a webhook has a sealed record of its own, under the event's id, which is written before the event is
-appended. So the two cannot disagree, whatever is interrupted when; the record of the event before is then destroyed.
+appended. So the two cannot disagree, whatever is interrupted when; the records of events before are then destroyed,
+and so is one whose event lost against another.
 """
 
 from __future__ import annotations
@@ -97,6 +98,21 @@ class WebhookStore:
     async def destroy(self, webhook_id: str, event_id: str) -> None:
         """What was sealed for an event can be read by nobody any more. Raises: LedgerUnavailable."""
         await self._bucket.destroy(_key(webhook_id, event_id))
+
+    async def destroy_before(self, webhook_id: str, event_id: str) -> None:
+        """Whatever was sealed before what this event left, which is in the ledger. Raises: LedgerUnavailable.
+
+        None of that can come into force: its event was decided before this one was known, and so loses against it.
+        """
+        revisions = await self._bucket.revisions(webhook_id)
+        end = revisions.get(_key(webhook_id, event_id), 0)
+        for key in [key for key, revision in revisions.items() if revision < end]:
+            await self._bucket.destroy(key)
+
+    async def destroy_all(self, webhook_id: str) -> None:
+        """Of a webhook that was removed. Raises: LedgerUnavailable."""
+        for key in await self._bucket.revisions(webhook_id):
+            await self._bucket.destroy(key)
 
 
 def _key(webhook_id: str, event_id: str) -> str:

@@ -32,7 +32,7 @@ def role(process: running.Process) -> str:
     for name in ("current", "analytics"):
         if process.command_line.endswith(f"project {name}"):
             return f"project {name}"
-    if process.command_line.endswith(("project revocations", " deliver")):
+    if process.command_line.endswith(("project revocations", "project receipts", " deliver")):
         return "feed"
     return "API"
 

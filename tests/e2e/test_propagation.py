@@ -62,6 +62,7 @@ async def test_propagation_names_who_applied_it_and_who_has_not(service: Service
     first, second = await crowd.join(2)
     done = revoked(service)
     seq = done["ledger_seq"]
+    until(lambda: "announced_at" in propagation(service, seq), seconds=PATIENCE)
     await crowd.apply(seq, first)
     found = until(lambda: found if (found := propagation(service, seq))["applied"] else None, seconds=PATIENCE)
     assert (found["ledger_seq"], found["revoked_at"], found["complete"]) == (seq, done["revoked_at"], False)
@@ -233,12 +234,12 @@ async def test_receipts_that_nobody_keeps_hide_no_revocation(service: Service, c
     """The process stands still: the token is revoked, and the answer says that more is not known."""
     (gate,) = await crowd.join()
     token = service.pat()
-    with service.projector("revocations").stopped():
+    with service.projector("receipts").stopped():
         path = f"/v1/tokens/{token['token_id']}/revoke"
         done = service.done("POST", path, json={"reason": "admin", "wait_seconds": 0}, timeout=PATIENCE)
         found = done["propagation"]
         assert (found["complete"], found["applied"], found["followers"][0]["id"]) == (False, 0, gate)
-        assert "project revocations" in found["unknown"]
+        assert "project receipts" in found["unknown"]
         assert service.code(token["token"]) == "revoked"
         assert "token_ledger_silent_followers " not in service.http.get("/metrics").text
     await crowd.apply(done["ledger_seq"], gate)
@@ -251,7 +252,7 @@ async def test_receipts_outlive_the_process_that_keeps_them(service: Service, cr
     seq = revoked(service)["ledger_seq"]
     await crowd.apply(seq, *gates[:2])
     before = until(lambda: found if (found := propagation(service, seq))["applied"] == 2 else None, seconds=PATIENCE)
-    service.projector("revocations").kill(signal.SIGKILL)
+    service.projector("receipts").kill(signal.SIGKILL)
     await crowd.apply(seq, gates[2])
     after = until(lambda: _complete_or_none(service, seq), seconds=PATIENCE)
     assert after["applied"] == 3

@@ -142,6 +142,17 @@ def test_poll_from_a_cursor_acknowledges_it(service: Service) -> None:
         assert until_applied(service, told, seq)["acknowledged_seq"] == page["ledger_seq"]
 
 
+def test_poll_as_a_subscriber_over_nats_is_no_receipt(service: Service) -> None:
+    """Its acknowledgements are those of what was delivered to it."""
+    with subscriber(service, "nats") as told, subscriber(service) as other:
+        seq = revoke(service)
+        for one in (told, other):
+            query = {"after": seq, "subscriber": one["subscriber_id"]}
+            service.done("GET", "/v1/revocations", params=query)
+        until_applied(service, other, seq)
+        assert state_of(service, told, seq)["state"] == "pending"
+
+
 def test_open_stream_is_a_sign_of_life_and_no_receipt(service: Service) -> None:
     with subscriber(service) as told, service.caller() as http:
         seq = revoke(service)
@@ -195,7 +206,7 @@ async def test_acknowledgements_over_nats_outlive_a_killed_projector(service: Se
                 while len(messages) < 2:
                     messages += await feed.fetch(2, timeout=PATIENCE)
                 await messages[0].ack_sync(timeout=PATIENCE)
-                service.projector("revocations").kill(signal.SIGKILL)
+                service.projector("receipts").kill(signal.SIGKILL)
                 assert until_applied(service, told, seqs[0])["acknowledged_seq"] == seqs[0]
                 assert state_of(service, told, seqs[1])["state"] == "pending"
                 await messages[1].ack_sync(timeout=PATIENCE)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import json
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import pytest
 
+from events import streams
+from events.streams import WEBHOOKS
+from service.rules.webhooks import WEBHOOKS_OF_OWNER_MAX
 from tests import receivers
 from tests.receivers import Receiver, signed_by
 from tests.running import (
@@ -261,6 +268,25 @@ def test_test_message_is_signed_and_says_what_came_back(service: Service) -> Non
         assert (answer["outcome"], answer["error"], "status" in answer) == ("unreachable", "no connection", False)
 
 
+def test_one_callers_tests_take_one_place(service: Service) -> None:
+    token = service.bearer("ledger:subscribe")
+    with receivers.hanging() as slow, Receiver() as fast, registered(service, fast) as other:
+        made = service.done("POST", "/v1/webhooks", token=token, json={"url": slow.url()})
+        try:
+            with ThreadPoolExecutor(8) as pool:
+                waiting = [pool.submit(service.call, "POST", path(made, "/test"), token=token) for _ in range(8)]
+                most = 8 - service.worker_count
+                until(lambda: slow.received and sum(one.done() for one in waiting) >= most, seconds=SECONDS)
+                assert service.done("POST", path(other, "/test"))["outcome"] == "delivered"
+                slow.close()
+                answers = [one.result() for one in waiting]
+            refused = [one for one in answers if one.status_code == 429]
+            assert len(refused) >= most
+            assert all("Retry-After" in one.headers for one in refused)
+        finally:
+            service.done("DELETE", path(made), token=token)
+
+
 def test_deliveries_are_listed_page_by_page_newest_first(service: Service) -> None:
     with Receiver() as receiver, registered(service, receiver) as made:
         for _ in range(5):
@@ -271,6 +297,62 @@ def test_deliveries_are_listed_page_by_page_newest_first(service: Service) -> No
         assert [one["at"] for one in pages] == sorted((one["at"] for one in pages), reverse=True)
         bad = service.call("GET", path(made, "/deliveries"), params={"cursor": "AAAA"})
         problem(bad, 400, "invalid_request")
+
+
+def sealed(service: Service, webhook_id: str = "*") -> int:
+    """How many records there are of URLs and secrets."""
+
+    async def count() -> int:
+        url = json.loads((service.data_dir / "bootstrap.json").read_text())["nats_url"]
+        nc = await streams.connect(url, service.data_dir / "nats" / "service.nk", name="test")
+        try:
+            query = {"next_by_subj": f"$KV.{WEBHOOKS}.{webhook_id}.*", "seq": 1, "batch": 10_000}
+            return len([one async for one in streams.direct(nc, f"KV_{WEBHOOKS}", query)])
+        finally:
+            await nc.close()
+
+    return asyncio.run(count())
+
+
+def at_once(count: int, call: Callable[[int], httpx.Response]) -> list[int]:
+    """The statuses of calls that race."""
+    with ThreadPoolExecutor(8) as pool:
+        return [answer.status_code for answer in pool.map(call, range(count))]
+
+
+def test_changes_that_race_leave_one_sealed_record(service: Service) -> None:
+    """What was in force before, and what lost, can be opened by nobody any more."""
+    with Receiver() as receiver, registered(service, receiver) as made:
+        for _ in range(3):
+            service.done("POST", path(made, "/secrets"))
+        assert sealed(service, made["webhook_id"]) == 1
+        at_once(24, lambda number: service.call("PATCH", path(made), json={"webhook_name": f"n{number}"}))
+        at_once(16, lambda _: service.call("POST", path(made, "/secrets"), json={"overlap_seconds": 60}))
+        service.done("PATCH", path(made), json={"webhook_name": "last"})
+        assert sealed(service, made["webhook_id"]) == 1
+        assert service.done("POST", path(made, "/test"))["outcome"] == "delivered"
+        service.done("DELETE", path(made))
+        assert sealed(service, made["webhook_id"]) == 0
+
+
+def test_registrations_that_race_for_a_key_leave_one_sealed_record(service: Service) -> None:
+    before = sealed(service)
+    with Receiver() as receiver:
+        for number in range(4):
+            headers = {"Idempotency-Key": unique("key")}
+            # Some ask for the same, some for something else, which is refused.
+            statuses = at_once(
+                16,
+                lambda caller, headers=headers: service.call(
+                    "POST", "/v1/webhooks", json={"url": receiver.url(f"/{caller % 2}")}, headers=headers
+                ),
+            )
+            assert {201} <= set(statuses) <= {201, 422}
+            assert sealed(service) == before + number + 1
+        for one in service.items("/v1/webhooks"):
+            if one["origin"] == receiver.url(""):
+                service.done("DELETE", path(one))
+    assert sealed(service) == before
 
 
 # Who may
@@ -303,6 +385,46 @@ def test_webhooks_are_their_owners_own(service: Service) -> None:
             service.done("DELETE", path(made), token=mine)
 
 
+@pytest.mark.parametrize("kind", ["user", "client"])
+def test_webhook_ends_with_its_owner(service: Service, kind: str) -> None:
+    """Nobody else would ever end it, and it tells of everybody's revocations."""
+    if kind == "user":
+        owner = service.user(kind="service", scope="ledger:subscribe")["user_id"]
+        token = service.issue(owner, "ledger:subscribe", kind="sat")["token"]
+    else:
+        app = service.app(scope="ledger:subscribe")
+        owner = app.client_id
+        token = service.grant(app)["access_token"]
+    with Receiver() as receiver, Receiver() as other, registered(service, other):
+        made = service.done("POST", "/v1/webhooks", token=token, json={"url": receiver.url()})
+        assert made["owner"] == owner
+        arrived(receiver, {revoke(service)})
+        service.done("DELETE", f"/v1/{kind}s/{owner}")
+        until(lambda: not shown(service, made)["enabled"], seconds=SECONDS)
+        assert shown(service, made)["disabled_reason"] == "owner_disabled"
+        service.done("DELETE", path(made))
+
+
+def test_registrations_that_race_find_no_more_places_than_there_are(service: Service) -> None:
+    token = service.bearer("ledger:subscribe")
+    full, made = WEBHOOKS_OF_OWNER_MAX, []
+
+    def register(_: int) -> httpx.Response:
+        answer = service.call("POST", "/v1/webhooks", token=token, json={"url": "https://1.1.1.1/"})
+        if answer.status_code == 201:
+            made.append(answer.json())
+        return answer
+
+    try:
+        statuses = at_once(full - 2, register) + at_once(24, register)
+        # One worker counts after the other; of two that count at the same time, each may find the last place.
+        assert full <= statuses.count(201) < full + service.worker_count
+        assert set(statuses) == {201, 409}
+    finally:
+        for one in made:
+            service.done("DELETE", path(one))
+
+
 def test_same_idempotency_key_registers_one_webhook(service: Service) -> None:
     with Receiver() as receiver:
         request = {"json": {"url": receiver.url()}, "headers": {"Idempotency-Key": unique("key")}}
@@ -325,7 +447,7 @@ def test_same_idempotency_key_makes_one_secret(service: Service) -> None:
     [
         ("https://127.0.0.1/", "127.0.0.1 is not a public address"),
         ("https://[::ffff:127.0.0.1]/", "not a public address"),
-        ("https://0/", "0 resolves to 0.0.0.0, not a public address"),
+        ("https://0/", "0 resolves to what is not a public address"),
         ("https://169.254.169.254/latest/meta-data", "not a public address"),
         ("https://[fd00:ec2::254]/", "not a public address"),
         ("https://10.0.0.1/", "not a public address"),
@@ -343,6 +465,16 @@ def test_url_that_must_not_be_called_is_refused_at_registration(service: Service
     refused = problem(service.call("POST", "/v1/webhooks", json={"url": url}), 400, "invalid_request")
     assert said in refused["detail"]
     assert refused["fix"]
+
+
+def test_names_are_looked_up_for_nobody_who_has_no_webhook(service: Service) -> None:
+    nobody = f"/v1/webhooks/whk_{'0' * 32}"
+    token = service.bearer("ledger:subscribe")
+    answers = [
+        problem(service.call("PATCH", nobody, token=token, json={"url": f"https://{host}/"}), 404, "not_found")
+        for host in ("localhost", "nowhere.invalid", "127.0.0.1")
+    ]
+    assert len({one["detail"] for one in answers}) == 1
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from events.receipts import ReceiptLog, now_us
 from events.server import EmbeddedServer
 from events.streams import RECEIPTS, Connection, follow, stream_state
 from events.types import Receipt
-from tests.logs import connected, kill, paused, server_with_streams
+from tests.logs import connected, kill, paused, server_with_streams, until
 
 STEPS_MAX = 16
 FOLLOWERS_MAX = 5_000
@@ -87,6 +87,28 @@ async def test_same_receipt_again_is_not_written_again(nc, server):
         log.record("sub_a", 7)
         await log.written()
     assert len(await blocks_of(log, server)) == 1
+
+
+async def test_receipt_before_the_last_one_is_written_only_of_another_feed(nc, server):
+    """A follower that goes back and forth would push everybody's receipts out of the stream."""
+    log = log_of(nc)
+    for seq in (7, 1, 7, 2, 9, 3):
+        log.record("sub_a", seq, feed="one")
+    log.record("sub_a", 3, feed="another")
+    await log.written()
+    (receipts,) = await blocks_of(log, server)
+    assert [one.ledger_seq for one in receipts] == [7, 9, 3]
+
+
+async def test_receipt_that_could_not_be_written_is_written_when_it_comes_again(nc, server):
+    log = log_of(nc)
+    with paused(server):
+        log.record("sub_a", 7)
+        await log.close()
+        await until(lambda: log.lost == 1, what="it was given up")
+    log.record("sub_a", 7)
+    assert log._waiting.keys() == {"sub_a"}
+    await log.close()
 
 
 async def test_too_many_receipts_of_a_follower_become_the_last_and_never_an_earlier_time(nc, server):

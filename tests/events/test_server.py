@@ -508,11 +508,28 @@ async def test_subscriber_asks_for_the_position_of_the_feed(connect: Connect) ->
     assert subscriber.nothing_refused()
 
 
+async def test_subscriber_says_nothing_to_what_announces(connect: Connect) -> None:
+    """Whatever it asks, the subject on which the API asks the process that announces is not the one it reaches."""
+    projector, subscriber = await connect("projector"), await connect(SUBSCRIBER)
+    heard: list[bytes] = []
+
+    async def hear(message: Any) -> None:
+        heard.append(message.data)
+
+    await projector.nc.subscribe("feed.position", cb=hear)
+    await _answer_positions(projector)
+    assert await subscriber.ask("feed.position", b"theirs") == {"ledger_seq": 7}
+    await projector.nc.publish("feed.position", b"its own")
+    await projector.nc.flush()
+    assert heard == [b"its own"]
+    assert projector.nothing_refused()
+
+
 async def _answer_positions(projector: Client) -> None:
     async def answer(message: Any) -> None:
         await message.respond(b'{"ledger_seq": 7}')
 
-    await projector.nc.subscribe("feed.position", cb=answer)
+    await projector.nc.subscribe("feed.asked", cb=answer)
     await projector.nc.flush()
 
 

@@ -18,8 +18,8 @@ from events.streams import REVOCATIONS, Connection
 from events.types import Reason, TokenRevoked
 from service.tokens import new_id
 from tests import running
-from tests.following import POLL, STREAM, Follower, Revoked, following, poll_all, snapshot
-from tests.making import head, subject_of
+from tests.following import POLL, SNAPSHOT, STREAM, Follower, Revoked, following, poll_all, snapshot
+from tests.making import head, issued, minted, subject_of
 from tests.running import Process, Service, StartService, problem, until
 
 pytestmark = pytest.mark.slow
@@ -69,9 +69,9 @@ def announced(service: Service, token: str, seq: int) -> None:
 
 
 @contextlib.contextmanager
-def silent_streams(service: Service, token: str, count: int, query: str = "") -> Iterator[list[socket.socket]]:
-    """Streams that have begun and are not read any further."""
-    request = f"GET {STREAM}{query} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
+def silent(service: Service, token: str, target: str, count: int) -> Iterator[list[socket.socket]]:
+    """Answers that have begun and are not read any further."""
+    request = f"GET {target} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
     with contextlib.ExitStack() as stack:
         opened = []
         for _ in range(count):
@@ -112,8 +112,8 @@ def test_service_with_open_streams_stops_in_time_and_loses_no_use(
     announced(service, token, last)
     waiting = f"GET {POLL}?after={last}&wait_seconds=30 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n"
     with (
-        silent_streams(service, token, STREAMS),
-        silent_streams(service, token, 4, "?after=0"),
+        silent(service, token, STREAM, STREAMS),
+        silent(service, token, f"{STREAM}?after=0", 4),
         socket.create_connection(("127.0.0.1", service.port), timeout=60) as polling,
     ):
         polling.sendall(waiting.encode())
@@ -134,7 +134,7 @@ def test_followers_that_do_not_read_hold_little_and_delay_nobody(own_service: St
     announced(service, token, revoke_many(service, HISTORY))
     with following(service, token) as healthy:
         before = resident_bytes(worker)
-        with silent_streams(service, token, SILENT, "?after=0"):
+        with silent(service, token, f"{STREAM}?after=0", SILENT):
             # There is no place left.
             body = service.call("GET", STREAM, token=token)
             problem(body, 503, "unavailable")
@@ -155,6 +155,70 @@ def test_followers_that_do_not_read_hold_little_and_delay_nobody(own_service: St
         late.wait_reached(seq)
         assert late.connections > 1
         assert late.events == poll_all(service, token, 0, limit=1000)[0]
+
+
+def test_one_caller_leaves_places_to_others(own_service: StartService) -> None:
+    """With however many tokens."""
+    service = own_service(workers=1, followers_max=8, followers_per_caller_max=4)
+    user = service.user(kind="service", scope="ledger:subscribe")["user_id"]
+    first, second = (service.issue(user, "ledger:subscribe", kind="sat")["token"] for _ in range(2))
+    with silent(service, first, STREAM, 4):
+        for target in (STREAM, POLL, SNAPSHOT):
+            refused = service.call("GET", target, token=second)
+            problem(refused, 429, "too_many_requests")
+            assert int(refused.headers["retry-after"]) > 0
+        with following(service, service.bearer("ledger:subscribe")) as other:
+            other.wait_for(revoke_many(service, 1))
+    until(lambda: service.call("GET", POLL, token=second).is_success, seconds=60, what="places are free again")
+
+
+REVOKED_TOKENS = 24_000  # of some 350 bytes each in a snapshot: more than a connection takes unread
+
+
+def end_many_tokens(service: Service, count: int) -> int:
+    """Issues and revokes tokens that are good for long, and answers the sequence of the last."""
+
+    async def append() -> int:
+        nc = await connection(service, "service")
+        ledger, done = Ledger(nc), 0
+        try:
+            for _ in range(count // 200):
+                entries = []
+                for _ in range(200):
+                    grant_id, token_id = new_id("grt"), new_id("tok")
+                    made = issued(grant_id, minted(token_id))
+                    ended = TokenRevoked(**head(), grant_id=grant_id, token_id=token_id, reason=Reason.ADMIN)
+                    entries += [Append(subject_of(made), made), Append(subject_of(ended), ended)]
+                done = (await ledger.append(*entries))[-1]
+            return done
+        finally:
+            await nc.close()
+
+    return asyncio.run(append())
+
+
+def snapshot_files(service: Service) -> int:
+    """Those that are there or still open."""
+    found = {str(one) for one in (service.data_dir / "snapshots").iterdir()}
+    for one in Path(f"/proc/{service.workers()[0].pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.add(str(one.readlink()).removesuffix(" (deleted)"))
+    return sum("/snapshots/" in one for one in found)
+
+
+def test_snapshots_that_are_not_read_are_few_files_and_given_up(own_service: StartService) -> None:
+    service = own_service(workers=1, followers_max=SILENT)
+    token = service.bearer("ledger:subscribe")
+    last = end_many_tokens(service, REVOKED_TOKENS)
+    until(lambda: snapshot(service, token)[0]["ledger_seq"] >= last, seconds=120, what="the view has them")
+    until(lambda: followers(service) == 0, seconds=60, what="who has read it is done with it")
+    with silent(service, token, SNAPSHOT, SILENT):
+        assert followers(service) == SILENT
+        problem(service.call("GET", SNAPSHOT, token=token), 503, "unavailable")
+        assert snapshot_files(service) <= 6
+        until(lambda: followers(service) == 0, seconds=90, what="whoever takes nothing is given up")
+    until(lambda: snapshot_files(service) == 0, seconds=60, what="their files are gone")
+    assert snapshot(service, token)[0]["ledger_seq"] >= last
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ from events.types import (
     ClientDisabled,
     ClientRevoked,
     GrantRevoked,
+    Kind,
     LedgerEvent,
     Reason,
     Recorded,
@@ -50,10 +51,24 @@ from projections.revocations import (
     serve_position,
 )
 from service.errors import InvalidRequest, Unavailable
-from service.feed import CursorTooOld, Entry, Filters, matches
+from service.feed import CursorTooOld, Entry, Filters, ask_position, matches
 from service.feed import Feed as Following
 from tests.logs import LIMITS, connected, kill, paused, server_with_streams, until
-from tests.making import START, cli, everything, grt, head, issued, minted, raw, sha256_of, subject_of, tok, usr
+from tests.making import (
+    START,
+    cli,
+    everything,
+    grt,
+    head,
+    issued,
+    minted,
+    raw,
+    refreshed,
+    sha256_of,
+    subject_of,
+    tok,
+    usr,
+)
 from tests.other_process import Remote
 from tests.running import ROOT
 
@@ -185,9 +200,8 @@ async def feeding(server: EmbeddedServer, directory: Path) -> AsyncIterator[Feed
     async with connected(server, "projector") as nc:
         view = CurrentReader(view_path(directory))
         feed = Feed(nc, view, ISSUER, directory / "feed.json")
-        await feed.start()
         await serve_position(nc, feed)
-        task = asyncio.create_task(base.run(nc, feed, (LEDGER,)))
+        task = asyncio.create_task(feed.run())
         try:
             yield feed
         finally:
@@ -284,9 +298,8 @@ async def test_feed_that_remembers_begins_where_it_read_to(server: EmbeddedServe
 FEED_FOR_EVER = """
 import asyncio, sys
 from pathlib import Path
-from events.streams import LEDGER, connect
+from events.streams import connect
 from events.errors import LedgerUnavailable
-from projections import base
 from projections.current import CurrentReader, view_path
 from projections.revocations import Feed
 
@@ -297,8 +310,7 @@ async def main():
     print("up", flush=True)
     while True:
         try:
-            await feed.start()
-            await base.run(nc, feed, (LEDGER,))
+            await feed.run()
         except LedgerUnavailable:
             await asyncio.sleep(0.05)
 
@@ -373,8 +385,7 @@ async def test_feed_survives_a_server_that_stalls_and_dies(server: EmbeddedServe
             async def run() -> None:
                 while True:
                     with contextlib.suppress(streams.LedgerUnavailable):
-                        await feed.start()
-                        await base.run(projector, feed, (LEDGER,))
+                        await feed.run()
                     await asyncio.sleep(0.05)
 
             task = asyncio.create_task(run())
@@ -417,7 +428,100 @@ async def test_feed_beside_a_view_says_whose_the_token_was(server: EmbeddedServe
     )
 
 
+async def test_feed_beside_a_view_that_stands_still_asks_the_log_whose_the_token_was(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    pat = issued(grt(1), minted(tok(1), Kind.PAT), subject=usr(1), client_id=None, audience=())
+    chain = issued(grt(2), minted(tok(2)), minted(tok(3), Kind.REFRESH))
+    later = refreshed(grt(2), tok(3), minted(tok(4)), minted(tok(5), Kind.REFRESH))
+    gone = [TokenRevoked(**head(), grant_id=grt(1), token_id=tok(1), reason=Reason.ADMIN)]
+    gone += [TokenRevoked(**head(), grant_id=grt(2), token_id=tok(4), reason=Reason.ADMIN)]
+    async with connected(server) as nc, feeding(server, tmp_path) as feed:
+        seqs = [seq for event in (pat, chain, later, *gone) for seq in await append_to_grant(Ledger(nc), event)]
+        await reached(feed, seqs[-1])
+        found = [event.data for event in await announced(nc)]
+    assert [(one.token_sha256, one.subject) for one in found] == [
+        (sha256_of(tok(1)).hex(), usr(1)),
+        (sha256_of(tok(4)).hex(), chain.subject),
+    ]
+
+
+async def append_to_grant(ledger: Ledger, event: Any) -> list[int]:
+    return await ledger.append(Append(f"ledger.main.grant.{event.grant_id}", event))
+
+
+async def test_position_that_was_long_ago_is_not_told(server: EmbeddedServer, tmp_path: Path) -> None:
+    """Of two such processes the other answers, which may know more."""
+    async with connected(server) as nc, connected(server, "projector") as behind, feeding(server, tmp_path) as feed:
+        seqs = await append(Ledger(nc), 1, 1)
+        view = CurrentReader(view_path(tmp_path / "behind"))
+        old = Feed(behind, view, ISSUER, tmp_path / "behind.json")
+        await old.start()
+        old.confirm(LEDGER, 0, boot_time_ns() - 11_000_000_000)
+        assert old.answer() is not None
+        await serve_position(behind, old)
+        await behind.flush()
+        await until(lambda: (told := feed.answer()) is not None and told.ledger_seq >= seqs[-1])
+        for _ in range(20):
+            assert (await ask_position(nc, 30)).ledger_seq >= seqs[-1]
+        view.close()
+
+
 # Another log
+
+
+async def test_feed_does_not_trust_what_it_remembers_of_a_log_that_was_put_back(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    """The log was restored and has grown past where it was read to: the same number is another event."""
+    async with connected(server) as nc, connected(server, "projector") as projector:
+        async with feeding(server, tmp_path) as feed:
+            (end,) = await Ledger(nc).append(issue(1))
+            await reached(feed, end)
+        file = tmp_path / "feed.json"
+        told = json.loads(file.read_bytes())
+        file.write_text(json.dumps(told | {"recorded_at": (START - timedelta(days=1)).isoformat()}))
+        view = CurrentReader(view_path(tmp_path))
+        again = Feed(projector, view, ISSUER, file)
+        await again.start()
+        view.close()
+        assert (told["ledger_seq"], again.position(LEDGER)) == (end, 0)
+
+
+async def test_feed_that_cannot_save_how_far_it_is_goes_on(server: EmbeddedServer, tmp_path: Path) -> None:
+    (tmp_path / "feed.json").mkdir()  # what cannot be written over
+    async with connected(server) as nc, feeding(server, tmp_path) as feed:
+        seqs = await append(Ledger(nc), 1, 3)
+        await reached(feed, seqs[-1])
+        feed.save()
+        assert seqs == [event.data.ledger_seq for event in await announced(nc)]
+
+
+async def test_follower_that_begins_while_the_feed_is_begun_anew_follows_the_new_one(
+    server: EmbeddedServer, tmp_path: Path, following: Following
+) -> None:
+    async with connected(server) as nc, connected(server, "admin") as admin:
+        async with feeding(server, tmp_path) as feed:
+            old = await append(Ledger(nc), 1, 30)
+            await reached(feed, old[-1])
+        # Nobody announces: a follower that begins now waits.
+        beginning = asyncio.create_task(following.start())
+        await asyncio.wait({beginning}, timeout=0.5)
+        await streams.begin_feed_anew(admin, LIMITS)
+        (tmp_path / "feed.json").unlink()
+        async with feeding(server, tmp_path) as feed:
+            await reached(feed, old[-1])
+            with contextlib.suppress(Unavailable):
+                await beginning
+            async with asyncio.timeout(30):
+                while True:
+                    with contextlib.suppress(Unavailable):
+                        await following.start()
+                        break
+            new = await append(Ledger(nc), 101, 3)
+            await reached(feed, new[-1])
+            await following.wait(new[-1] - 1, 30)
+            assert old + new == await walk(following, 0, 10)
 
 
 async def test_feed_ahead_of_its_log_stops_and_provision_begins_it_anew(server: EmbeddedServer, tmp_path: Path) -> None:

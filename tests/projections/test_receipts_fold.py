@@ -6,6 +6,7 @@ import random
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import structlog.testing
 
 from events import codec
 from events.errors import UndecodableEvent
@@ -21,6 +22,11 @@ STEPS_MAX = 4_096
 def block(seq: int, *receipts: tuple[str, int, int], at_ns: int = CREATED_NS) -> RawMessage:
     data = codec.encode_receipts(ReceiptBlock(writer="w", receipts=tuple(Receipt(*one) for one in receipts)))
     return RawMessage(seq, at_ns, "receipts.main.w", data)
+
+
+def huge(member: str) -> bytes:
+    numbers = {"ledger_seq": 1, "applied_at_us": 1} | {member: 2**63}
+    return codec.encode_receipts(ReceiptBlock(writer="w", receipts=(Receipt("sub_a", **numbers),)))
 
 
 def announced(seq: int, ledger_seq: int, at_ns: int = CREATED_NS) -> RawMessage:
@@ -167,6 +173,15 @@ def test_fold_is_complete_when_both_streams_were_read():
         assert not fold.complete
         fold.confirm(stream, 0, 0)
     assert fold.complete
+
+
+@pytest.mark.parametrize("data", [b"", b"\x93\xa8receipts", b"\xff", huge("ledger_seq"), huge("applied_at_us")])
+def test_fold_leaves_out_receipts_that_it_cannot_read_and_says_so_once(data):
+    unreadable = [RawMessage(seq, CREATED_NS, "receipts.main.newer", data) for seq in (2, 3)]
+    with structlog.testing.capture_logs() as logs:
+        fold = fold_of(block(1, ("sub_a", 5, 1)), *unreadable, block(4, ("sub_a", 6, 2)))
+    assert [(one["event"], one["alarm"], one["seq"]) for one in logs] == [("receipts_unreadable", True, 2)]
+    assert (fold.position(RECEIPTS), fold.followers["sub_a"].acknowledged, fold.unreadable) == (4, 6, 2)
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b'{"id":"x"}', b'{"id":7}', b"\xff"])

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 import structlog.testing
+from nats.aio.msg import Msg
 
 from events import streams
 from events.ledger import Append, Ledger
@@ -29,8 +31,9 @@ from projections.asking_receipts import (
     SignsOfLife,
     ask_receipts,
 )
+from projections.base import boot_time_ns
 from projections.followers import Followers
-from projections.revocations import Revocation, cloud_event
+from projections.revocations import FeedPosition, Revocation, cloud_event
 from tests.logs import LIMITS, connected, kill, server_with_streams, until
 from tests.making import START, head
 
@@ -265,7 +268,25 @@ async def test_acknowledgement_that_comes_before_the_announcement_was_read_count
     world._tasks[0] = asyncio.create_task(base.run(world._nc, followers.fold, (RECEIPTS, REVOCATIONS)))
     found = await world.until_acknowledged(gate, seq)
     assert before <= found.applied_at_us <= after  # when it was heard
-    assert followers._early == []
+    assert followers._early == {}
+
+
+async def test_made_up_acknowledgements_take_nobody_elses_room(world):
+    evil, gate = await world.register(), await world.register()
+    followers = world.followers
+    await base.end_all([world._tasks[0]])
+    (seq,) = await world.announce()
+    (message,) = await world.fetch(gate, 1)
+    fields = message.reply.split(".")
+    for number in range(1_000):
+        forged = [*fields[:3], evil, fields[4], str(int(fields[5]) + number), *fields[6:]]
+        await world.service.publish(".".join(forged), b"")
+    await world.service.flush()
+    await message.ack()
+    await until(lambda: gate in followers._early, what="it was heard")
+    after = now_us()
+    world._tasks[0] = asyncio.create_task(base.run(world._nc, followers.fold, (RECEIPTS, REVOCATIONS)))
+    assert (await world.until_acknowledged(gate, seq)).applied_at_us <= after
 
 
 async def test_made_up_acknowledgements_take_no_room(world):
@@ -279,7 +300,11 @@ async def test_made_up_acknowledgements_take_no_room(world):
         await world.service.publish(".".join(forged), b"")
     await message.ack()
     await world.until_acknowledged(gate, seq)
-    assert len(world.followers._early) <= 1_000
+    early = world.followers._early
+    assert len(early[gate]) <= 200
+    world.clock_ahead_us += 6 * US
+    await world.announce()
+    await until(lambda: gate not in world.followers._early, what="what was made up is forgotten")
     await world.announce(3)
     assert (await world.standing(gate)).acknowledged_seq == seq
 
@@ -470,10 +495,90 @@ async def test_webhook_is_silent_only_if_something_waits_for_it(world):
     await until(lambda: followers._standing(webhook_id).silent_since_us is not None, what="it is silent")
 
 
+async def test_position_is_handed_on_with_its_age_and_seldom_asked_for(world):
+    asked, told = 0, FeedPosition(feed="f", ledger_seq=7, stream_seq=3, age_ms=40.0)
+
+    async def announcer(message: Msg) -> None:
+        nonlocal asked
+        asked += 1
+        await message.respond(msgspec.json.encode(told))
+
+    assert await _position(world) is None  # nobody announces
+    announcing = await world.projector.subscribe("feed.position", cb=announcer)
+    await world.projector.flush()
+    began = boot_time_ns()
+    deadline = time.monotonic() + 60
+    while await _position(world) is None:
+        assert time.monotonic() < deadline
+    asked, ages = 0, []
+    for _ in range(50):
+        position = await _position(world)
+        assert msgspec.structs.replace(position, age_ms=40.0) == told
+        ages.append(position.age_ms)
+    passed_ms = (boot_time_ns() - began) / 1e6
+    assert asked <= 1 + passed_ms / 100
+    assert all(40.0 <= age <= 41.0 + passed_ms for age in ages)
+    await announcing.unsubscribe()
+    await world.projector.flush()
+    deadline = time.monotonic() + 60
+    while await _position(world) is not None:
+        assert time.monotonic() < deadline, "what nobody says any more is told"
+
+
+async def _position(world: World) -> FeedPosition | None:
+    """What the process tells subscribers now; None if it says nothing to one question."""
+    with contextlib.suppress(TimeoutError):
+        reply = await world.service.request("feed.asked", b"", timeout=0.5)
+        return msgspec.json.decode(reply.data, type=FeedPosition)
+    return None
+
+
 async def test_question_that_cannot_be_read_is_answered_like_the_general_one(world):
     for body in (b"", b"{", b'{"ledger_seq": -1}', b'{"wait_seconds": 99}', b"\xff"):
         reply = await world.service.request("feed.receipts", body, timeout=20)
         assert json.loads(reply.data)["complete"] is True
+
+
+async def test_announcements_that_retention_took_from_a_follower_are_not_applied(tmp_path: Path) -> None:
+    """The server's floor passes them: until the follower acknowledges what comes behind, that is not its word."""
+    async with server_with_streams(tmp_path) as server, world_of(server) as world, connected(server, "admin") as admin:
+        gate = await world.register()
+        first, *_, lost, kept = await world.announce(7)
+        messages = await world.fetch(gate, 7)
+        await messages[0].ack()
+        await world.until_acknowledged(gate, first)
+        config = streams.stream_configs(LIMITS)[REVOCATIONS]
+        for most in (1, -1):
+            body = json.dumps(config | {"max_msgs": most}).encode()
+            answer = json.loads((await admin.request(f"$JS.API.STREAM.UPDATE.{REVOCATIONS}", body)).data)
+            assert "error" not in answer, answer
+        for message in messages[1:]:
+            await message.nak()
+        (left,) = await world.fetch(gate, 1)
+        info = json.loads((await admin.request(f"$JS.API.CONSUMER.INFO.{REVOCATIONS}.{gate}", b"")).data)
+        assert info["ack_floor"]["stream_seq"] > 1, "the server's floor has passed them"
+        followers = world.followers
+        followers._asked_us.clear()
+        followers._look.set()
+        await until(lambda: followers._consumers[gate].floor == info["ack_floor"]["stream_seq"], what="it was asked")
+        followers.receipts.record("sub_after", 1)
+        await until(lambda: "sub_after" in followers.fold.followers, what="what was recorded before is folded")
+        found = await world.standing(gate, lost)
+        assert (found.applied, found.acknowledged_seq) == (False, first)
+        await left.ack()
+        await world.until_acknowledged(gate, kept)
+
+
+async def test_process_that_still_reads_receipts_leaves_the_answers_to_another(world):
+    await base.end_all([world._tasks[0]])
+    world.followers.fold.reset()
+    other = World(world.server, world.service, world.projector)
+    await other.start()
+    try:
+        for _ in range(20):
+            assert (await world.ask()).complete
+    finally:
+        await other.kill()
 
 
 async def test_service_that_stands_on_another_log_forgets_the_receipts(tmp_path: Path):

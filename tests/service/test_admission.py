@@ -232,6 +232,42 @@ async def test_what_could_not_be_taken_over_is_tried_again_by_itself(
         keeping.cancel()
 
 
+async def test_subscriber_that_takes_too_many_connections_is_shut_out_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server limits only those of all together: one could keep the others out."""
+    monkeypatch.setattr(admission_module, "CONNECTIONS_EACH_MAX", 3)
+    monkeypatch.setattr(admission_module, "KEEP_SECONDS", 0.05)
+    async with host(tmp_path) as one, connected(one.server, "admin") as admin, contextlib.AsyncExitStack() as stack:
+        seeds, events = [], []
+        for _ in range(2):
+            seed, public_key = new_nkey()
+            seeds.append(tmp_path / f"{len(seeds)}.nk")
+            seeds[-1].write_text(seed)
+            events.append(registration(public_key=public_key))
+            await one.record(events[-1])
+        greedy, modest = events
+        keeping = asyncio.create_task(Admission(one.server, admin).keep())
+        await until_async(lambda: let_in(one) == {greedy.public_key, modest.public_key}, what="both are let in")
+
+        async def open_connection(number: int) -> None:
+            nc = await connect(one.server.url, seeds[number], name="test")
+            stack.push_async_callback(nc.close)
+
+        for _ in range(3):
+            await open_connection(0)
+            await open_connection(1)
+        monkeypatch.setattr(admission_module, "SHUT_OUT_SECONDS", 10**6)
+        await open_connection(0)
+        await until_async(lambda: let_in(one) == {modest.public_key}, what="it is shut out, and nobody else")
+        keeping.cancel()
+        monkeypatch.setattr(admission_module, "SHUT_OUT_SECONDS", 0.0)
+        # Its connections are ended; what was shut out is let in again afterwards.
+        again = asyncio.create_task(Admission(one.server, admin).keep())
+        await until_async(lambda: let_in(one) == {greedy.public_key, modest.public_key}, what="it is let in again")
+        again.cancel()
+
+
 async def test_registration_repeated_after_its_removal_puts_nothing_in_force(tmp_path: Path) -> None:
     async with host(tmp_path) as one, admitting(one):
         event = registration()

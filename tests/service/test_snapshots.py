@@ -16,8 +16,9 @@ from events.streams import LEDGER
 from events.types import Reason, TokenRevoked
 from projections.base import boot_time_ns
 from projections.current import CurrentReader, CurrentWriter, view_path
+from service import snapshots as snapshots_module
 from service.errors import Unavailable
-from service.snapshots import Snapshots
+from service.snapshots import Snapshot, Snapshots
 from tests.making import History, grt, head, issued, minted, tok
 from tests.other_process import Remote
 
@@ -122,3 +123,40 @@ async def test_snapshot_without_room_is_unavailable(snapshots: Snapshots, tmp_pa
     (tmp_path / "snapshots").write_text("no directory")
     with pytest.raises(Unavailable, match="no room"):
         await snapshots.get("feed")
+
+
+def files(directory: Path) -> int:
+    return len(list((directory / "snapshots").iterdir()))
+
+
+async def test_snapshots_that_are_being_sent_are_so_many_at_most(
+    snapshots: Snapshots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever does not read would else have a new file each made for them, and the disk full."""
+    monkeypatch.setattr(snapshots_module, "_HANDED_ON_SECONDS_MIN", 0.0)
+    monkeypatch.setattr(snapshots_module, "_HANDED_ON_TIMES", 0)
+    most, sent = snapshots_module._FILES_MAX, list[Snapshot]()
+    for _ in range(3 * most):
+        made = await snapshots.get("feed")
+        snapshots.hold(made)
+        sent.append(made)
+        assert made.path.exists()
+    assert files(tmp_path) == len(set(sent)) == most
+    assert set(sent[most:]) == {sent[most - 1]}  # the newest
+    with pytest.raises(Unavailable, match="too many"):
+        await snapshots.get("another feed")
+    for made in sent:
+        snapshots.let_go(made)
+    assert files(tmp_path) == 0
+    with pytest.raises(Unavailable, match="removed"):
+        snapshots.hold(made)
+    assert await snapshots.get("feed") not in sent
+
+
+async def test_snapshot_that_takes_long_is_handed_on_for_longer(
+    snapshots: Snapshots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One who asks again and again would else keep the worker reading the view."""
+    monkeypatch.setattr(snapshots_module, "_HANDED_ON_SECONDS_MIN", 0.0)
+    monkeypatch.setattr(snapshots_module, "_HANDED_ON_TIMES", 10**6)
+    assert await snapshots.get("feed") == await snapshots.get("feed")

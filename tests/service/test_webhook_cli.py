@@ -30,6 +30,10 @@ def test_webhook_commands_do_what_they_say(service: Service) -> None:
         try:
             assert ask(service, "test", webhook_id)["outcome"] == "delivered"
             assert signed_by(receiver.received[0], made["secret"])
+            receiver.statuses.append(500)
+            command = ["webhook", "test", webhook_id, "-o", "json"]
+            failed = CliRunner(env={"TOKEN_LEDGER_DATA_DIR": str(service.data_dir)}).invoke(main, command)
+            assert (failed.exit_code, json.loads(failed.stdout)["status"]) == (1, 500)
             assert ask(service, "rotate-secret", webhook_id, "--overlap", "1h")["secret"] != made["secret"]
             assert ask(service, "show", webhook_id)["url"] == url
             listed = next(one for one in ask(service, "list", "--all")["items"] if one["webhook_id"] == webhook_id)
@@ -41,7 +45,7 @@ def test_webhook_commands_do_what_they_say(service: Service) -> None:
             until(lambda: seq in receiver.seqs(), seconds=SECONDS)
             until(lambda: ask(service, "deliveries", webhook_id)["items"], seconds=SECONDS)
             assert not ask(service, "redeliver", webhook_id, "--after", str(seq - 1))["snapshot_required"]
-            until(lambda: len(receiver.received) == 3, seconds=SECONDS)
+            until(lambda: len(receiver.received) == 4, seconds=SECONDS)
         finally:
             assert ask(service, "delete", webhook_id, "--yes")["webhook_id"] == webhook_id
         assert ask(service, "show", webhook_id, expected=1)["code"] == "not_found"

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import ipaddress
 import json
+import time
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ from service.rules.webhooks import Sealed, WebhookSecret
 from service.settings import Settings
 from service.tokens import new_id, now, uuid7_hex
 from service.webhooks import backoff, consumers
-from service.webhooks.attempts import attempts
+from service.webhooks.attempts import Attempt, attempts, last_attempt
 from service.webhooks.delivery import Deliverer
 from service.webhooks.signatures import new_secret
 from service.webhooks.store import Webhook, WebhookStore
@@ -306,6 +308,30 @@ async def test_failing_is_remembered_over_a_restart(world: World, soon: None) ->
         assert max(one.number for one in tried) > 2
 
 
+async def test_time_in_which_nobody_tried_does_not_count_as_failing(world: World) -> None:
+    at = now()
+    with Receiver() as receiver:
+        for silent, counts_from in ((timedelta(days=4), timedelta(hours=1)), (timedelta(hours=1), timedelta(hours=2))):
+            webhook_id = await world.register(receiver)
+            last = Attempt(
+                message_id="a",
+                number=9,
+                at=at - silent,
+                outcome="failed",
+                seconds=0.1,
+                failing_since=at - silent - timedelta(hours=1),
+            )
+            async with world.delivering() as deliverer:
+                deliverer.attempts.record(webhook_id, last)
+                await wait_for(lambda webhook_id=webhook_id: tried(world, webhook_id))
+                await until(lambda webhook_id=webhook_id: webhook_id in deliverer._runners)
+                assert await deliverer._runners[webhook_id]._failing_before(at) == at - counts_from
+
+
+async def tried(world: World, webhook_id: str) -> bool:
+    return await last_attempt(world.service, webhook_id) is not None
+
+
 async def test_receiver_that_recovers_gets_all_that_waited(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """What would have been tried again in minutes is not."""
     monkeypatch.setattr(backoff, "SCHEDULE_SECONDS", (0.1, 600.0))
@@ -429,3 +455,19 @@ async def test_change_leaves_one_sealed_record(world: World) -> None:
         assert (await world.store.open(after)).url == receiver.url()
         with pytest.raises(LedgerUnavailable, match="has just changed"):
             await world.store.open(before)
+
+
+async def test_announcement_that_cannot_be_delivered_is_not_tried_without_a_pause(world: World) -> None:
+    with Receiver() as receiver:
+        await world.register(receiver)
+        with structlog.testing.capture_logs() as lines:
+            async with world.delivering():
+                await until_received(world, receiver)
+                started = time.monotonic()
+                await world.projector.jetstream().publish("revocations.main.token", b"not an announcement")
+                for _ in range(30):
+                    await until_received(world, receiver)
+        failed = [line for line in lines if line["event"] == "webhook_not_delivered"]
+        await world.announce()
+        await world.drop(leaving=1)
+        assert 1 <= len(failed) <= time.monotonic() - started + 1
