@@ -7,8 +7,12 @@ import sys
 import time
 from collections.abc import Callable
 
-# Seconds since some moment in the past: only differences mean something, and only on this host. Linux' monotonic clock
-# stands still while the machine is suspended: what was fresh before would look fresh after.
-boot_seconds: Callable[[], float] = (
-    functools.partial(time.clock_gettime, time.CLOCK_BOOTTIME) if sys.platform == "linux" else time.monotonic
-)
+# Seconds since some moment in the past: only differences mean something, and only on this host. `time.monotonic` stands
+# still while the machine is suspended, on Linux and macOS: what was fresh before would look fresh after. The clock that
+# goes on is called CLOCK_BOOTTIME on Linux, and CLOCK_MONOTONIC on macOS (clock_gettime(3)).
+if sys.platform == "linux":
+    boot_seconds: Callable[[], float] = functools.partial(time.clock_gettime, time.CLOCK_BOOTTIME)
+elif sys.platform == "darwin":
+    boot_seconds = functools.partial(time.clock_gettime, time.CLOCK_MONOTONIC)
+else:
+    boot_seconds = time.monotonic

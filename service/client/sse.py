@@ -17,6 +17,7 @@ from .ledger import Ledger
 _EVENT_BYTES_MAX = 1024 * 1024
 # The first position of a stream ties the server's clock to ours; in ten minutes they drift apart by milliseconds.
 _STREAM_SECONDS_MAX = 600.0
+_AHEAD_SECONDS_MAX = 1.0
 _STUCK_SECONDS_MAX = 10.0  # another worker or host of the ledger may know more
 _SILENCE_SECONDS_MAX = 4.0  # positions come every second
 _SNAPSHOT_SECONDS_MAX = 120.0
@@ -62,7 +63,11 @@ class SseFeed:
                             knowledge.needs_snapshot = True
                             return
                         first = first or position
-                        knowledge.confirm(position.ledger_seq, asked_at + (position.as_of_ms - first.now_ms) / 1000)
+                        complete_at = asked_at + (position.as_of_ms - first.now_ms) / 1000
+                        if complete_at > boot_seconds() + _AHEAD_SECONDS_MAX:
+                            # This machine was stopped, and its clock with it: it no longer tells how old this is.
+                            raise Unreachable("the ledger's clock goes on while this host's stood still")
+                        knowledge.confirm(position.ledger_seq, complete_at)
                     now = boot_seconds()
                     stuck = now - max(asked_at, knowledge.complete_at) > _STUCK_SECONDS_MAX
                     if stuck or now - asked_at > _STREAM_SECONDS_MAX:

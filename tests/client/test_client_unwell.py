@@ -89,6 +89,24 @@ async def test_knowledge_is_as_old_as_the_ledger_says_however_late_it_comes(ledg
         assert (await validator.validate(token)).code == "stale"
 
 
+async def test_position_of_the_future_ends_the_stream(ledger: Ledger) -> None:
+    """As after a pause of the virtual machine, in which its clock stood still: ages would be told too small."""
+    async with ledger.validator(stale_seconds_max=1) as validator:
+        token = ledger.keys.token()
+        assert (await validator.validate(token)).valid
+        streams = len(ledger.server.requests("/v1/revocations/stream"))
+        ledger.behind_seconds = -100.0
+        await soon(lambda: len(ledger.server.requests("/v1/revocations/stream")) > streams, "it asks again")
+        await soon(lambda: not validator.status().fresh, "it goes stale")
+        assert "stood still" in validator.status().problem
+        ledger.behind_seconds = 0.0
+
+        async def good() -> bool:
+            return (await validator.validate(token)).valid
+
+        await soon(good, "it goes on with the next stream")
+
+
 async def test_another_feed_makes_it_start_over(ledger: Ledger) -> None:
     payload = claims()
     token = ledger.keys.signed(payload)
@@ -391,6 +409,23 @@ async def test_what_a_request_holds_does_not_stop_the_record(ledger: Ledger) -> 
     uses = [one for block in blocks(ledger) for one in block["uses"]]
     assert [one.get("scope") for one in uses] == ["a b"] * 3 + [None]
     assert len(uses[0]["audience"]) == 500
+
+
+async def test_what_a_request_holds_does_not_stop_a_question(ledger: Ledger) -> None:
+    """The ledger refuses what is too long, or no address: a token would not be checked for what came with it."""
+    ledger.server.answers["/v1/tokens/validate"] = {"valid": False, "code": "unknown", "ledger_seq": 1}
+    contexts = [
+        Context("testclient", "\ud800 a", "GET", "/\udcff?secret=1"),
+        Context("fe80::1%eth0", "a" * 5000, "X" * 100, "/" * 5000),
+        Context("192.0.2.1", "é", "GET", "/"),
+    ]
+    async with ledger.validator() as validator:
+        for context in contexts:
+            assert (await validator.validate(mint("pat"), context=context, ip=context.ip)).code == "unknown"
+    asked = [json.loads(one.body)["context"] for one in ledger.server.requests("/v1/tokens/validate")]
+    assert asked[0] == {"user_agent": "? a", "method": "GET", "path": "/?"}
+    assert {name: len(value) for name, value in asked[1].items()} == {"user_agent": 256, "method": 32, "path": 256}
+    assert asked[2] == {"ip": "192.0.2.1", "user_agent": "é", "method": "GET", "path": "/"}
 
 
 async def test_key_that_is_new_is_fetched_by_who_asks(ledger: Ledger) -> None:
