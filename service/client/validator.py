@@ -7,7 +7,7 @@ import contextlib
 import logging
 import random
 from collections.abc import Coroutine, Sequence
-from typing import Any, Protocol, Self
+from typing import Any, NoReturn, Protocol, Self
 
 import msgspec
 from msgspec import Struct
@@ -112,6 +112,12 @@ class TokenValidator:
         self._questions: dict[object, asyncio.Future[Verdict | None]] = {}
         self._unknown: dict[object, float] = {}
         self._tasks: list[asyncio.Task[None]] = []
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Asked for only where there is no such attribute, as before the start."""
+        if name in ("_offline", "_knowledge", "_uses"):
+            raise LedgerClientError("the validator was not started", fix="use it inside `async with`")
+        raise AttributeError(name)
 
     async def __aenter__(self) -> Self:
         """Waits until it can answer, `start_seconds_max` at most: then it answers `stale` until it can.

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from service.client import LedgerClientError, SseFeed, TokenValidator
+
 ROOT = Path(__file__).parent.parent.parent
 CLIENT = sorted((ROOT / "service" / "client").glob("*.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -112,3 +114,14 @@ def test_base_installation_needs_nothing_and_each_requirement_has_its_reason() -
             name = line.split('"')[1]
             if name in PROJECT["optional-dependencies"]["client"]:
                 assert "# " in line, line
+
+
+async def test_validator_that_was_not_started_says_so() -> None:
+    """As when a middleware is given one that nobody entered."""
+    validator = TokenValidator("https://ledger.example", "orders", token="t", feed=SseFeed())
+    for ask in (lambda: validator.status(), lambda: validator.check("x.y.z")):
+        with pytest.raises(LedgerClientError, match="was not started"):
+            ask()
+    with pytest.raises(LedgerClientError, match="was not started"):
+        await validator.validate("x.y.z")
+    assert not hasattr(validator, "something_else")
