@@ -119,7 +119,7 @@ def test_base_installation_needs_nothing_and_each_requirement_has_its_reason() -
 async def test_validator_that_was_not_started_says_so() -> None:
     """As when a middleware is given one that nobody entered."""
     validator = TokenValidator("https://ledger.example", "orders", token="t", feed=SseFeed())
-    for ask in (lambda: validator.status(), lambda: validator.check("x.y.z")):
+    for ask in (validator.status, lambda: validator.check("x.y.z")):
         with pytest.raises(LedgerClientError, match="was not started"):
             ask()
     with pytest.raises(LedgerClientError, match="was not started"):
