@@ -49,7 +49,8 @@ def _bench(*arguments: str, path: str | None = None) -> subprocess.CompletedProc
 @pytest.mark.slow
 def test_bench_quick_measures_every_row_and_nothing_fails(tmp_path: Path) -> None:
     numbers = tmp_path / "numbers.json"
-    ended = _bench("--quick", "--json", str(numbers), "--directory", str(tmp_path))
+    short = ("--quick", "--tokens", "3000", "--seconds", "1")
+    ended = _bench(*short, "--json", str(numbers), "--directory", str(tmp_path))
     if wrk.find() is None:
         assert (ended.returncode, "apt-get install wrk" in ended.stderr) == (2, True)
         return
@@ -79,7 +80,7 @@ def test_bench_quick_measures_every_row_and_nothing_fails(tmp_path: Path) -> Non
     assert found["revocations"]["late"] == 0, "a worker said valid after a revocation was answered"
     assert all(figure["value"] >= 0 for figure in found["figures"])
     assert {"met", "missed", ""} >= {figure["verdict"] for figure in found["figures"]}
-    assert found["replay"]["events"] >= 10_000
+    assert found["replay"]["events"] >= 3_000
 
 
 def test_bench_without_wrk_says_how_to_install_it(tmp_path: Path) -> None:

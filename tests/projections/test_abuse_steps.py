@@ -55,7 +55,7 @@ def identity(found: Found) -> tuple[str, ...]:
     return found.finding_id, found.rule.name, str(found.at), str(found.about.get("token_id"))
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_small_steps_find_what_one_pass_finds(tmp_path: Path, seed: int) -> None:
     story = wild(seed)
     store = story.store(tmp_path, story.blocks(most=random.Random(seed).choice((7, 40))))
