@@ -371,6 +371,8 @@ class Service:
         """Removes those that tests left behind: nobody hears of them any more, which is an alarm."""
         for one in list(self.items("/v1/subscribers")):
             self.done("DELETE", f"/v1/subscribers/{one['subscriber_id']}")
+        for one in list(self.items("/v1/webhooks")):
+            self.done("DELETE", f"/v1/webhooks/{one['webhook_id']}")
 
     # OAuth
 

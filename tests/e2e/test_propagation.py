@@ -22,6 +22,7 @@ PATIENCE = 60.0
 
 @pytest_asyncio.fixture
 async def crowd(service: Service) -> AsyncIterator[Crowd]:
+    service.forget_followers()
     async with crowd_of(service) as made:
         yield made
 
