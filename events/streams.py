@@ -452,19 +452,22 @@ def recorded_at(headers: dict[str, str]) -> datetime:
 async def feed_fits_log(nc: Connection) -> bool:
     """Whether what the feed announced last is an event of this log: not so if one was restored without the other.
 
-    What cannot be read at the moment, as from a replica that is behind, speaks for neither. Raises: LedgerUnavailable.
+    What cannot be read at the moment, as from a replica that is behind, speaks for neither.
     """
-    state = await stream_state(nc, REVOCATIONS)
-    if not state["messages"]:
-        return True
-    async for last in direct(nc, REVOCATIONS, {"seq": int(state["last_seq"]), "batch": 1}):
-        announced = json.loads(last.data)
-        if int(announced["id"]) > int((await stream_state(nc, LEDGER))["last_seq"]):
-            return False
-        async for message in direct(nc, LEDGER, {"seq": int(announced["id"]), "batch": 1}):
-            headers = message.headers or {}
-            if headers["Nats-Sequence"] == announced["id"]:
-                return recorded_at(headers) == datetime.fromisoformat(announced["time"])
+    try:
+        state = await stream_state(nc, REVOCATIONS)
+        if not state["messages"]:
+            return True
+        async for last in direct(nc, REVOCATIONS, {"seq": int(state["last_seq"]), "batch": 1}):
+            announced = json.loads(last.data)
+            if int(announced["id"]) > int((await stream_state(nc, LEDGER))["last_seq"]):
+                return False
+            async for message in direct(nc, LEDGER, {"seq": int(announced["id"]), "batch": 1}):
+                headers = message.headers or {}
+                if headers["Nats-Sequence"] == announced["id"]:
+                    return recorded_at(headers) == datetime.fromisoformat(announced["time"])
+    except LedgerUnavailable:
+        pass
     return True
 
 
