@@ -46,6 +46,8 @@ _DELIVERED_MAX = 20_000  # messages held by one follower before it stops reading
 _DELIVERED_BYTES_MAX = 16 * 1024**2  # a block of uses has up to 0.9 MB
 _CLOSE_SECONDS_MAX = 2.0
 _DIRECT_SECONDS_MAX = 2.0
+_API_AWAY_SECONDS_MAX = 1.0
+_API_AWAY_PAUSE_SECONDS = 0.02
 _STALLED = "Nats-Consumer-Stalled"
 _STORED_HEADERS = b"NATS/1.0\r\n"  # a status of the server, such as a heartbeat, stands in this line
 _NS = 1_000_000_000
@@ -97,6 +99,26 @@ class Connection(Client):
         if found and self.holds_back:
             found.pop(_STALLED, None)
         return found
+
+    async def request(  # type: ignore[override]  # what is not named here is passed on
+        self,
+        subject: str,
+        payload: bytes = b"",
+        timeout: float = 0.5,  # noqa: ASYNC109 - the client's own name
+        **more: Any,
+    ) -> Msg:
+        """As the client's own, but asks JetStream again when nobody listened.
+
+        While the server takes over a new configuration, its API is away for a moment. Who was not heard was not obeyed.
+        """
+        ends_at = time.monotonic() + min(timeout, _API_AWAY_SECONDS_MAX)
+        while True:
+            try:
+                return await super().request(subject, payload, timeout, **more)
+            except nats.errors.NoRespondersError:
+                if not subject.startswith("$JS.API.") or time.monotonic() > ends_at:
+                    raise
+            await asyncio.sleep(_API_AWAY_PAUSE_SECONDS)
 
     def hold_back(self, subscription: Any) -> None:
         """Asks the server for more only when what came was taken.

@@ -30,6 +30,7 @@ from events import streams
 from events.accounts import ROLES
 from events.errors import LedgerUnavailable
 from events.server import EmbeddedServer, find_nats_server, new_nkey, render_config, write_cluster
+from service.keys import Bucket
 
 SECONDS_MAX = 20
 LIMITS = streams.StreamLimits()
@@ -511,17 +512,16 @@ async def test_subscriber_asks_for_the_position_of_the_feed(connect: Connect) ->
 async def test_subscriber_says_nothing_to_what_announces(connect: Connect) -> None:
     """Whatever it asks, the subject on which the API asks the process that announces is not the one it reaches."""
     projector, subscriber = await connect("projector"), await connect(SUBSCRIBER)
-    heard: list[bytes] = []
+    heard: asyncio.Queue[bytes] = asyncio.Queue()
 
     async def hear(message: Any) -> None:
-        heard.append(message.data)
+        heard.put_nowait(message.data)
 
     await projector.nc.subscribe("feed.position", cb=hear)
     await _answer_positions(projector)
     assert await subscriber.ask("feed.position", b"theirs") == {"ledger_seq": 7}
     await projector.nc.publish("feed.position", b"its own")
-    await projector.nc.flush()
-    assert heard == [b"its own"]
+    assert await asyncio.wait_for(heard.get(), SECONDS_MAX) == b"its own"  # and nothing before it
     assert projector.nothing_refused()
 
 
@@ -683,6 +683,28 @@ async def test_subscribers_outlive_a_killed_and_a_restarted_server(tmp_path: Pat
         await asyncio.wait_for(subscriber.back.wait(), SECONDS_MAX)
         assert json.loads((await subscriber.request(info, timeout=SECONDS_MAX)).data)["name"] == SUBSCRIBER
         await subscriber.close()
+
+
+async def test_nobody_goes_without_an_answer_while_subscribers_come_and_go(tmp_path: Path) -> None:
+    async with _own(tmp_path) as (server, admin):
+        service = (await Client().open(server, "service")).nc
+        bucket, asked, over = Bucket(service, streams.SUBJECT_KEYS), 0, asyncio.Event()
+
+        async def ask() -> None:
+            nonlocal asked
+            while not over.is_set():
+                await streams.stream_state(service, streams.LEDGER)
+                await bucket.get("cli_" + "1" * 32)
+                asked += 2
+
+        asking = [asyncio.create_task(ask()) for _ in range(4)]
+        _, public_key = new_nkey()
+        for reload in range(40):
+            await server.admit(admin.nc, {SUBSCRIBER: public_key} if reload % 2 else {})
+        over.set()
+        await asyncio.gather(*asking)
+        assert asked > 40
+        await service.close()
 
 
 async def test_configuration_that_the_server_refuses_leaves_the_old_one_in_force(tmp_path: Path) -> None:
