@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Protocol, TypeVar
+
 import msgspec
 
 from events.errors import UndecodableEvent
 from events.types import LedgerEvent, ReceiptBlock, UseBlock
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class _Decoder(Protocol[T_co]):
+    def decode(self, data: bytes, /) -> T_co: ...
+
 
 _json_encoder = msgspec.json.Encoder()
 _json_decoder: msgspec.json.Decoder[LedgerEvent] = msgspec.json.Decoder(LedgerEvent)
@@ -37,11 +47,7 @@ def decode(data: bytes) -> LedgerEvent:
 
     Raises: UndecodableEvent
     """
-    try:
-        return _json_decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        # Without the bytes: they may hold a password's hash, and the text goes to logs.
-        raise UndecodableEvent(f"cannot read an event of {len(data)} bytes: {error}") from error
+    return _decoded(_json_decoder, data, "an event")
 
 
 def encode_block(block: UseBlock) -> bytes:
@@ -54,10 +60,7 @@ def decode_block(data: bytes) -> UseBlock:
 
     Raises: UndecodableEvent
     """
-    try:
-        return _block_decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UndecodableEvent(f"cannot read a usage block of {len(data)} bytes: {error}") from error
+    return _decoded(_block_decoder, data, "a usage block")
 
 
 def encode_receipts(block: ReceiptBlock) -> bytes:
@@ -70,7 +73,12 @@ def decode_receipts(data: bytes) -> ReceiptBlock:
 
     Raises: UndecodableEvent
     """
+    return _decoded(_receipts_decoder, data, "a block of receipts")
+
+
+def _decoded(decoder: _Decoder[T], data: bytes, what: str) -> T:
     try:
-        return _receipts_decoder.decode(data)
+        return decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UndecodableEvent(f"cannot read a block of receipts of {len(data)} bytes: {error}") from error
+        # Without the bytes: they may hold a password's hash, and the text goes to logs.
+        raise UndecodableEvent(f"cannot read {what} of {len(data)} bytes: {error}") from error

@@ -238,20 +238,12 @@ class Ledger:
         return int(ack["seq"])
 
     async def _batch(self, messages: list[_Message], units: list[_Unit]) -> list[int]:
-        """One atomic batch (ADR-50): all or nothing, acknowledged once, sequences without a gap."""
-        batch_id = self.nc._nuid.next().decode()  # noqa: SLF001 - the client's own generator of unique ids
-        last = len(messages)
-        future = None
-        for number, message in enumerate(messages, 1):
-            headers = message.headers | {"Nats-Batch-Id": batch_id, "Nats-Batch-Sequence": str(number)}
-            if number == last:
-                headers["Nats-Batch-Commit"] = "1"
-                for unit in units:
-                    unit.sent = True
-            future = await self._publisher.publish(message.subject, message.data, headers, acknowledged=number == last)
-        ack = await outcome(future, _ATTEMPT_SECONDS)
-        end = int(ack["seq"])
-        return list(range(end - last + 1, end + 1))
+        """All or nothing, acknowledged once, sequences without a gap."""
+        future = await self._publisher.publish_together([(one.subject, one.data, one.headers) for one in messages])
+        for unit in units:
+            unit.sent = True
+        end = int((await outcome(future, _ATTEMPT_SECONDS))["seq"])
+        return list(range(end - len(messages) + 1, end + 1))
 
     async def read(
         self, subject: str, *, until_seq: int | None = None, events_max: int | None = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
@@ -42,6 +43,9 @@ class Refused(Exception):
         return LedgerUnavailable(f"the log refused the event: {self}")
 
 
+Outgoing = tuple[str, bytes, dict[str, str]]  # subject, data, headers
+
+
 class Publisher:
     """Publishes and hands out the acknowledgement. One for each connection and user."""
 
@@ -53,36 +57,54 @@ class Publisher:
         self._starting = asyncio.Lock()
         nc.lost_listeners.append(self._connection_lost)
 
-    async def publish(
-        self, subject: str, data: bytes, headers: dict[str, str], *, acknowledged: bool = True
-    ) -> asyncio.Future[dict[str, Any]] | None:
+    async def publish(self, subject: str, data: bytes, headers: dict[str, str]) -> asyncio.Future[dict[str, Any]]:
         """Sends the message; the future resolves to JetStream's acknowledgement, `{"seq": …}`.
 
-        The future fails with Refused or NotAcknowledged. `acknowledged=False` is for the inner messages of an
-        atomic batch, which get no answer.
+        The future fails with Refused or NotAcknowledged.
 
         Raises: LedgerUnavailable if nothing was sent; MessageTooLarge.
         """
-        if not self.nc.is_connected:
-            raise LedgerUnavailable("the connection to the nats-server is down")
+        self._check_connected()
         if not self._inbox:
             await self._start()
-        reply, future = "", None
-        if acknowledged:
-            token = str(next(self._numbers))
-            reply = f"{self._inbox}.{token}"
-            future = asyncio.get_running_loop().create_future()
-            self._pending[token] = future
-            future.add_done_callback(lambda _: self._pending.pop(token, None))
+        token = str(next(self._numbers))
+        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._pending[token] = future
+        future.add_done_callback(lambda _: self._pending.pop(token, None))
+        try:
+            await self._send(subject, data, headers, reply=f"{self._inbox}.{token}")
+        except BaseException:
+            future.cancel()
+            raise
+        return future
+
+    async def _send(self, subject: str, data: bytes, headers: dict[str, str], *, reply: str = "") -> None:
+        self._check_connected()
         try:
             await self.nc.publish(subject, data, reply=reply, headers=headers)
         except nats.errors.MaxPayloadError as error:
-            _drop(future)
             raise MessageTooLarge(f"the message of {len(data)} bytes is larger than the server allows") from error
         except (nats.errors.Error, OSError) as error:
-            _drop(future)
             raise LedgerUnavailable(f"the connection to the nats-server is down: {error}") from error
-        return future
+
+    async def publish_together(self, messages: Sequence[Outgoing]) -> asyncio.Future[dict[str, Any]]:
+        """Sends the messages as one atomic batch (ADR-50): all of them are stored, or none.
+
+        The future resolves to the acknowledgement of the last one, which has the last of their sequences: between them
+        there is no gap. It fails with Refused or NotAcknowledged. Raises: LedgerUnavailable if the batch was not sent
+        whole, so that nothing is stored; MessageTooLarge.
+        """
+        batch_id = self.nc._nuid.next().decode()  # noqa: SLF001 - the client's own generator of unique ids
+        *inner, (subject, data, headers) = messages
+        for number, (of, content, more) in enumerate(inner, 1):
+            numbered = more | {"Nats-Batch-Id": batch_id, "Nats-Batch-Sequence": str(number)}
+            await self._send(of, content, numbered)
+        committing = {"Nats-Batch-Id": batch_id, "Nats-Batch-Sequence": str(len(messages)), "Nats-Batch-Commit": "1"}
+        return await self.publish(subject, data, headers | committing)
+
+    def _check_connected(self) -> None:
+        if not self.nc.is_connected:
+            raise LedgerUnavailable("the connection to the nats-server is down")
 
     async def _start(self) -> None:
         async with self._starting:
@@ -111,15 +133,8 @@ class Publisher:
                 future.set_exception(NotAcknowledged("the connection was lost"))
 
 
-def _drop(future: asyncio.Future[dict[str, Any]] | None) -> None:
-    if future is not None:
-        future.cancel()
-
-
-async def outcome(future: asyncio.Future[dict[str, Any]] | None, seconds: float) -> dict[str, Any]:
+async def outcome(future: asyncio.Future[dict[str, Any]], seconds: float) -> dict[str, Any]:
     """Waits for an acknowledgement. Raises: Refused, NotAcknowledged."""
-    if future is None:
-        raise NotAcknowledged("no answer was asked for")
     try:
         async with asyncio.timeout(seconds):
             return await future

@@ -53,6 +53,7 @@ MEMORY_STORE_BYTES_MAX = 256 * 1024 * 1024  # state of ordered consumers; no str
 READY_SECONDS_MAX = 300  # some 3 s for each million messages after a kill
 STOP_SECONDS_MAX = 4
 RELOAD_SECONDS_MAX = 10
+_LOADED_POLL_SECONDS = 0.005  # nobody is told when it has read it, and who registers waits
 RESTART_SECONDS_MIN = 0.05
 RESTART_SECONDS_MAX = 5.0
 HEALTHY_AFTER_SECONDS = 30
@@ -381,7 +382,7 @@ class EmbeddedServer:
             with contextlib.suppress(UnsafeServer):  # it does not answer: it may be starting again
                 if any(report.get("config_digest") == digest for report in await server_reports(nc)):
                     return
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(_LOADED_POLL_SECONDS)
         raise LedgerUnavailable(f"nats-server did not take its new configuration: {self.log_tail()}")
 
     async def stop(self) -> None:

@@ -408,17 +408,10 @@ class Feed:
         self._stream_seq = int(ack["seq"])
 
     async def _batch(self, news: Sequence[Announcement]) -> None:
-        """One atomic batch (ADR-50). Only its first message may expect the stream's last sequence."""
-        batch_id = self._nc._nuid.next().decode()  # noqa: SLF001 - the client's own generator of unique ids
-        future = None
-        for number, one in enumerate(news, 1):
-            headers = {_MESSAGE_ID: str(one.ledger_seq), "Nats-Batch-Id": batch_id, "Nats-Batch-Sequence": str(number)}
-            if number == 1:
-                headers[_EXPECTED] = str(self._stream_seq)
-            if number == len(news):
-                headers["Nats-Batch-Commit"] = "1"
-            future = await self._publisher.publish(one.subject, one.data, headers, acknowledged=number == len(news))
-        ack = await outcome(future, _ATTEMPT_SECONDS)
+        """All or nothing. Only the first of them may expect the stream's last sequence."""
+        messages = [(one.subject, one.data, {_MESSAGE_ID: str(one.ledger_seq)}) for one in news]
+        messages[0][2][_EXPECTED] = str(self._stream_seq)
+        ack = await outcome(await self._publisher.publish_together(messages), _ATTEMPT_SECONDS)
         self._stream_seq = int(ack["seq"])
 
     async def _catch_up(self) -> int:

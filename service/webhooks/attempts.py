@@ -16,7 +16,7 @@ from msgspec import Struct
 from nats.aio.msg import Msg
 
 from events.errors import LedgerError
-from events.publisher import NotAcknowledged, Publisher, Refused, outcome
+from events.publisher import NotAcknowledged, Outgoing, Publisher, Refused, outcome
 from events.streams import DELIVERIES, Connection, direct, last_on
 from events.types import TENANT
 from service.webhooks.sender import Outcome
@@ -102,14 +102,8 @@ class AttemptLog:
             futures = [await self._publisher.publish(subject, data, {}) for subject, data in taken]
             await asyncio.gather(*(outcome(future, _ACKNOWLEDGED_SECONDS_MAX) for future in futures))
             return
-        batch_id = self._nc._nuid.next().decode()  # noqa: SLF001 - the client's own generator of unique ids
-        future = None
-        for number, (subject, data) in enumerate(taken, 1):
-            headers = {"Nats-Batch-Id": batch_id, "Nats-Batch-Sequence": str(number)}
-            if number == len(taken):
-                headers["Nats-Batch-Commit"] = "1"
-            future = await self._publisher.publish(subject, data, headers, acknowledged=number == len(taken))
-        await outcome(future, _ACKNOWLEDGED_SECONDS_MAX)
+        together: list[Outgoing] = [(subject, data, {}) for subject, data in taken]
+        await outcome(await self._publisher.publish_together(together), _ACKNOWLEDGED_SECONDS_MAX)
 
 
 async def last_attempt(nc: Connection, webhook_id: str) -> Attempt | None:
