@@ -7,7 +7,7 @@ import click
 from service.cli import (
     audit,
     auditing,  # noqa: F401 - adds to audit
-    findings,  # noqa: F401 - as above
+    findings,  # noqa: F401 - adds to audit
     processes,
     registry,
     revocations,

@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from .errors import LedgerClientError, NotAllowed, Refused, Unreachable
 from .knowledge import lines_of
+from .verdicts import Code
 
 _ANSWER_BYTES_MAX = 4 * 1024 * 1024
 QUESTIONS_MAX = 64  # about tokens, at once
@@ -23,7 +24,7 @@ class Answer(Struct, frozen=True, gc=False):
     """What `POST /v1/tokens/validate` answers."""
 
     valid: bool
-    code: str
+    code: Code
     ledger_seq: int
     token_id: str | None = None
     grant_id: str | None = None

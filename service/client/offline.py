@@ -301,7 +301,6 @@ def question_key(token: str, asked: Asked) -> tuple[object, ...]:
 def _known_by(answer: Answer, generation: int, until: float) -> Known | None:
     if answer.token_id is None or answer.grant_id is None or answer.issued_at is None or answer.expires_at is None:
         return None
-    code: Code = answer.code  # type: ignore[assignment]  # the ledger's are those of `Code`
     return Known(
         answer.token_id,
         answer.grant_id,
@@ -318,7 +317,7 @@ def _known_by(answer: Answer, generation: int, until: float) -> Known | None:
         answer.issued_at,
         answer.expires_at,
         (generation, NEVER),
-        code,
+        answer.code,
         until,
     )
 

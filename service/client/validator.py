@@ -19,7 +19,7 @@ from .knowledge import Knowledge
 from .ledger import QUESTIONS_MAX, Answer, Ledger
 from .offline import Offline, question_key
 from .uses import Uses, sendable
-from .verdicts import Asked, Code, Context, Verdict
+from .verdicts import Asked, Context, Verdict
 
 log = logging.getLogger("token_ledger")
 
@@ -356,10 +356,9 @@ def _names(audience: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _as_verdict(answer: Answer) -> Verdict:
-    code: Code = answer.code  # type: ignore[assignment]  # the ledger's are those of `Code`
     return Verdict(
         answer.valid,
-        code,
+        answer.code,
         answer.ledger_seq,
         False,
         answer.token_id,
