@@ -18,6 +18,8 @@ from events.types import (
     ClientRegistered,
     ClientRevoked,
     ClientSecretRotated,
+    ConsentGiven,
+    ConsentWithdrawn,
     Context,
     Evidence,
     FindingAcknowledged,
@@ -39,6 +41,8 @@ from events.types import (
     ScopeChanged,
     ScopeDisabled,
     ScopeRegistered,
+    SessionEnded,
+    SessionStarted,
     SubjectErased,
     SubjectRevoked,
     SubscriberRegistered,
@@ -75,6 +79,7 @@ ADMIN = "tok_0198f0a0c0de7000800000000000000f"
 SUBSCRIBER = "sub_0198f0a0c0de7000800000000000001b"
 WEBHOOK = "whk_0198f0a0c0de7000800000000000001c"
 FINDING = "fnd_0198f0a0c0de70008000000000000001"
+SESSION = "ses_0198f0a0c0de7000800000000000001d"
 NAME_HASH = "5e" * 32
 
 METADATA = ClientMetadata(
@@ -271,6 +276,18 @@ def _expected() -> dict[str, LedgerEvent]:
             ),
         ),
         "webhook.removed/1": WebhookRemoved(**_event(33), webhook_id=WEBHOOK),
+        "session.started/1": SessionStarted(
+            **_event(34, USER),
+            session_id=SESSION,
+            user_id=USER,
+            auth_time=AT,
+            expires_at=LATER,
+            methods=("pwd",),
+            user_seq=12,
+        ),
+        "session.ended/1": SessionEnded(**_event(35, USER), session_id=SESSION, user_id=USER, reason="signed_out"),
+        "consent.given/1": ConsentGiven(**_event(36, USER), user_id=USER, client_id=CLIENT, scope="openid orders:read"),
+        "consent.withdrawn/1": ConsentWithdrawn(**_event(37, USER), user_id=USER, client_id=CLIENT),
     }
 
 
