@@ -98,7 +98,7 @@ def test_older_block_without_appended_fields_decodes_with_their_defaults() -> No
 
 # What an event may hold
 
-ID = r"(tok|grt|cli|usr|ses|fnd|sub|whk)_[0-9a-f]{32}"
+ID = r"(tok|grt|cli|usr|fnd|sub|whk|ses)_[0-9a-f]{32}"
 SCOPE = r"([\x21\x23-\x5b\x5d-\x7e]+( [\x21\x23-\x5b\x5d-\x7e]+)*)?"
 HASH = r"[0-9a-f]{64}"
 SEALED = "sealed"
@@ -159,6 +159,7 @@ TEXTS = {
     "subscriber_name": r".{1,200}",  # of a machine
     "public_key": r"U[A-Z2-7]{55}",
     "webhook_id": ID,
+    "methods": r"[a-z]+",
     "webhook_name": r".{1,200}",
     "owner": ID,
     "origin": r"https?://[^/@?#]+:[0-9]+",

@@ -26,6 +26,8 @@ from events.types import (
     CodeRedeemed,
     CodeRefused,
     CodeReplayed,
+    ConsentGiven,
+    ConsentWithdrawn,
     Context,
     Evidence,
     FindingAcknowledged,
@@ -47,6 +49,8 @@ from events.types import (
     ScopeChanged,
     ScopeDisabled,
     ScopeRegistered,
+    SessionEnded,
+    SessionStarted,
     SubjectErased,
     SubjectRevoked,
     SubscriberRegistered,
@@ -327,6 +331,18 @@ def _expected() -> dict[str, LedgerEvent]:
             tokens=tokens[:1],
             refresh_expires_at=LATER,
         ),
+        "session.started/1": SessionStarted(
+            **_event(34, USER),
+            session_id=SESSION,
+            user_id=USER,
+            auth_time=AT,
+            expires_at=LATER,
+            methods=("pwd",),
+            user_seq=12,
+        ),
+        "session.ended/1": SessionEnded(**_event(35, USER), session_id=SESSION, user_id=USER, reason="signed_out"),
+        "consent.given/1": ConsentGiven(**_event(36, USER), user_id=USER, client_id=CLIENT, scope="openid orders:read"),
+        "consent.withdrawn/1": ConsentWithdrawn(**_event(37, USER), user_id=USER, client_id=CLIENT),
     }
 
 
