@@ -158,6 +158,10 @@ class ClientMetadata(Struct, frozen=True, kw_only=True):
     refresh_token_max_ttl_seconds: int
     audience: tuple[str, ...]
     may_introspect: bool
+    post_logout_redirect_uris: tuple[str, ...] = ()
+    require_pushed_authorization_requests: bool = False
+    id_token_signed_response_alg: Literal["RS256", "ES256", "EdDSA"] = "RS256"
+    refresh_token_rotation: bool = True
 
 
 class ClientRegistered(Event, frozen=True, kw_only=True, tag="client.registered/1"):
