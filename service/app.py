@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import structlog
@@ -26,6 +26,7 @@ from service.oauth.metadata import jwks, metadata, well_known_paths
 from service.oauth.revocation import revoke
 from service.oauth.token import token
 from service.outgoing import Response
+from service.pages.render import assets, begin
 from service.runtime import Runtime
 from service.settings import Settings
 from service.subscribers import keep_consumers
@@ -48,8 +49,9 @@ class App:
         self._starting: asyncio.Task[None] | None = None
         self._keeping: asyncio.Task[None] | None = None
         metrics.bind(self.runtime)
+        begin(settings.issuer)
         self._litestar = litestar_app(self.runtime)
-        self._doors: Mapping[str, tuple[str, Handler]] = {
+        self._doors: dict[str, tuple[str, Handler]] = {
             "/v1/tokens/validate": ("POST", validate),
             "/v1/tokens/validate-batch": ("POST", validate_batch),
             "/v1/forward-auth": ("GET", forward_auth),
@@ -57,7 +59,9 @@ class App:
             "/oauth2/introspect": ("POST", introspect),
             "/oauth2/revoke": ("POST", revoke),
             "/oauth2/jwks": ("GET", jwks),
-        } | dict.fromkeys(well_known_paths(settings.issuer), ("GET", metadata))
+        }
+        self._doors |= dict.fromkeys(well_known_paths(settings.issuer), ("GET", metadata))
+        self._doors |= {path: ("GET", asset) for path, asset in assets().items()}
 
     def runtime(self) -> Runtime:
         """What handlers work with. Raises: Unavailable until the worker has started."""

@@ -30,6 +30,7 @@ from events.streams import (
     server_reports,
     stream_state,
 )
+from events.types import WebhookMetadata
 from projections.asking_receipts import (
     Follower,
     FollowerStanding,
@@ -400,11 +401,26 @@ async def _followers(nc: Connection, settings: Settings) -> list[Finding]:
     silent = [one for one in answer.followers if one.silent_since_us is not None and one.follower in names]
     if not answer.complete:
         return [Finding("followers", "warning", "receipts are still being read", "look again in a minute")]
-    if not silent:
-        behind = sum(1 for one in answer.followers if one.pending)
-        said = f"{len(registered)} registered, all heard of within {settings.follower_silent_seconds_max} s"
-        return [Finding("followers", "ok", said + (f"; {behind} have not applied everything yet" if behind else ""))]
-    return [_silent(names[one.follower], one) for one in silent]
+    found = [_silent(names[one.follower], one) for one in silent]
+    found += [
+        _disabled(one.id, one.webhook) for one in registered if one.webhook is not None and _was_ended(one.webhook)
+    ]
+    if found:
+        return found
+    behind = sum(1 for one in answer.followers if one.pending)
+    said = f"{len(registered)} registered, all heard of within {settings.follower_silent_seconds_max} s"
+    return [Finding("followers", "ok", said + (f"; {behind} have not applied everything yet" if behind else ""))]
+
+
+def _was_ended(webhook: WebhookMetadata) -> bool:
+    """Whether it was disabled by others than its owner."""
+    return webhook.disabled_reason not in {None, "asked"}
+
+
+def _disabled(webhook_id: str, webhook: WebhookMetadata) -> Finding:
+    found = f"{webhook_id} (webhook, {webhook.webhook_name!r}) hears of nothing: disabled, {webhook.disabled_reason}"
+    fix = f"`token-ledger webhook enable {webhook_id}` when its receiver is there, else `token-ledger webhook delete`"
+    return Finding("followers", "warning", found, fix)
 
 
 def _silent(follower: Follower, standing: FollowerStanding) -> Finding:

@@ -1,0 +1,94 @@
+"""What each page shows, one class a template. Every member must be given; None means that there is none.
+
+Texts may be what a stranger chose: templates escape them. `hidden` goes into the page's form as it is: the sealed
+request, the CSRF token. `problem` is said at the form, where the reason is that it was sent before and refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypedDict
+
+Hidden = Sequence[tuple[str, str]]
+
+
+class Link(TypedDict):
+    """`href` is a URL of ours, a path without the issuer's own, or a redirect URI that its client registered."""
+
+    href: str
+    label: str
+
+
+class SignIn(TypedDict):
+    """Posts `username`, `password` and `hidden` to `/sign-in`. `app`: the name of the one that asks."""
+
+    app: str | None
+    username: str
+    problem: str | None
+    hidden: Hidden
+
+
+class ScopeShown(TypedDict):
+    """`keeps`: lets the app go on while the person is away, until they withdraw it."""
+
+    name: str
+    description: str
+    keeps: bool
+
+
+class Consent(TypedDict):
+    """Posts `decision` (allow or deny) and `hidden` to `/oauth2/consent`.
+
+    `destination`: where one is sent back to, in words (`destination_of`). `local`: any program of the person's device
+    could ask under this name. `known`: this app has some consent already, and `scopes` is the whole of it from now.
+    """
+
+    app: str
+    person: str
+    scopes: Sequence[ScopeShown]
+    destination: str
+    local: bool
+    known: bool
+    hidden: Hidden
+
+
+class SignOut(TypedDict):
+    """Posts `hidden` to `action`. `app`: the name of the one that asks to sign out, if one does."""
+
+    app: str | None
+    person: str
+    action: str
+    hidden: Hidden
+
+
+class SignedOut(TypedDict):
+    """`onward`: back to the app."""
+
+    onward: Link | None
+
+
+class Error(TypedDict):
+    """`what` happened and what to do (`fix`), each a sentence. `onward`: back to the app, or to begin again."""
+
+    title: str
+    what: str
+    fix: str
+    request_id: str
+    onward: Link | None
+
+
+class Continue(TypedDict):
+    """One button that leads on. `method` link: to `href`; post: posts `hidden` there, for `response_mode=form_post`."""
+
+    title: str
+    what: str
+    label: str
+    method: Literal["link", "post"]
+    href: str
+    hidden: Hidden
+
+
+class Onward(TypedDict):
+    """Leads to `href` at once and without a click; see `onward`."""
+
+    href: str
