@@ -59,9 +59,8 @@ export async function refresh(told) {
   const [server, client, authentication] = await parties(told);
   const options = { additionalParameters: told.request, ...HTTP };
   const answer = await oauth.refreshTokenGrantRequest(server, client, authentication, told.refresh_token, options);
-  const proof = answer.clone();
   const tokens = await oauth.processRefreshTokenResponse(server, client, answer);
-  if (tokens.id_token !== undefined) await oauth.validateApplicationLevelSignature(server, proof, HTTP);
+  if (tokens.id_token !== undefined) await oauth.validateApplicationLevelSignature(server, answer, HTTP);
   return tokens;
 }
 
@@ -126,11 +125,10 @@ async function granted(told, isOpenid) {
     verifier,
     { additionalParameters: told.token_request, ...HTTP },
   );
-  const proof = answer.clone();
   const expected = isOpenid ? { expectedNonce: nonce, maxAge, requireIdToken: true } : {};
   const tokens = await oauth.processAuthorizationCodeResponse(server, client, answer, expected);
   const claims = oauth.getValidatedIdTokenClaims(tokens);
-  if (claims !== undefined) await oauth.validateApplicationLevelSignature(server, proof, HTTP);
+  if (claims !== undefined) await oauth.validateApplicationLevelSignature(server, answer, HTTP);
   return { server, client, tokens, claims };
 }
 

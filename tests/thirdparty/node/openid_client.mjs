@@ -57,27 +57,26 @@ export async function revoke(told) {
 }
 
 // The way to the redirect URI and back: what arrived there, and what the library shall hold it to.
-async function authorized(config, told) {
+async function authorized(config, told, nonce) {
   const pkceCodeVerifier = openid.randomPKCECodeVerifier();
   const expectedState = openid.randomState();
-  const expectedNonce = openid.randomNonce();
   const parameters = new URLSearchParams({
     redirect_uri: told.client.redirect_uris[0],
     code_challenge: await openid.calculatePKCECodeChallenge(pkceCodeVerifier),
     code_challenge_method: 'S256',
     state: expectedState,
-    nonce: expectedNonce,
+    ...(nonce === undefined ? {} : { nonce }),
     ...told.request,
   });
   const build = told.pushed ? openid.buildAuthorizationUrlWithPAR : openid.buildAuthorizationUrl;
   const arrived = await visit(await build(config, parameters));
   const maxAge = told.request.max_age === undefined ? undefined : Number(told.request.max_age);
-  return [arrived, { pkceCodeVerifier, expectedState, expectedNonce, maxAge, idTokenExpected: true }];
+  return [arrived, { pkceCodeVerifier, expectedState, expectedNonce: nonce, maxAge, idTokenExpected: nonce !== undefined }];
 }
 
 export async function signIn(told) {
   const config = await discovered(told);
-  const [arrived, checks] = await authorized(config, told);
+  const [arrived, checks] = await authorized(config, told, openid.randomNonce());
   const tokens = await openid.authorizationCodeGrant(config, arrived, checks, told.token_request);
   const claims = tokens.claims();
   return { tokens, claims, userinfo: await openid.fetchUserInfo(config, tokens.access_token, claims.sub) };
@@ -85,15 +84,15 @@ export async function signIn(told) {
 
 export async function refusedSignIn(told) {
   const config = await discovered(told);
-  const [arrived, checks] = await authorized(config, told);
+  const [arrived, checks] = await authorized(config, told, openid.randomNonce());
   return refusal(openid.authorizationCodeGrant(config, arrived, checks, told.token_request));
 }
 
-// As an app that is installed: a public client without OpenID Connect.
+// Without OpenID Connect: there is no nonce, and nothing is learned of the person.
 export async function authorizeOnly(told) {
   const config = await discovered(told);
-  const [arrived, { pkceCodeVerifier, expectedState }] = await authorized(config, told);
-  return openid.authorizationCodeGrant(config, arrived, { pkceCodeVerifier, expectedState }, told.token_request);
+  const [arrived, checks] = await authorized(config, told);
+  return openid.authorizationCodeGrant(config, arrived, checks, told.token_request);
 }
 
 export async function signOut(told) {
