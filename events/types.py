@@ -399,11 +399,15 @@ class ScopeDisabled(Event, frozen=True, kw_only=True, tag="scope.disabled/1"):
 
 
 class KeyIntroduced(Event, frozen=True, kw_only=True, tag="key.introduced/1"):
-    """The key is announced in the JWKS (RFC 7517) and signs nothing yet. `public_jwk` is JSON of public members."""
+    """The key is announced in the JWKS (RFC 7517) and signs nothing yet. `public_jwk` is JSON of public members.
+
+    `purpose`: of the tokens that it is to sign, access tokens or ID tokens.
+    """
 
     kid: str
     alg: Literal["EdDSA", "ES256", "RS256"]
     public_jwk: str
+    purpose: Literal["access", "id"] = "access"
 
 
 class KeyActivated(Event, frozen=True, kw_only=True, tag="key.activated/1"):

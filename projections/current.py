@@ -345,9 +345,9 @@ class CurrentWriter:
                 rows.add("expiry", _expiry_key(token), token_key)
 
     def trim(self, now: datetime, *, rows_max: int = _TRIM_ROWS_MAX) -> int:
-        """Drops up to `rows_max` tokens that expired more than seven days before `now`, as many codes, and sessions.
+        """Drops tokens and codes that expired more than seven days before `now`, and sessions that ended.
 
-        Returns how many.
+        Up to `rows_max` of each; returns how many.
         """
         until = _minute(now)
         tables = {"expiry": self._drop, "code_expiry": self._drop_code, "session_expiry": self._drop_session}

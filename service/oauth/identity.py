@@ -7,6 +7,7 @@ from typing import Any
 
 from projections.grants import ActiveGrant
 from projections.registry import Client
+from service.rules.grants import NOBODY, Person
 from service.runtime import Runtime
 
 
@@ -35,6 +36,9 @@ async def id_token(
     return token
 
 
-def consent_withdrawn_seq(_: Runtime, grant: ActiveGrant | None) -> int:  # noqa: ARG001 - until consents can be asked
-    """When the person last took back what they allow this client: grants that began before have ended. 0: never."""
-    return 0
+def person_behind(runtime: Runtime, grant: ActiveGrant | None) -> Person:
+    """What this host's view knows of the person who gave the grant, if a person did."""
+    if grant is None or grant.by_code is None or grant.client_id is None:
+        return NOBODY
+    consent = runtime.view.consent(grant.subject, grant.client_id)
+    return Person(consent, None if grant.by_code.offline else runtime.view.session(grant.by_code.session_id))

@@ -74,7 +74,11 @@ from events.types import (
 
 SUPERSEDED: frozenset[str] = frozenset()
 # Tags that got fields since, and under which name the newest bytes are kept.
-GROWN = {"client.registered/1": "client.registered/1.2", "client.changed/1": "client.changed/1.2"}
+GROWN = {
+    "client.registered/1": "client.registered/1.2",
+    "client.changed/1": "client.changed/1.2",
+    "key.introduced/1": "key.introduced/1.2",
+}
 
 AT = datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=UTC)
 LATER = datetime(2026, 4, 30, 12, 0, tzinfo=UTC)
@@ -212,6 +216,9 @@ def _expected() -> dict[str, LedgerEvent]:
         ),
         "scope.disabled/1": ScopeDisabled(**_event(21), name="orders:write"),
         "key.introduced/1": KeyIntroduced(**_event(22, "system"), kid="ed-1-0a1b2c3d", alg="EdDSA", public_jwk=jwk),
+        "key.introduced/1.2": KeyIntroduced(
+            **_event(36, "system"), kid="id-ed-1-0a1b2c3d", alg="EdDSA", public_jwk=jwk, purpose="id"
+        ),
         "key.activated/1": KeyActivated(**_event(23, "system"), kid="ed-1-0a1b2c3d"),
         "key.retired/1": KeyRetired(**_event(24, "system"), kid="ed-1-0a1b2c3d", remove_at=LATER),
         "key.removed/1": KeyRemoved(**_event(25, "system"), kid="ed-1-0a1b2c3d"),
