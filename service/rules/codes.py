@@ -35,7 +35,6 @@ REFUSALS_MAX = 3  # the last of them ends the grant
 # Who presents a spent code so soon, with all that belongs to it, is the client itself: a double click, two workers.
 RACE = timedelta(seconds=0.9)
 
-CODE_CHALLENGE = re.compile(r"[A-Za-z0-9_-]{43}")  # RFC 7636 §4.2: a SHA-256, base64url without padding
 _CODE_VERIFIER = re.compile(r"[A-Za-z0-9._~-]{43,128}")  # RFC 7636 §4.1
 _NOT_VALID = "the code is not valid, has expired, was used or revoked, or is not this client's"
 
