@@ -328,8 +328,8 @@ def test_tokens_are_listed_explained_and_have_a_history(
     listed = list(service.items("/v1/tokens", grant_id=seen["grant_id"]))
     assert sorted(one["kind"] for one in listed) == ["access", "access", "refresh", "refresh"]
     assert {(one["subject"], one["client_id"]) for one in listed} == {(person, app.client_id)}
-    types = [one["type"] for one in service.history(seen["jti"])]
-    assert types == ["authorization.granted", "code.redeemed", "token.refreshed"]
+    history = service.history(seen["jti"])
+    assert [one["type"] for one in history] == ["authorization.granted", "code.redeemed", "token.refreshed"]
     told = service.done("GET", f"/v1/tokens/{seen['jti']}/explain")
     assert told["valid"] is True
     sentences = [one["sentence"] for one in told["because"]]
@@ -346,5 +346,5 @@ def test_tokens_are_listed_explained_and_have_a_history(
         "code.replayed",
         "grant.revoked",
     ]
-    before = service.done("GET", f"/v1/tokens/{seen['jti']}", params={"at": listed[0]["issued_at"]})
+    before = service.done("GET", f"/v1/tokens/{seen['jti']}", params={"at": history[1]["recorded_at"]})
     assert before["status"] == "active"
