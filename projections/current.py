@@ -9,6 +9,9 @@ Tables, key → value (`array_like` MessagePack unless said otherwise; ids are t
     grant         grant id → (seq, grants.Grant)     grant_token   grant id → token ids
     client_token  client id → token ids              subject_token user id → token ids
     expiry        minute at which the row may go → token ids
+    code          SHA-256 of an authorization code → grant id: no door that takes tokens looks here
+    code_expiry   minute at which the row may go → keys of `code`
+    user_code     user id → grant ids, while the code is not redeemed and so no token leads to the grant
     cut           client or user id → registry.Cut, only where there is one
     client, user, username, scope, key               id, user id, keyed hash, name, kid → the row of registry.py
     session       session id → registry.Session      user_session  user id → session ids
@@ -39,6 +42,11 @@ from events.errors import LedgerUnavailable
 from events.streams import LEDGER, RawMessage
 from events.types import (
     CHANGING_NO_TOKEN,
+    AccessRenewed,
+    AuthorizationGranted,
+    CodeRedeemed,
+    CodeRefused,
+    CodeReplayed,
     GrantRevoked,
     Recorded,
     RefreshReplayed,
@@ -280,8 +288,22 @@ class CurrentWriter:
     def _fold(self, rows: Batch, recorded: Recorded) -> None:
         event = recorded.event
         match event:
-            case TokenIssued() | RefreshReplayed() | GrantRevoked():
+            case TokenIssued() | CodeRefused() | CodeReplayed() | RefreshReplayed() | GrantRevoked():
                 self._fold_grant(rows, recorded, event.grant_id, ())
+            case CodeRedeemed():
+                self._fold_grant(rows, recorded, event.grant_id, ())
+                key = raw_id(event.grant_id)
+                known = facts(_decode_grant(raw)[1]) if (raw := rows.get("grant", key)) else None
+                if known is not None:
+                    rows.remove("user_code", _owner_key(known.subject), key)
+            case AuthorizationGranted():
+                self._fold_grant(rows, recorded, event.grant_id, ())
+                key = bytes.fromhex(event.code.sha256)
+                rows.put("code", key, raw_id(event.grant_id))
+                rows.add("code_expiry", _minute(event.code.expires_at + KEPT_AFTER_EXPIRY), key)
+                rows.add("user_code", _owner_key(event.subject), raw_id(event.grant_id))
+            case AccessRenewed():
+                self._fold_grant(rows, recorded, event.grant_id, (event.refresh_token_id,))
             case TokenRefreshed():
                 self._fold_grant(rows, recorded, event.grant_id, (event.spent_token_id,))
             case TokenRevoked() | TokenSuperseded():
@@ -331,20 +353,20 @@ class CurrentWriter:
                 rows.add("expiry", _expiry_key(token), token_key)
 
     def trim(self, now: datetime, *, rows_max: int = _TRIM_ROWS_MAX) -> int:
-        """Drops up to `rows_max` tokens that expired more than seven days before `now`, and as many ended sessions.
+        """Drops tokens and codes that expired more than seven days before `now`, and sessions that have ended.
 
-        Returns how many.
+        Up to `rows_max` of each; returns how many.
         """
         until = _minute(now)
-        tables = {"expiry": self._drop, "session_expiry": self._drop_session}
-        return sum(self._trim(table, until, rows_max, drop) for table, drop in tables.items())
+        tables = {"expiry": self._drop, "code_expiry": self._drop_code, "session_expiry": self._drop_session}
+        return sum(self._trim(index, until, drop, rows_max) for index, drop in tables.items())
 
-    def _trim(self, table: str, until: bytes, rows_max: int, drop: Callable[[Any, bytes], None]) -> int:
-        with self.env.begin() as txn, txn.cursor(db=self._db[table]) as cursor:
+    def _trim(self, index: str, until: bytes, drop: Callable[[Any, bytes], None], rows_max: int) -> int:
+        with self.env.begin() as txn, txn.cursor(db=self._db[index]) as cursor:
             if not cursor.first() or cursor.key() > until:
                 return 0
         dropped = 0
-        with self._write() as txn, txn.cursor(db=self._db[table]) as cursor:
+        with self._write() as txn, txn.cursor(db=self._db[index]) as cursor:
             while dropped < rows_max and cursor.first() and cursor.key() <= until:
                 key = cursor.value()
                 cursor.delete()
@@ -356,6 +378,14 @@ class CurrentWriter:
         raw = txn.pop(key, db=self._db["session"])
         if raw is not None:
             txn.delete(raw_id(DECODERS["session"](raw).user_id), key, db=self._db["user_session"])
+
+    def _drop_code(self, txn: Any, code_key: bytes) -> None:
+        grant_key = txn.pop(code_key, db=self._db["code"])
+        if grant_key is not None and txn.get(grant_key, db=self._db["grant_token"]) is None:
+            raw = txn.pop(grant_key, db=self._db["grant"])
+            known = facts(_decode_grant(raw)[1]) if raw else None
+            if known is not None:
+                txn.delete(_owner_key(known.subject), grant_key, db=self._db["user_code"])
 
     def _drop(self, txn: Any, token_key: bytes) -> None:
         db = self._db
@@ -594,6 +624,12 @@ class CurrentReader:
             rows = {("tok_" + k.hex()): txn.get(k, db=self._token) for k in keys}
         return Family(grant, {k: _decode_token(v) for k, v in rows.items() if v is not None}, seq)
 
+    def grant_of_code(self, sha256: bytes) -> str | None:
+        """The id of the grant that the authorization code with this hash, raw, belongs to."""
+        with self._read() as txn:
+            raw = txn.get(sha256, db=self._db["code"])
+        return f"grt_{raw.hex()}" if raw else None
+
     def cut(self, owner: str) -> Cut | None:
         """The cut-off of a client or user, if there is one."""
         key = raw_id(owner)
@@ -628,6 +664,12 @@ class CurrentReader:
             keys = _values(txn, self._db["user_session"], raw_id(user_id), limit=limit)
             found = [txn.get(key, db=self._db["session"]) for key in keys]
         return [DECODERS["session"](raw) for raw in found if raw is not None]
+
+    def unredeemed_of(self, user_id: str, *, limit: int = 10_000) -> list[str]:
+        """Ids of a user's grants whose codes have not been redeemed, whatever became of them, oldest first."""
+        with self._read() as txn:
+            keys = _values(txn, self._db["user_code"], raw_id(user_id), limit=limit)
+        return ["grt_" + key.hex() for key in keys]
 
     def consent(self, user_id: str, client_id: str) -> Consent | None:
         """What the user allows the client, or once did. Raises: ValueError if either is not an id."""
@@ -669,7 +711,10 @@ class CurrentReader:
         after: str | None = None,
         limit: int = 1000,
     ) -> list[str]:
-        """Ids of tokens, oldest first, of one grant, one client or one user, or of all; from behind `after`."""
+        """Ids of tokens, oldest first, of one grant, one client or one user, or of all; from behind `after`.
+
+        A client as `subject`: all of the client's, those too that people gave it.
+        """
         table, owner = "token", None
         if grant_id is not None:
             table, owner = "grant_token", raw_id(grant_id)

@@ -44,8 +44,17 @@ DECODERS: dict[str, Any] = {
     "consent": msgspec.msgpack.Decoder(Consent).decode,
     "key": msgspec.msgpack.Decoder(SigningKey).decode,
 }
-DUPLICATES = {"grant_token", "client_token", "subject_token", "expiry", "user_session", "session_expiry"}
-TABLES = ("token", "hash", "grant", "cut", *DECODERS, "meta", *sorted(DUPLICATES))
+DUPLICATES = {
+    "grant_token",
+    "client_token",
+    "subject_token",
+    "expiry",
+    "code_expiry",
+    "user_code",
+    "user_session",
+    "session_expiry",
+}
+TABLES = ("token", "hash", "grant", "code", "cut", *DECODERS, "meta", *sorted(DUPLICATES))
 
 
 def open_tables(env: lmdb.Environment, *, create: bool = False) -> dict[str, Any]:

@@ -34,9 +34,7 @@ async def give(
     )
 
 
-async def withdraw(
-    runtime: Runtime, user_id: str, client_id: str, *, by: str, request_id: str | None = None
-) -> int:
+async def withdraw(runtime: Runtime, user_id: str, client_id: str, *, by: str, request_id: str | None = None) -> int:
     """Ends all that the person ever granted the client; how many grants. The client must ask again.
 
     A call that was cut off is completed by the next, or by `service/endings.py`. Raises: Unavailable.

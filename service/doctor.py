@@ -45,6 +45,7 @@ from service.cli.output import Failed, moment_of
 from service.keys import MasterKey
 from service.runtime import stream_limits
 from service.settings import Settings, SettingsError, is_loopback
+from service.signing import ID_ALGORITHM
 
 State = Literal["ok", "warning", "problem"]
 
@@ -285,11 +286,14 @@ def _own_token(api: Api) -> Finding:
 def _signing_keys(api: Api, settings: Settings) -> Iterator[Finding]:
     keys = api.items("/v1/keys", {}, limit=1000)["items"]
     rotation = timedelta(days=settings.key_rotation_days)
-    for algorithm in settings.signing_algorithms:
-        rotate = f"`token-ledger key rotate --alg {algorithm}`"
-        active = [key for key in keys if key["alg"] == algorithm and key["state"] == "active"]
+    for_id_tokens = {ID_ALGORITHM} | {key["alg"] for key in keys if key["purpose"] == "id"}
+    kept = [("access", alg) for alg in settings.signing_algorithms] + [("id", alg) for alg in sorted(for_id_tokens)]
+    for purpose, algorithm in kept:
+        rotate = f"`token-ledger key rotate --purpose {purpose} --alg {algorithm}`"
+        active = [key for key in keys if (key["purpose"], key["alg"], key["state"]) == (purpose, algorithm, "active")]
         if not active:
-            yield Finding("signing keys", "problem", f"no {algorithm} key is in use", rotate)
+            what = f"no {algorithm} key for {'ID' if purpose == 'id' else 'access'} tokens is in use"
+            yield Finding("signing keys", "problem", what, rotate)
         for key in active:
             since = moment_of(key.get("activated_at"))
             if since is None:

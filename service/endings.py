@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
 
 import structlog
 
 from events.types import Reason
-from projections.grants import ActiveGrant, RevokedGrant, facts
+from projections.grants import ActiveGrant, AuthorizedGrant, RevokedGrant, facts
 from projections.registry import Consent, Row, Session
 from service.errors import ServiceError
 from service.grants import revoke_grant
 from service.runtime import Runtime
+from service.tokens import now
 
 log = structlog.get_logger()
 
@@ -26,6 +28,7 @@ _AT_ONCE = 16
 _TOKENS_MAX = 5_000_000
 _ROWS_MAX = 100_000_000
 _SECONDS = 900.0
+_CLOCKS = timedelta(minutes=5)  # by which those of hosts may differ
 _RETRY_SECONDS = 5.0
 
 Belongs = Callable[[ActiveGrant], bool]
@@ -33,7 +36,9 @@ Belongs = Callable[[ActiveGrant], bool]
 
 def begun_in(session_id: str) -> Belongs:
     """Grants that end with the session: those that may be used while the person is away do not."""
-    return lambda grant: grant.session_id == session_id and not grant.offline
+    return lambda grant: (
+        grant.by_code is not None and grant.by_code.session_id == session_id and not grant.by_code.offline
+    )
 
 
 def consented_before(consent: Consent) -> Belongs:
@@ -63,7 +68,14 @@ async def _revoke(runtime: Runtime, grant_ids: list[str], reason: Reason, by: st
 
 
 async def _grants(runtime: Runtime, user_id: str, belongs: Belongs) -> AsyncIterator[str]:
-    """Grants that have not ended, each once. Others may have their turn in between."""
+    """Grants that have not ended, each once; of codes those that may yet be redeemed.
+
+    Others may have their turn in between.
+    """
+    for grant_id in runtime.view.unredeemed_of(user_id):
+        grant = runtime.view.family(grant_id).grant
+        if isinstance(grant, AuthorizedGrant) and grant.expires_at > now() - _CLOCKS and belongs(grant.becomes):
+            yield grant_id
     seen: set[bytes] = set()
     after: str | None = None
     for _ in range(_TOKENS_MAX // _SLICE):
@@ -88,9 +100,7 @@ async def finish(runtime: Runtime) -> int:
     ended = 0
     async for row in _rows(runtime, "session"):
         if isinstance(row, Session) and row.reason in {"signed_out", "admin"}:
-            ended += await end_grants(
-                runtime, row.user_id, begun_in(row.session_id), Reason.LOGOUT, by="system"
-            )
+            ended += await end_grants(runtime, row.user_id, begun_in(row.session_id), Reason.LOGOUT, by="system")
     async for row in _rows(runtime, "consent"):
         if isinstance(row, Consent) and row.withdrawn_seq:
             ended += await end_grants(

@@ -31,7 +31,7 @@ class Delays:
         count, last = self._known(key)
         if count < self._free:
             return 0.0
-        delay = min(2 ** min(count - self._free, _DOUBLINGS_MAX), self._seconds_max)
+        delay = min(1 << min(count - self._free, _DOUBLINGS_MAX), self._seconds_max)
         return max(0.0, last + delay - self._clock())
 
     def fail(self, key: str) -> None:
