@@ -353,20 +353,20 @@ class CurrentWriter:
                 rows.add("expiry", _expiry_key(token), token_key)
 
     def trim(self, now: datetime, *, rows_max: int = _TRIM_ROWS_MAX) -> int:
-        """Drops tokens and codes that expired more than seven days before `now`, and sessions that have ended.
+        """Drops tokens and codes that expired more than seven days before `now`, and sessions that ended.
 
         Up to `rows_max` of each; returns how many.
         """
         until = _minute(now)
         tables = {"expiry": self._drop, "code_expiry": self._drop_code, "session_expiry": self._drop_session}
-        return sum(self._trim(index, until, drop, rows_max) for index, drop in tables.items())
+        return sum(self._trim(table, until, rows_max, drop) for table, drop in tables.items())
 
-    def _trim(self, index: str, until: bytes, drop: Callable[[Any, bytes], None], rows_max: int) -> int:
-        with self.env.begin() as txn, txn.cursor(db=self._db[index]) as cursor:
+    def _trim(self, table: str, until: bytes, rows_max: int, drop: Callable[[Any, bytes], None]) -> int:
+        with self.env.begin() as txn, txn.cursor(db=self._db[table]) as cursor:
             if not cursor.first() or cursor.key() > until:
                 return 0
         dropped = 0
-        with self._write() as txn, txn.cursor(db=self._db[index]) as cursor:
+        with self._write() as txn, txn.cursor(db=self._db[table]) as cursor:
             while dropped < rows_max and cursor.first() and cursor.key() <= until:
                 key = cursor.value()
                 cursor.delete()

@@ -44,16 +44,8 @@ DECODERS: dict[str, Any] = {
     "consent": msgspec.msgpack.Decoder(Consent).decode,
     "key": msgspec.msgpack.Decoder(SigningKey).decode,
 }
-DUPLICATES = {
-    "grant_token",
-    "client_token",
-    "subject_token",
-    "expiry",
-    "code_expiry",
-    "user_code",
-    "user_session",
-    "session_expiry",
-}
+_INDEXES = ("grant_token", "client_token", "subject_token", "user_code", "user_session")
+DUPLICATES = {*_INDEXES, "expiry", "code_expiry", "session_expiry"}
 TABLES = ("token", "hash", "grant", "code", "cut", *DECODERS, "meta", *sorted(DUPLICATES))
 
 

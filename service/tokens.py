@@ -33,13 +33,18 @@ _KINDS: dict[Kind, Prefix] = {Kind.ACCESS: "at", Kind.REFRESH: "rt", Kind.PAT: "
 
 def mint(prefix: Prefix) -> str:
     """A new reference token, code (`ac`) or client secret (`cs`): 256 random bits."""
-    body = f"tl_{prefix}_{_base62(int.from_bytes(secrets.token_bytes(32)), _RANDOM_CHARS)}"
+    body = f"tl_{prefix}_{random_base62()}"
     return body + checksum(body)
 
 
 def mint_kind(kind: Kind) -> str:
     """A new reference token of this kind."""
     return mint(_KINDS[kind])
+
+
+def random_base62() -> str:
+    """256 random bits in 43 letters and digits."""
+    return _base62(int.from_bytes(secrets.token_bytes(32)), _RANDOM_CHARS)
 
 
 def checksum(body: str) -> str:

@@ -15,7 +15,7 @@ from projections.registry import Client
 from service.commands import expand, known_scopes, load_family, refused, subject
 from service.errors import InvalidTarget, Unavailable
 from service.grants import AccessFor, mint_access, minted_token, seal_text, stamp, whole_second
-from service.oauth.identity import consent_withdrawn_seq, has_signed_out, id_token
+from service.oauth.identity import consent_withdrawn_seq, id_token
 from service.rules.codes import (
     CODE_TTL_SECONDS,
     Authorize,
@@ -126,8 +126,6 @@ async def redeem(runtime: Runtime, presented: Redemption) -> bytes:
                 consent_withdrawn_seq=consent_withdrawn_seq(runtime, known),
             )
             if isinstance(judged, Fresh):
-                if has_signed_out(runtime, judged.grant.becomes):
-                    raise invalid_code("the session has ended")
                 answer = await _exchange(runtime, presented, command, judged, family.seq)
                 if answer is not None:
                     return answer

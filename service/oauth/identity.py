@@ -35,23 +35,6 @@ async def id_token(
     return token
 
 
-def consent_withdrawn_seq(runtime: Runtime, grant: ActiveGrant | None) -> int:
+def consent_withdrawn_seq(_: Runtime, grant: ActiveGrant | None) -> int:  # noqa: ARG001 - until consents can be asked
     """When the person last took back what they allow this client: grants that began before have ended. 0: never."""
-    if grant is None or grant.by_code is None or grant.client_id is None:
-        return 0
-    consent = runtime.view.consent(grant.subject, grant.client_id)
-    return consent.withdrawn_seq if consent is not None else 0
-
-
-def has_signed_out(runtime: Runtime, grant: ActiveGrant) -> bool:
-    """Whether the session that a code was made in was ended, or was none at all.
-
-    What was granted in it has been revoked by then, but for a code that was made at that very moment.
-    """
-    session = runtime.view.session(grant.by_code.session_id) if grant.by_code is not None else None
-    if session is None:
-        return False
-    cut = runtime.view.cut(grant.subject)
-    if cut is not None and cut.seq > session.user_seq:
-        return True
-    return session.reason in {"signed_out", "admin"} and not (grant.by_code is not None and grant.by_code.offline)
+    return 0
