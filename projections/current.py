@@ -9,6 +9,8 @@ Tables, key → value (`array_like` MessagePack unless said otherwise; ids are t
     grant         grant id → (seq, grants.Grant)     grant_token   grant id → token ids
     client_token  client id → token ids              subject_token user id → token ids
     expiry        minute at which the row may go → token ids
+    code          SHA-256 of an authorization code → grant id: no door that takes tokens looks here
+    code_expiry   minute at which the row may go → keys of `code`
     cut           client or user id → registry.Cut, only where there is one
     client, user, username, scope, key               id, user id, keyed hash, name, kid → the row of registry.py
     meta          `state` → position, confirmed (boot time, ns), boot id; `origin` → when the stream was created
@@ -22,7 +24,7 @@ import functools
 import secrets
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -36,11 +38,16 @@ from events.errors import LedgerUnavailable
 from events.streams import LEDGER, RawMessage
 from events.types import (
     CHANGING_NO_TOKEN,
+    AccessRenewed,
+    AuthorizationGranted,
     ClientChanged,
     ClientDisabled,
     ClientRegistered,
     ClientRevoked,
     ClientSecretRotated,
+    CodeRedeemed,
+    CodeRefused,
+    CodeReplayed,
     GrantRevoked,
     KeyActivated,
     KeyIntroduced,
@@ -69,7 +76,7 @@ from projections.base import boot_time_ns
 from projections.grants import Family, Grant, NoGrant, Token, facts
 from projections.registry import Client, Cut, Row, Scope, SigningKey, User, Username
 
-VERSION = 1
+VERSION = 2
 KEPT_AFTER_EXPIRY = timedelta(days=7)
 _MAP_BYTES = 256 * 1024**3  # address space, not disk: the file grows as it is used
 _READERS_MAX = 512
@@ -77,8 +84,11 @@ _TRIM_ROWS_MAX = 500
 _TRIM_SECONDS = 1.0
 _TRIM_AGE_NS_MAX = 10 * 1_000_000_000
 _READER_CHECK_SECONDS = 10
-_DUPLICATES = {"grant_token", "client_token", "subject_token", "expiry"}
-_TABLES = ("token", "hash", "grant", "cut", "client", "user", "username", "scope", "key", "meta", *sorted(_DUPLICATES))
+_DUPLICATES = {"grant_token", "client_token", "subject_token", "expiry", "code_expiry"}
+_TABLES = (
+    *("token", "hash", "grant", "code", "cut", "client", "user", "username", "scope", "key", "meta"),
+    *sorted(_DUPLICATES),
+)
 
 _NO_STATE = (0, 0, bytes(16), False)
 _RECENT_MAX = 4096  # decoded tokens that a reader remembers, as long as nothing changes
@@ -368,8 +378,15 @@ class CurrentWriter:
     def _fold(self, rows: _Batch, recorded: Recorded) -> None:
         event = recorded.event
         match event:
-            case TokenIssued() | RefreshReplayed() | GrantRevoked():
+            case TokenIssued() | CodeRedeemed() | CodeRefused() | CodeReplayed() | RefreshReplayed() | GrantRevoked():
                 self._fold_grant(rows, recorded, event.grant_id, ())
+            case AuthorizationGranted():
+                self._fold_grant(rows, recorded, event.grant_id, ())
+                key = bytes.fromhex(event.code.sha256)
+                rows.put("code", key, raw_id(event.grant_id))
+                rows.add("code_expiry", _minute(event.code.expires_at + KEPT_AFTER_EXPIRY), key)
+            case AccessRenewed():
+                self._fold_grant(rows, recorded, event.grant_id, (event.refresh_token_id,))
             case TokenRefreshed():
                 self._fold_grant(rows, recorded, event.grant_id, (event.spent_token_id,))
             case TokenRevoked() | TokenSuperseded():
@@ -416,19 +433,31 @@ class CurrentWriter:
                 rows.add("expiry", _expiry_key(token), token_key)
 
     def trim(self, now: datetime, *, rows_max: int = _TRIM_ROWS_MAX) -> int:
-        """Drops up to `rows_max` tokens that expired more than seven days before `now`; returns how many."""
+        """Drops tokens and codes that expired more than seven days before `now`, up to `rows_max` of each; returns how
+        many."""
         until = _minute(now)
-        with self.env.begin() as txn, txn.cursor(db=self._db["expiry"]) as cursor:
+        return sum(
+            self._trim(index, until, drop, rows_max)
+            for index, drop in (("expiry", self._drop), ("code_expiry", self._drop_code))
+        )
+
+    def _trim(self, index: str, until: bytes, drop: Callable[[Any, bytes], None], rows_max: int) -> int:
+        with self.env.begin() as txn, txn.cursor(db=self._db[index]) as cursor:
             if not cursor.first() or cursor.key() > until:
                 return 0
         dropped = 0
-        with self._write() as txn, txn.cursor(db=self._db["expiry"]) as cursor:
+        with self._write() as txn, txn.cursor(db=self._db[index]) as cursor:
             while dropped < rows_max and cursor.first() and cursor.key() <= until:
-                token_key = cursor.value()
+                key = cursor.value()
                 cursor.delete()
-                self._drop(txn, token_key)
+                drop(txn, key)
                 dropped += 1
         return dropped
+
+    def _drop_code(self, txn: Any, code_key: bytes) -> None:
+        grant_key = txn.pop(code_key, db=self._db["code"])
+        if grant_key is not None and txn.get(grant_key, db=self._db["grant_token"]) is None:
+            txn.delete(grant_key, db=self._db["grant"])
 
     def _drop(self, txn: Any, token_key: bytes) -> None:
         db = self._db
@@ -687,6 +716,12 @@ class CurrentReader:
             rows = {("tok_" + k.hex()): txn.get(k, db=self._token) for k in keys}
         return Family(grant, {k: _decode_token(v) for k, v in rows.items() if v is not None}, seq)
 
+    def grant_of_code(self, sha256: bytes) -> str | None:
+        """The id of the grant that the authorization code with this hash, raw, belongs to."""
+        with self._read() as txn:
+            raw = txn.get(sha256, db=self._db["code"])
+        return f"grt_{raw.hex()}" if raw else None
+
     def cut(self, owner: str) -> Cut | None:
         """The cut-off of a client or user, if there is one."""
         key = raw_id(owner)
@@ -739,7 +774,10 @@ class CurrentReader:
         after: str | None = None,
         limit: int = 1000,
     ) -> list[str]:
-        """Ids of tokens, oldest first, of one grant, one client or one user, or of all; from behind `after`."""
+        """Ids of tokens, oldest first, of one grant, one client or one user, or of all; from behind `after`.
+
+        A client as `subject`: all of the client's, those too that people gave it.
+        """
         table, owner = "token", None
         if grant_id is not None:
             table, owner = "grant_token", raw_id(grant_id)

@@ -85,7 +85,7 @@ class Scope(Struct, frozen=True, array_like=True, gc=False):
 
 
 class SigningKey(Struct, frozen=True, array_like=True, gc=False):
-    """`state` goes announced, active, retired; a removed key has no row."""
+    """`state` goes announced, active, retired; a removed key has no row. `purpose`: what tokens it signs."""
 
     kid: str
     alg: str
@@ -96,6 +96,7 @@ class SigningKey(Struct, frozen=True, array_like=True, gc=False):
     activated_at: datetime | None = None
     retired_at: datetime | None = None
     remove_at: datetime | None = None
+    purpose: Literal["access", "id"] = "access"
 
 
 Row = Client | User | Username | Scope | SigningKey
@@ -150,7 +151,7 @@ def _created(event: LedgerEvent, recorded: Recorded) -> Row | None:
         case ScopeRegistered():
             return Scope(event.name, event.description, event.audience, event.implies, seq)
         case KeyIntroduced():
-            return SigningKey(event.kid, event.alg, event.public_jwk, "announced", at, seq)
+            return SigningKey(event.kid, event.alg, event.public_jwk, "announced", at, seq, purpose=event.purpose)
         case _:
             return None
 

@@ -30,6 +30,7 @@ from events.streams import (
     server_reports,
     stream_state,
 )
+from events.types import WebhookMetadata
 from projections.asking_receipts import (
     Follower,
     FollowerStanding,
@@ -44,6 +45,7 @@ from service.cli.output import Failed, moment_of
 from service.keys import MasterKey
 from service.runtime import stream_limits
 from service.settings import Settings, SettingsError, is_loopback
+from service.signing import ID_ALGORITHM
 
 State = Literal["ok", "warning", "problem"]
 
@@ -284,11 +286,14 @@ def _own_token(api: Api) -> Finding:
 def _signing_keys(api: Api, settings: Settings) -> Iterator[Finding]:
     keys = api.items("/v1/keys", {}, limit=1000)["items"]
     rotation = timedelta(days=settings.key_rotation_days)
-    for algorithm in settings.signing_algorithms:
-        rotate = f"`token-ledger key rotate --alg {algorithm}`"
-        active = [key for key in keys if key["alg"] == algorithm and key["state"] == "active"]
+    for_id_tokens = {ID_ALGORITHM} | {key["alg"] for key in keys if key["purpose"] == "id"}
+    kept = [("access", alg) for alg in settings.signing_algorithms] + [("id", alg) for alg in sorted(for_id_tokens)]
+    for purpose, algorithm in kept:
+        rotate = f"`token-ledger key rotate --purpose {purpose} --alg {algorithm}`"
+        active = [key for key in keys if (key["purpose"], key["alg"], key["state"]) == (purpose, algorithm, "active")]
         if not active:
-            yield Finding("signing keys", "problem", f"no {algorithm} key is in use", rotate)
+            what = f"no {algorithm} key for {'ID' if purpose == 'id' else 'access'} tokens is in use"
+            yield Finding("signing keys", "problem", what, rotate)
         for key in active:
             since = moment_of(key.get("activated_at"))
             if since is None:
@@ -400,11 +405,26 @@ async def _followers(nc: Connection, settings: Settings) -> list[Finding]:
     silent = [one for one in answer.followers if one.silent_since_us is not None and one.follower in names]
     if not answer.complete:
         return [Finding("followers", "warning", "receipts are still being read", "look again in a minute")]
-    if not silent:
-        behind = sum(1 for one in answer.followers if one.pending)
-        said = f"{len(registered)} registered, all heard of within {settings.follower_silent_seconds_max} s"
-        return [Finding("followers", "ok", said + (f"; {behind} have not applied everything yet" if behind else ""))]
-    return [_silent(names[one.follower], one) for one in silent]
+    found = [_silent(names[one.follower], one) for one in silent]
+    found += [
+        _disabled(one.id, one.webhook) for one in registered if one.webhook is not None and _was_ended(one.webhook)
+    ]
+    if found:
+        return found
+    behind = sum(1 for one in answer.followers if one.pending)
+    said = f"{len(registered)} registered, all heard of within {settings.follower_silent_seconds_max} s"
+    return [Finding("followers", "ok", said + (f"; {behind} have not applied everything yet" if behind else ""))]
+
+
+def _was_ended(webhook: WebhookMetadata) -> bool:
+    """Whether it was disabled by others than its owner."""
+    return webhook.disabled_reason not in {None, "asked"}
+
+
+def _disabled(webhook_id: str, webhook: WebhookMetadata) -> Finding:
+    found = f"{webhook_id} (webhook, {webhook.webhook_name!r}) hears of nothing: disabled, {webhook.disabled_reason}"
+    fix = f"`token-ledger webhook enable {webhook_id}` when its receiver is there, else `token-ledger webhook delete`"
+    return Finding("followers", "warning", found, fix)
 
 
 def _silent(follower: Follower, standing: FollowerStanding) -> Finding:

@@ -80,6 +80,15 @@ class CursorTooOld(ServiceError):
         )
 
 
+class FeedChanged(InvalidRequest):
+    """What the follower says that it knows is not of this log: another one was put in its place."""
+
+    code, title = "feed_changed", "Another log stands behind the feed"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, fix="take GET /v1/revocations/snapshot, and go on from its ledger_seq")
+
+
 def matches(revocation: Revocation, filters: Filters) -> bool:
     """Whether it could concern who asks: it does not if it names another client, subject or grant than theirs.
 
@@ -253,7 +262,7 @@ class Feed:
         `stream_seq`: where in the stream the announcement at `after` stands, for whoever has just read it; else, or if
         it does not stand there, the place is looked for.
 
-        Raises: CursorTooOld; InvalidRequest if nothing in the log is that far; Unavailable.
+        Raises: CursorTooOld; FeedChanged if nothing in the log is that far; Unavailable.
         """
         await self.start()
         position = self.position
@@ -290,34 +299,28 @@ class Feed:
         return self._held[-1].ledger_seq if self._held else self._held_after
 
     async def _check_reached(self, after: int) -> None:
-        """Raises: InvalidRequest if the log does not reach as far; Unavailable."""
+        """Raises: FeedChanged if the log does not reach as far; Unavailable."""
         try:
             end = int((await stream_state(self._nc, LEDGER))["last_seq"])
         except LedgerUnavailable as error:
             raise Unavailable("the log cannot be asked where it ends", private=str(error)) from error
         if after > end:
-            raise InvalidRequest(
-                f"the log ends at {end}, before {after}: another one stands behind the feed now",
-                fix="take GET /v1/revocations/snapshot, and go on from its ledger_seq",
-            )
+            raise FeedChanged(f"the log ends at {end}, before {after}")
 
     async def check_feed(self, feed: str | UnsetType) -> None:
-        """Raises: InvalidRequest if it is another one than this, so that its sequences mean something else."""
+        """Raises: FeedChanged if it is another one than this, so that its sequences mean something else."""
         if isinstance(feed, UnsetType):
             return
         await self.start()
         if feed != self.position.feed:
-            raise InvalidRequest(
-                "another log stands behind the feed now",
-                fix="take GET /v1/revocations/snapshot, and go on from its ledger_seq",
-            )
+            raise FeedChanged(f"this feed is {self.position.feed} and not {feed}")
 
     async def announced_of(self, ledger_seq: int) -> int:
         """How much of the log up to `ledger_seq` is announced by now: all of it, or up to an earlier place.
 
         A snapshot reaches further than the announcements for a moment.
 
-        Raises: InvalidRequest if the log does not reach as far; Unavailable.
+        Raises: FeedChanged if the log does not reach as far; Unavailable.
         """
         await self.start()
         reached = max(self.position.ledger_seq, self._newest())

@@ -145,7 +145,7 @@ def _event(entry: Entry) -> bytes:
 async def poll(runtime: Runtime, after: int, filters: Filters, limit: int, seconds: float) -> Polled:
     """What is behind `after`, waited for as long as that.
 
-    Raises: CursorTooOld; InvalidRequest if the log is not that long; Unavailable.
+    Raises: CursorTooOld; FeedChanged if the log is not that long; Unavailable.
     """
     feed, deadline = runtime.feed, time.monotonic() + seconds
     scanned, place = 0, None

@@ -174,12 +174,14 @@ class _AtScrape(Collector):
             "token_ledger_view_age_seconds", "Time since the view was last known to be complete.", fresh.age_seconds
         )
         ages = GaugeMetricFamily(
-            "token_ledger_signing_key_age_seconds", "Time since the signing key was activated.", labels=("alg",)
+            "token_ledger_signing_key_age_seconds",
+            "Time since the signing key was activated.",
+            labels=("alg", "purpose"),
         )
-        for alg in self._runtime.settings.signing_algorithms:
-            key = self._runtime.signing_keys.active(alg)
+        for purpose, alg in self._runtime.signing_keys.kept():
+            key = self._runtime.signing_keys.active(alg, purpose)
             if key is not None:
-                ages.add_metric([alg], (now() - (key.activated_at or key.introduced_at)).total_seconds())
+                ages.add_metric([alg, purpose], (now() - (key.activated_at or key.introduced_at)).total_seconds())
         yield ages
         yield GaugeMetricFamily(
             "token_ledger_feed_age_seconds",

@@ -8,7 +8,7 @@ from datetime import datetime
 from msgspec import Struct
 
 from events.errors import LedgerError
-from events.types import Recorded, TokenIssued
+from events.types import AuthorizationGranted, Recorded, TokenIssued
 from projections import grants, registry
 from projections.current import Hit
 from projections.grants import EMPTY
@@ -87,7 +87,7 @@ async def _read(runtime: Runtime, issue: Issue, position: int) -> list[Recorded]
         # The issue of an access-only token stands on its client's subject, among any number of others.
         first = await runtime.ledger.get(issue.seq)
         events += [first] if first is not None else []
-    began = next((one.event for one in events if isinstance(one.event, TokenIssued)), None)
+    began = next((one.event for one in events if isinstance(one.event, TokenIssued | AuthorizationGranted)), None)
     if began is not None and began.client_id is not None:
         events += await _subject(runtime, subject("client", began.client_id), position)
     if began is not None and began.subject != began.client_id:

@@ -223,7 +223,7 @@ async def acknowledge(runtime: Runtime, follower: str, ledger_seq: int, feed: st
 
     Answers up to where that is recorded: as far as it is announced.
 
-    Raises: InvalidRequest if the log does not reach as far, or `feed` is another one; Unavailable.
+    Raises: FeedChanged if the log does not reach as far, or `feed` is another one; Unavailable.
     """
     await runtime.feed.check_feed(feed)
     announced = await runtime.feed.announced_of(ledger_seq)

@@ -2,6 +2,9 @@
 
 The public half of a key is in the log, and so in the view; the private half is sealed under the master key in a bucket
 that all hosts share. A key's id counts up, so that two hosts that rotate at once make one key and not two.
+
+A key signs either access tokens or ID tokens, and the two rotate apart. The ids of those for ID tokens begin with
+`id-`, so that who verifies access tokens can tell from the id alone that a key is not for them.
 """
 
 from __future__ import annotations
@@ -9,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import jwt
 import structlog
@@ -24,7 +28,7 @@ from events.ledger import Append
 from events.streams import SIGNING_KEYS
 from events.types import TENANT, KeyActivated, KeyIntroduced, KeyRemoved, KeyRetired
 from projections.registry import SigningKey
-from service.errors import ServiceError
+from service.errors import ServiceError, Unavailable
 from service.keys import Bucket
 from service.settings import Algorithm
 from service.tokens import now, uuid7_hex
@@ -34,10 +38,18 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+Purpose = Literal["access", "id"]
+
 ACCESS_TOKEN_TTL_SECONDS_MAX = 86_400  # a retired key stays in the JWKS this long
+ID_KEY_SECONDS_MAX = 3.0  # an ID token waits so long for the first key of its kind
 _CHECK_SECONDS = 60
-_RSA_BITS = 3072
+_POLL_SECONDS = 0.02
+# ID tokens live for minutes, and each sign-in makes one: with 3072 bits a signature takes more than twice as long.
+_RSA_BITS: dict[Purpose, int] = {"access": 3072, "id": 2048}
 _PREFIXES = {"EdDSA": "ed", "ES256": "es", "RS256": "rs"}
+_ID_PREFIX = "id-"
+ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
+ID_ALGORITHM: Algorithm = "RS256"  # OpenID Connect Core §15.1: every client can read it
 
 
 class Rotation(Struct, frozen=True):
@@ -48,14 +60,14 @@ class Rotation(Struct, frozen=True):
     ledger_seq: int
 
 
-def _generate(alg: str) -> Any:
+def _generate(purpose: Purpose, alg: str) -> Any:
     match alg:
         case "EdDSA":
             return ed25519.Ed25519PrivateKey.generate()
         case "ES256":
             return ec.generate_private_key(ec.SECP256R1())
         case _:
-            return rsa.generate_private_key(public_exponent=65537, key_size=_RSA_BITS)
+            return rsa.generate_private_key(public_exponent=65537, key_size=_RSA_BITS[purpose])
 
 
 def _public_jwk(alg: str, kid: str, private: Any) -> str:
@@ -63,6 +75,10 @@ def _public_jwk(alg: str, kid: str, private: Any) -> str:
     jwk = algorithms[alg].to_jwk(private.public_key(), as_dict=True)
     jwk.pop("key_ops", None)
     return json.dumps(jwk | {"kid": kid, "alg": alg, "use": "sig"}, separators=(",", ":"), sort_keys=True)
+
+
+def _number(kid: str) -> int:
+    return int(kid.removeprefix(_ID_PREFIX).split("-")[1])
 
 
 class SigningKeys:
@@ -75,6 +91,8 @@ class SigningKeys:
         self._rows: list[SigningKey] = []
         self._rows_at = -1
         self._task: asyncio.Task[None] | None = None
+        self._wanted: set[Algorithm] = {ID_ALGORITHM}  # for ID tokens
+        self._wake = asyncio.Event()
 
     def rows(self) -> list[SigningKey]:
         """Every key that is not removed, oldest first."""
@@ -88,18 +106,51 @@ class SigningKeys:
         """The public keys, announced, active and retired. RFC 7517 §5."""
         return {"keys": [json.loads(row.public_jwk) for row in self.rows()]}
 
-    def active(self, alg: str) -> SigningKey | None:
+    def active(self, alg: str, purpose: Purpose = "access") -> SigningKey | None:
         """The key that signs with this algorithm: the one activated last, should two hosts have raced."""
-        found = [row for row in self.rows() if row.alg == alg and row.state == "active"]
+        found = [row for row in self._of(purpose, alg) if row.state == "active"]
         return max(found, key=lambda row: row.activated_at or row.introduced_at, default=None)
 
-    async def sign(self, claims: dict[str, Any], *, typ: str = "at+jwt") -> tuple[str, str]:
-        """A signed JWT and the id of the key. Raises: LedgerError if there is no key yet or it cannot be fetched."""
+    def _of(self, purpose: Purpose, alg: str) -> list[SigningKey]:
+        return [row for row in self.rows() if row.alg == alg and row.purpose == purpose]
+
+    def _announced(self, purpose: Purpose, alg: str) -> SigningKey | None:
+        return next((row for row in self._of(purpose, alg) if row.state == "announced"), None)
+
+    def kept(self) -> list[tuple[Purpose, Algorithm]]:
+        """What there is always to be a key for: access tokens as the settings say, and ID tokens as clients want."""
+        wanted = self._wanted | {row.alg for row in self.rows() if row.purpose == "id"}
+        for_access: list[tuple[Purpose, Algorithm]] = [
+            ("access", alg) for alg in self._runtime.settings.signing_algorithms
+        ]
+        return for_access + [("id", alg) for alg in get_args(Algorithm) if alg in wanted]
+
+    def want_for_id_tokens(self, alg: Algorithm) -> None:
+        """A client wants its ID tokens signed so: a key is made in the background if there is none."""
+        if alg not in self._wanted:
+            self._wanted.add(alg)
+            self._wake.set()
+
+    async def sign(self, claims: dict[str, Any]) -> tuple[str, str]:
+        """An access token and the id of the key. Raises: LedgerError if there is no key yet or it cannot be fetched."""
         row = self.active(self._runtime.settings.signing_algorithms[0])
         if row is None:
             raise LedgerError("there is no active signing key yet")
+        return await self._signed(row, claims, "at+jwt"), row.kid
+
+    async def sign_id_token(self, claims: dict[str, Any], alg: Algorithm) -> str:
+        """Waits for the first key of its kind. Raises: Unavailable, LedgerError."""
+        self.want_for_id_tokens(alg)
+        deadline = time.monotonic() + ID_KEY_SECONDS_MAX
+        while (row := self.active(alg, "id")) is None:
+            if time.monotonic() > deadline:
+                raise Unavailable(f"the {alg} key for ID tokens is still being made", fix="repeat the request")
+            await asyncio.sleep(_POLL_SECONDS)
+        return await self._signed(row, claims, "JWT")
+
+    async def _signed(self, row: SigningKey, claims: dict[str, Any], typ: str) -> str:
         private = self._private.get(row.kid) or await self._load(row.kid)
-        return jwt.encode(claims, private, algorithm=row.alg, headers={"kid": row.kid, "typ": typ}), row.kid
+        return jwt.encode(claims, private, algorithm=row.alg, headers={"kid": row.kid, "typ": typ})
 
     async def _load(self, kid: str) -> Any:
         sealed = await self._bucket.get(kid)
@@ -112,7 +163,7 @@ class SigningKeys:
     async def start(self) -> None:
         """Proves that the master key opens the keys. Raises: MasterKeyMismatch, LedgerError."""
         for row in self.rows():
-            if row.state == "active":
+            if row.state == "active" and row.purpose == "access":
                 await self._load(row.kid)
         self._task = asyncio.create_task(self._keep())
 
@@ -125,39 +176,40 @@ class SigningKeys:
         while True:
             try:
                 await self._runtime.view_at_end()
-                for alg in self._runtime.settings.signing_algorithms:
-                    await self._keep_algorithm(alg)
+                for purpose, alg in self.kept():
+                    await self._keep_algorithm(purpose, alg)
                 await self._remove_old()
             except (LedgerError, ServiceError) as error:
                 log.debug("signing_keys_wait", why=str(error))  # the log or the view is not there at the moment
             except Exception:
                 log.exception("signing_keys_cannot_be_kept")
-            first = not all(self.active(alg) for alg in self._runtime.settings.signing_algorithms)
-            await asyncio.sleep(0.5 if first else _CHECK_SECONDS)
+            first = not all(self.active(alg, purpose) for purpose, alg in self.kept())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), 0.5 if first else _CHECK_SECONDS)
+            self._wake.clear()
 
-    async def _keep_algorithm(self, alg: Algorithm) -> None:
+    async def _keep_algorithm(self, purpose: Purpose, alg: Algorithm) -> None:
         settings = self._runtime.settings
-        active = self.active(alg)
-        announced = next((row for row in self.rows() if row.alg == alg and row.state == "announced"), None)
+        active, announced = self.active(alg, purpose), self._announced(purpose, alg)
         if active is None:
-            await self.rotate(alg, by="system")
+            await self.rotate(alg, by="system", purpose=purpose)
             return
         ends_at = (active.activated_at or active.introduced_at) + timedelta(days=settings.key_rotation_days)
         announce_at = ends_at - timedelta(hours=settings.key_announce_hours)
         if announced is None and now() >= announce_at:
-            await self._introduce(alg, by="system")
+            await self._introduce(purpose, alg, by="system")
         elif announced is not None and now() >= max(
             ends_at, announced.introduced_at + timedelta(hours=settings.key_announce_hours)
         ):
-            await self.rotate(alg, by="system")
+            await self.rotate(alg, by="system", purpose=purpose)
 
-    async def _introduce(self, alg: Algorithm, *, by: str) -> SigningKey:
+    async def _introduce(self, purpose: Purpose, alg: Algorithm, *, by: str) -> SigningKey:
         """Makes and announces the next key, or finds the one another host has just made."""
         runtime = self._runtime
-        numbers = [int(row.kid.split("-")[1]) for row in self.rows() if row.alg == alg]
-        number = max(numbers, default=0) + 1
+        number = max((_number(row.kid) for row in self._of(purpose, alg)), default=0) + 1
+        prefix = (_ID_PREFIX if purpose == "id" else "") + _PREFIXES[alg]
         while True:
-            kid = f"{_PREFIXES[alg]}-{number}-{runtime.master.deployment}"
+            kid = f"{prefix}-{number}-{runtime.master.deployment}"
             recorded = await runtime.ledger.read(f"ledger.{TENANT}.key.{kid}")
             if not recorded:
                 break
@@ -167,7 +219,7 @@ class SigningKeys:
                 return next(row for row in self.rows() if row.kid == kid)
             number += 1
         # Off the event loop: an RSA key takes a second.
-        private = await asyncio.to_thread(_generate, alg)
+        private = await asyncio.to_thread(_generate, purpose, alg)
         pem = private.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
@@ -180,6 +232,7 @@ class SigningKeys:
             kid=kid,
             alg=alg,
             public_jwk=_public_jwk(alg, kid, private),
+            purpose=purpose,
         )
         with contextlib.suppress(Conflict):
             await runtime.ledger.append(Append(f"ledger.{TENANT}.key.{kid}", event, 0))
@@ -187,17 +240,16 @@ class SigningKeys:
         self._rows_at = -1
         return next(row for row in self.rows() if row.kid == kid)
 
-    async def rotate(self, alg: Algorithm, *, by: str) -> Rotation:
+    async def rotate(self, alg: Algorithm, *, by: str, purpose: Purpose = "access") -> Rotation:
         """Puts the announced key, or a new one, in the place of the active one.
 
         The retired key stays in the JWKS until the last token that it signed has expired. Raises: LedgerError,
         Conflict if another host rotated at the same moment.
         """
         runtime = self._runtime
-        old = self.active(alg)
-        new = next((row for row in self.rows() if row.alg == alg and row.state == "announced"), None)
+        old, new = self.active(alg, purpose), self._announced(purpose, alg)
         if new is None:
-            new = await self._introduce(alg, by=by)
+            new = await self._introduce(purpose, alg, by=by)
             if new.state != "announced":  # another worker was faster, and has activated it by now
                 raise Conflict(f"signing key {new.kid} has just been activated")
         moment = now()

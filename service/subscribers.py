@@ -141,7 +141,7 @@ async def _owner(runtime: Runtime, owner: str) -> User | Client | None:
 
 
 async def _begins_after(runtime: Runtime, new: NewSubscriber) -> int:
-    """The ledger sequence that the subscriber's consumer begins after. Raises: CursorTooOld, InvalidRequest."""
+    """The ledger sequence that the subscriber's consumer begins after. Raises: CursorTooOld, FeedChanged."""
     if new.transport != "nats":
         return 0
     await runtime.feed.start()

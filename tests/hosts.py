@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from events.ledger import Append
 from events.server import EmbeddedServer
@@ -26,6 +26,7 @@ from tests.other_process import Remote
 from tests.rsgi import request
 
 ISSUER = "https://issuer.example"
+T = TypeVar("T")
 
 
 class Host:
@@ -55,13 +56,21 @@ class Host:
 
     async def settle(self) -> None:
         """Until the worker has its signing keys and appends nothing more by itself."""
-        keys, algorithms = self.runtime.signing_keys, self.runtime.settings.signing_algorithms
+        keys = self.runtime.signing_keys
         deadline = time.monotonic() + SECONDS_MAX
         await self.project()
-        while not all(keys.active(algorithm) for algorithm in algorithms):
+        while not all(keys.active(algorithm, purpose) for purpose, algorithm in keys.kept()):
             assert time.monotonic() < deadline
             await asyncio.sleep(0.01)
             await self.project()
+
+    async def projecting(self, work: Coroutine[Any, Any, T]) -> T:
+        """What this comes to, with a view that goes on meanwhile."""
+        task = asyncio.ensure_future(work)
+        while not task.done():
+            await self.project()
+            await asyncio.sleep(0.005)
+        return await task
 
     async def issued(self, kind: Kind = Kind.PAT, **changes: Any) -> tuple[str, TokenIssued]:
         """A token, recorded and not yet projected, and its event."""

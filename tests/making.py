@@ -11,14 +11,19 @@ from events import codec
 from events.streams import RawMessage
 from events.types import (
     AbuseDetected,
+    AccessRenewed,
     AuditExported,
     AuditRead,
+    AuthorizationGranted,
     ClientChanged,
     ClientDisabled,
     ClientMetadata,
     ClientRegistered,
     ClientRevoked,
     ClientSecretRotated,
+    CodeRedeemed,
+    CodeRefused,
+    CodeReplayed,
     Evidence,
     FindingAcknowledged,
     FindingDismissed,
@@ -57,6 +62,8 @@ from events.types import (
 
 START = datetime(2126, 1, 31, 12, tzinfo=UTC)  # so that no view takes anything for long expired
 DAY = timedelta(days=1)
+CODE_VERIFIER = "v" * 43
+CODE_CHALLENGE = "7w_YNF9DSfIdPf_pRjSq646_kPr-2-o9NAl16JGghdM"
 _numbers = count(1)
 
 
@@ -119,6 +126,42 @@ def issued(grant_id: str, *tokens: MintedToken, **changes: Any) -> TokenIssued:
     return TokenIssued(**fields | changes)
 
 
+def authorized(grant_id: str, code_id: str, **changes: Any) -> AuthorizationGranted:
+    """User 1 allowed client 1 what it asked for; the code is good for a minute."""
+    return AuthorizationGranted(
+        **head()
+        | {
+            "grant_id": grant_id,
+            "subject": usr(1),
+            "client_id": cli(1),
+            "scope": "a b",
+            "audience": ("https://api.example",),
+            "session_id": "ses_" + "e" * 32,
+            "code": minted(code_id, Kind.CODE, expires_at=START + timedelta(seconds=60)),
+            "redirect_uri": "https://shop.example/back",
+            "code_challenge": CODE_CHALLENGE,
+            "sealed_nonce": b"nonce",
+            "auth_time": START - timedelta(hours=1),
+            "offline": False,
+            "response_type": "code",
+        }
+        | changes
+    )
+
+
+def redeemed(grant_id: str, code_id: str, *tokens: MintedToken) -> CodeRedeemed:
+    """With a refresh token if one is among `tokens`."""
+    refreshable = any(token.kind is Kind.REFRESH for token in tokens)
+    return CodeRedeemed(
+        **head(),
+        grant_id=grant_id,
+        code_id=code_id,
+        tokens=tokens,
+        refresh_idle_ttl_seconds=86_400 if refreshable else None,
+        refresh_ends_at=START + 10 * DAY if refreshable else None,
+    )
+
+
 def refreshed(grant_id: str, spent: str, *tokens: MintedToken, answer_id: str = "answer") -> TokenRefreshed:
     return TokenRefreshed(**head(), grant_id=grant_id, spent_token_id=spent, answer_id=answer_id, tokens=tokens)
 
@@ -169,6 +212,8 @@ def subject_of(event: LedgerEvent) -> str:
         case TokenIssued() if event.refresh_ends_at is None and event.subject == event.client_id:
             return f"ledger.main.access.{event.client_id}"
         case TokenIssued() | TokenRefreshed() | RefreshReplayed() | TokenRevoked() | TokenSuperseded() | GrantRevoked():
+            return f"ledger.main.grant.{event.grant_id}"
+        case AuthorizationGranted() | CodeRedeemed() | CodeRefused() | CodeReplayed() | AccessRenewed():
             return f"ledger.main.grant.{event.grant_id}"
         case ClientRegistered() | ClientChanged() | ClientSecretRotated() | ClientRevoked() | ClientDisabled():
             return f"ledger.main.client.{event.client_id}"
@@ -309,6 +354,22 @@ def everything() -> History:
         issued(grt(23), minted(tok(230), Kind.PAT), subject=usr(1), client_id=None, rotated_from=tok(210)),
         TokenSuperseded(**head(), grant_id=grt(21), token_id=tok(210), successor_id=tok(230), ends_at=START + DAY / 2),
         issued(grt(24), minted(tok(240), Kind.PAT), subject=usr(3), client_id=None),
+        authorized(grt(25), tok(250)),
+        CodeRefused(**head(), grant_id=grt(25), code_id=tok(250), cause="verifier"),
+        authorized(grt(26), tok(260), offline=True, client_id=cli(2)),
+        redeemed(grt(26), tok(260), minted(tok(261), scope="a"), minted(tok(262), Kind.REFRESH)),
+        CodeReplayed(**head(), grant_id=grt(26), code_id=tok(260), raced=True),
+        AccessRenewed(
+            **head(),
+            grant_id=grt(26),
+            refresh_token_id=tok(262),
+            tokens=(minted(tok(263)),),
+            refresh_expires_at=START + 2 * DAY,
+        ),
+        authorized(grt(27), tok(270)),
+        redeemed(grt(27), tok(270), minted(tok(271))),
+        CodeReplayed(**head(), grant_id=grt(27), code_id=tok(270), raced=False),
+        GrantRevoked(**head(), grant_id=grt(27), reason=Reason.CODE_REPLAYED),
         TokenRevoked(**head(), grant_id=grt(20), token_id=tok(200), reason=Reason.COMPROMISED),
         ClientRevoked(**head(), client_id=cli(2), reason=Reason.ADMIN),
         ClientDisabled(**head(), client_id=cli(3), reason=Reason.DISABLED),

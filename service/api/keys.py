@@ -1,4 +1,4 @@
-"""`/v1/keys`: the keys that sign access tokens."""
+"""`/v1/keys`: the keys that sign access tokens and ID tokens."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ from service.api.wire import Page, Seq, cursor_of, page, position_of
 from service.errors import InvalidRequest, Unavailable
 from service.runtime import Runtime
 from service.settings import Algorithm
-from service.signing import Rotation
+from service.signing import ID_ALGORITHM, Purpose, Rotation
 
 _LIST = "keys"
 
 
 class KeyView(Struct, frozen=True, kw_only=True):
-    """A signing key. `remove_at`: when it leaves the key set, since all that it signed has expired."""
+    """A signing key. `purpose`: what tokens it signs.
+
+    `remove_at`: when it leaves the key set, since all that it signed has expired.
+    """
 
     kid: str
+    purpose: Purpose
     alg: str
     state: Literal["announced", "active", "retired"]
     introduced_at: datetime
@@ -38,9 +42,14 @@ class KeyList(Struct, frozen=True):
 
 
 class KeyRotation(Struct, frozen=True, forbid_unknown_fields=True):
-    """`alg`: one of the settings' `signing_algorithms`; the first of them if it is left out."""
+    """`purpose`: `access` (the default) or `id`.
+
+    `alg`: for access tokens one of the settings' `signing_algorithms`, the first of them if it is left out; for ID
+    tokens RS256 if it is left out.
+    """
 
     alg: Algorithm | UnsetType = UNSET
+    purpose: Purpose = "access"
 
 
 class KeyRotated(Struct, frozen=True, kw_only=True):
@@ -54,6 +63,7 @@ class KeyRotated(Struct, frozen=True, kw_only=True):
 def _view(key: SigningKey) -> KeyView:
     return KeyView(
         kid=key.kid,
+        purpose=key.purpose,
         alg=key.alg,
         state=key.state,
         introduced_at=key.introduced_at,
@@ -87,16 +97,24 @@ async def rotate_key(call: Call[KeyRotation, Nothing]) -> KeyRotated:
 
     Tokens that the old key signed stay valid; it stays in the key set until the last of them has expired.
     """
-    algorithms = call.runtime.settings.signing_algorithms
-    alg = algorithms[0] if isinstance(call.body.alg, UnsetType) else call.body.alg
-    if alg not in algorithms:
-        raise InvalidRequest(f"no keys are kept for {alg}", fix=f"choose one of {', '.join(algorithms)}")
-    done = await _rotate(call.runtime, alg, call.caller.token_id)
+    body = call.body
+    alg = _algorithm(call.runtime, body.purpose, None if isinstance(body.alg, UnsetType) else body.alg)
+    done = await _rotate(call.runtime, alg, body.purpose, call.caller.token_id)
     return KeyRotated(kid=done.kid, retired_kid=done.retired_kid or UNSET, ledger_seq=done.ledger_seq)
 
 
-async def _rotate(runtime: Runtime, alg: Algorithm, by: str) -> Rotation:
+def _algorithm(runtime: Runtime, purpose: Purpose, asked: Algorithm | None) -> Algorithm:
+    """Raises: InvalidRequest."""
+    if purpose == "id":
+        return asked or ID_ALGORITHM
+    algorithms = runtime.settings.signing_algorithms
+    if asked is not None and asked not in algorithms:
+        raise InvalidRequest(f"no keys are kept for {asked}", fix=f"choose one of {', '.join(algorithms)}")
+    return asked or algorithms[0]
+
+
+async def _rotate(runtime: Runtime, alg: Algorithm, purpose: Purpose, by: str) -> Rotation:
     try:
-        return await runtime.signing_keys.rotate(alg, by=by)
+        return await runtime.signing_keys.rotate(alg, by=by, purpose=purpose)
     except Conflict as error:
         raise Unavailable("the key is being rotated by somebody else at this moment") from error

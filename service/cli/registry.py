@@ -29,7 +29,7 @@ CLIENT_COLUMNS = (
 )
 USER_COLUMNS = ("user_id", "username", "display_name", "kind", "status", "scope", "created_at")
 SCOPE_COLUMNS = ("name", "description", "status", "audience", "implies")
-KEY_COLUMNS = ("kid", "alg", "state", "introduced_at", "activated_at", "retired_at", "remove_at")
+KEY_COLUMNS = ("kid", "purpose", "alg", "state", "introduced_at", "activated_at", "retired_at", "remove_at")
 
 
 @click.group()
@@ -180,7 +180,7 @@ def scope_list(session: Session, paging: dict[str, Any]) -> None:
 
 @click.group()
 def key() -> None:
-    """Keys that sign access tokens (JWT)."""
+    """Keys that sign access tokens (JWT) and ID tokens."""
 
 
 @key.command("list")
@@ -192,8 +192,13 @@ def key_list(session: Session, paging: dict[str, Any]) -> None:
 
 
 @key.command("rotate")
-@click.option("--alg", type=click.Choice(["EdDSA", "ES256", "RS256"]), help="[default: the first of the settings]")
+@click.option("--purpose", type=click.Choice(["access", "id"]), help="What tokens it signs. [default: access]")
+@click.option(
+    "--alg",
+    type=click.Choice(["EdDSA", "ES256", "RS256"]),
+    help="[default: the first of the settings; for ID tokens RS256]",
+)
 @asks_service
-def key_rotate(session: Session, alg: str | None) -> None:
+def key_rotate(session: Session, purpose: str | None, alg: str | None) -> None:
     """Sign with a new key from now on. Tokens that the old one signed stay valid."""
-    session.show(session.call("POST", "/v1/keys/rotate", {"alg": alg}))
+    session.show(session.call("POST", "/v1/keys/rotate", {"alg": alg, "purpose": purpose}))

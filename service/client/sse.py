@@ -22,7 +22,7 @@ _STUCK_SECONDS_MAX = 10.0  # another worker or host of the ledger may know more
 _SILENCE_SECONDS_MAX = 4.0  # positions come every second
 _SNAPSHOT_SECONDS_MAX = 120.0
 _TOO_OLD = 410
-_BEYOND_THE_END = 400
+_FEED_CHANGED = "feed_changed"
 
 
 class _Position(Struct, frozen=True):
@@ -75,7 +75,7 @@ class SseFeed:
         except Refused as error:
             if error.status == _TOO_OLD:
                 knowledge.needs_snapshot = True
-            elif error.status == _BEYOND_THE_END:
+            elif error.code == _FEED_CHANGED:
                 raise knowledge.forget("the ledger ends before what is known of it") from error
             raise
 

@@ -124,8 +124,8 @@ async def test_another_feed_makes_it_start_over(ledger: Ledger) -> None:
         assert (status.snapshots, status.ledger_seq) == (2, 3)
 
 
-@pytest.mark.parametrize("status", [400, 410])
-async def test_cursor_that_is_refused_makes_it_take_a_snapshot(ledger: Ledger, status: int) -> None:
+@pytest.mark.parametrize(("status", "code"), [(400, "feed_changed"), (410, "cursor_too_old")])
+async def test_cursor_that_is_refused_makes_it_take_a_snapshot(ledger: Ledger, status: int, code: str) -> None:
     payload = claims()
     token = ledger.keys.signed(payload)
     async with ledger.validator() as validator:
@@ -138,7 +138,7 @@ async def test_cursor_that_is_refused_makes_it_take_a_snapshot(ledger: Ledger, s
             nonlocal refused
             refused += 1
             ledger.server.answers["/v1/revocations/stream"] = serve
-            body = json.dumps({"code": "cursor_too_old", "detail": "x", "fix": "y"}).encode()
+            body = json.dumps({"code": code, "detail": "x", "fix": "y"}).encode()
             writer.write(head(status, f"Content-Length: {len(body)}\r\n") + body)
 
         ledger.server.answers["/v1/revocations/stream"] = refuse

@@ -91,7 +91,7 @@ def test_acknowledgement_of_what_was_not_announced_is_refused(service: Service) 
         seq = revoke(service)
         end = service.done("GET", "/v1/revocations/position")["ledger_seq"]
         for beyond in (end + 1_000, 2**53):
-            body = problem(acknowledge(service, told, beyond), 400, "invalid_request")
+            body = problem(acknowledge(service, told, beyond), 400, "feed_changed")
             assert body["fix"]
         assert state_of(service, told, seq)["state"] == "pending"
 
@@ -103,9 +103,9 @@ def test_acknowledgement_of_another_feed_is_refused(service: Service) -> None:
         feed = service.done("GET", "/v1/revocations/position")["feed"]
         path = f"/v1/subscribers/{told['subscriber_id']}/acknowledgements"
         for body in ({"ledger_seq": seq, "feed": "0" * 16}, {"ledger_seq": 1, "feed": "x"}):
-            assert "snapshot" in problem(service.call("POST", path, json=body), 400, "invalid_request")["fix"]
+            assert "snapshot" in problem(service.call("POST", path, json=body), 400, "feed_changed")["fix"]
         query = {"after": seq, "subscriber": told["subscriber_id"], "feed": "0" * 16}
-        problem(service.call("GET", "/v1/revocations", params=query), 400, "invalid_request")
+        problem(service.call("GET", "/v1/revocations", params=query), 400, "feed_changed")
         assert state_of(service, told, seq)["state"] == "pending"
         service.done("GET", "/v1/revocations", params={**query, "feed": feed})
         until_applied(service, told, seq)

@@ -134,7 +134,7 @@ async def test_subscriber_may_ask_how_far_the_feed_is(service: Service) -> None:
 @pytest.mark.parametrize(
     ("wanted", "status", "code"),
     [
-        pytest.param({"after": 2**52}, 400, "invalid_request", id="after-beyond-the-end"),
+        pytest.param({"after": 2**52}, 400, "feed_changed", id="after-beyond-the-end"),
         pytest.param({"after": -1}, 400, "invalid_request", id="after-negative"),
         pytest.param({"transport": "smtp"}, 400, "invalid_request", id="transport"),
         pytest.param({"transport": "http", "after": 1}, 400, "invalid_request", id="after-over-http"),

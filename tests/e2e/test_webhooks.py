@@ -13,9 +13,11 @@ from typing import Any
 
 import httpx
 import pytest
+from click.testing import CliRunner
 
 from events import streams
 from events.streams import WEBHOOKS
+from service.cli import main
 from service.rules.webhooks import WEBHOOKS_OF_OWNER_MAX
 from tests import receivers
 from tests.receivers import Receiver, signed_by
@@ -165,6 +167,9 @@ def test_receiver_that_says_gone_is_disabled_and_loses_nothing(service: Service)
         until(lambda: not shown(service, made)["enabled"], seconds=SECONDS)
         assert shown(service, made)["disabled_reason"] == "gone"
         assert '"webhook_disabled"' in service.log_path.read_text()
+        doctor = CliRunner().invoke(main, ["doctor", "--data-dir", str(service.data_dir), "-o", "json"])
+        (found,) = [one for one in json.loads(doctor.stdout)["checks"] if made["webhook_id"] in one["found"]]
+        assert found["found"].endswith("disabled, gone")
         second = revoke(service)
         assert len(receiver.received) == 1
         assert service.done("PATCH", path(made), json={"enabled": True})["enabled"]

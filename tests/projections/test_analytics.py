@@ -133,6 +133,52 @@ EXAMPLES: list[tuple[t.LedgerEvent, tuple[str | None, str | None, str | None, st
     (issued(rotated_from=SUCCESSOR), (USER, CLIENT, USER, GRANT, [TOKEN, SUCCESSOR])),
     (refreshed(GRANT, REFRESH, (SUCCESSOR,)), (USER, CLIENT, USER, GRANT, [REFRESH, SUCCESSOR])),
     (
+        t.AuthorizationGranted(
+            **common(
+                grant_id=GRANT,
+                subject=USER,
+                client_id=CLIENT,
+                scope="orders:read",
+                audience=(),
+                session_id="ses_1",
+                code=minted(SUCCESSOR, t.Kind.CODE),
+                redirect_uri="https://shop.example/back",
+                code_challenge="c",
+                sealed_nonce=SEALED,
+                auth_time=NOW,
+                offline=True,
+                response_type="code",
+            )
+        ),
+        (USER, CLIENT, USER, GRANT, [SUCCESSOR]),
+    ),
+    (
+        t.CodeRedeemed(
+            **common(
+                grant_id=GRANT,
+                code_id=SUCCESSOR,
+                tokens=(minted(TOKEN),),
+                refresh_idle_ttl_seconds=None,
+                refresh_ends_at=None,
+            )
+        ),
+        (USER, CLIENT, USER, GRANT, [SUCCESSOR, TOKEN]),
+    ),
+    (
+        t.CodeRefused(**common(grant_id=GRANT, code_id=SUCCESSOR, cause="verifier")),
+        (USER, CLIENT, USER, GRANT, [SUCCESSOR]),
+    ),
+    (
+        t.CodeReplayed(**common(grant_id=GRANT, code_id=SUCCESSOR, raced=False)),
+        (USER, CLIENT, USER, GRANT, [SUCCESSOR]),
+    ),
+    (
+        t.AccessRenewed(
+            **common(grant_id=GRANT, refresh_token_id=REFRESH, tokens=(minted(TOKEN),), refresh_expires_at=NOW)
+        ),
+        (USER, CLIENT, USER, GRANT, [REFRESH, TOKEN]),
+    ),
+    (
         t.RefreshReplayed(**common(grant_id=GRANT, token_id=REFRESH, answered=True)),
         (USER, CLIENT, USER, GRANT, [REFRESH]),
     ),

@@ -170,8 +170,10 @@ async def test_signing_keys_are_made_though_the_view_comes_late(tmp_path: Path) 
             with Remote("projections.current:CurrentWriter", view_path(tmp_path), sync=False) as writer:
                 one = Host(server, runtime, writer)
                 await one.settle()
-                assert [key["kid"] for key in runtime.signing_keys.jwks()["keys"]] == [
-                    runtime.signing_keys.active("EdDSA").kid
+                keys = runtime.signing_keys
+                assert [key["kid"] for key in keys.jwks()["keys"]] == [
+                    keys.active("EdDSA").kid,
+                    keys.active("RS256", "id").kid,
                 ]
         finally:
             await runtime.stop()
@@ -191,21 +193,16 @@ async def _first_event(nc: Connection) -> None:
 async def test_rotated_key_signs_and_the_old_one_stays_to_be_verified_by(tmp_path: Path) -> None:
     async with host(tmp_path) as one:
         rows = one.runtime.signing_keys.rows()
-        assert [(row.alg, row.state) for row in rows] == [("EdDSA", "active")]
-        rotation = await _with_view(one, one.runtime.signing_keys.rotate("EdDSA", by="tok"))
+        assert [(row.purpose, row.alg, row.state) for row in rows] == [
+            ("access", "EdDSA", "active"),
+            ("id", "RS256", "active"),
+        ]
+        rotation = await one.projecting(one.runtime.signing_keys.rotate("EdDSA", by="tok"))
         states = {row.kid: row.state for row in one.runtime.signing_keys.rows()}
-        assert states == {rows[0].kid: "retired", rotation.kid: "active"}
+        assert states == {rows[0].kid: "retired", rotation.kid: "active", rows[1].kid: "active"}
         public = json.dumps(one.runtime.signing_keys.jwks())
         assert '"d"' not in public
-        assert len(one.runtime.signing_keys.jwks()["keys"]) == 2
-
-
-async def _with_view(one: Host, work: object) -> object:
-    task = asyncio.ensure_future(work)
-    while not task.done():
-        await one.project()
-        await asyncio.sleep(0.005)
-    return await task
+        assert len(one.runtime.signing_keys.jwks()["keys"]) == 3
 
 
 # Stop
