@@ -20,7 +20,7 @@ from service.outgoing import Headers, Response
 from service.pages.values import Continue, Error, Hidden, Link, Onward
 from service.runtime import Runtime
 
-Template = Literal["sign_in", "consent", "sign_out", "signed_out", "error", "continue", "onward"]
+Template = Literal["sign_in", "consent", "sign_out", "signed_out", "error", "continue", "onward", "account", "issued"]
 Cookie = tuple[str, str]
 
 NAME = "Token Ledger"
@@ -67,7 +67,7 @@ _environment = Environment(
     auto_reload=False,
 )
 _environment.globals |= {
-    "name": NAME,
+    "product": NAME,
     "base": "",
     "site": "",
     "assets": {name: path for name, (path, _) in _assets.items()},
