@@ -233,6 +233,15 @@ EXAMPLES: list[tuple[t.LedgerEvent, tuple[str | None, str | None, str | None, st
     (t.UserDisabled(**common(user_id=USER, reason=t.Reason.DISABLED)), (USER, None, USER, None, [])),
     (t.SubjectErased(**common(user_id=USER)), (USER, None, USER, None, [])),
     (t.UsernameClaimed(**common(username_hash="h", user_id=USER)), (USER, None, USER, None, [])),
+    (
+        t.SessionStarted(
+            **common(session_id="ses_1", user_id=USER, auth_time=NOW, expires_at=NOW, methods=("pwd",), user_seq=1)
+        ),
+        (USER, None, USER, None, []),
+    ),
+    (t.SessionEnded(**common(session_id="ses_1", user_id=USER, reason="signed_out")), (USER, None, USER, None, [])),
+    (t.ConsentGiven(**common(user_id=USER, client_id=CLIENT, scope="a")), (USER, CLIENT, USER, None, [])),
+    (t.ConsentWithdrawn(**common(user_id=USER, client_id=CLIENT)), (USER, CLIENT, USER, None, [])),
     (t.ScopeRegistered(**common(**SCOPE)), (None, None, None, None, [])),
     (t.ScopeChanged(**common(**SCOPE)), (None, None, None, None, [])),
     (t.ScopeDisabled(**common(name="orders:read")), (None, None, None, None, [])),
@@ -363,7 +372,7 @@ def opening(tmp_path: Path) -> Iterator[Open]:
 
 
 def test_every_event_type_has_an_example() -> None:
-    assert [type(event) for event, _ in EXAMPLES] == list(typing.get_args(t.LedgerEvent))
+    assert {type(event) for event, _ in EXAMPLES} == set(typing.get_args(t.LedgerEvent))
 
 
 @pytest.mark.parametrize(("event", "about"), EXAMPLES, ids=[tag(event) for event, _ in EXAMPLES])
