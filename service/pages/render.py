@@ -107,6 +107,12 @@ def onward(href: str, *, cookies: tuple[Cookie, ...] = ()) -> Response:
     return page("onward", Onward(href=href), cookies=cookies)
 
 
+def see_other(path: str, *, cookies: tuple[Cookie, ...] = ()) -> Response:
+    """303 to a page of ours, whose path has not the issuer's own in it yet."""
+    location = ("location", f"{_environment.globals['base']}{path}")
+    return Response(303, b"", (("cache-control", "no-store"), location, *cookies))
+
+
 def form_post(href: str, app: str, hidden: Hidden, *, cookies: tuple[Cookie, ...] = ()) -> Response:
     """`response_mode=form_post` without script: a button. Source: OAuth 2.0 Form Post Response Mode §2."""
     values = Continue(

@@ -155,6 +155,6 @@ class Issued(TypedDict):
 
     person: str
     token: str
-    name: str
+    label: str
     scope: str
     expires_at: datetime

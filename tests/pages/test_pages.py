@@ -84,7 +84,7 @@ VALUES: dict[str, dict[str, Any]] = {
     "issued": {
         "person": "ada",
         "token": "tl_pat_0123456789012345678901234567890123456789012345678",
-        "name": "Backup",
+        "label": "Backup",
         "scope": "orders:read",
         "expires_at": SOME_DAY,
     },
