@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# Images of CI set it. Every process of the tests would then compile the project anew, for half of what its start takes.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: up test check bench bench-abuse bench-analytics clean lock
 .DELETE_ON_ERROR:
 
