@@ -31,7 +31,9 @@ _LONGER = {"minute": "hour", "hour": "day"}
 
 Since = Annotated[str, Meta(min_length=1, max_length=40, description="RFC 3339; inclusive. By default 24 hours ago.")]
 Until = Annotated[str, Meta(min_length=1, max_length=40, description="RFC 3339; exclusive. By default now.")]
-Endpoint = Literal["validate", "batch", "introspect", "forward-auth", "api", "client", "reported", "userinfo", "sign-in"]
+Endpoint = Literal[
+    "validate", "batch", "introspect", "forward-auth", "api", "client", "reported", "userinfo", "sign-in"
+]
 Outcome = Literal[
     "valid",
     "malformed",
