@@ -9,7 +9,7 @@ Tables, key → value (`array_like` MessagePack unless said otherwise; ids are t
     grant         grant id → (seq, grants.Grant)     grant_token   grant id → token ids
     client_token  client id → token ids              subject_token user id → token ids
     expiry        minute at which the row may go → token ids
-    cut           client or user id → registry.Cut, only where there is one
+    cut           client or user id, or `kid ` and a key's id → registry.Cut, only where there is one
     client, user, username, scope, key               id, user id, keyed hash, name, kid → the row of registry.py
     meta          `state` → position, confirmed (boot time, ns), boot id; `origin` → when the stream was created
 """
@@ -46,6 +46,7 @@ from events.types import (
     KeyIntroduced,
     KeyRemoved,
     KeyRetired,
+    KeyRevoked,
     LedgerEvent,
     Recorded,
     RefreshReplayed,
@@ -111,6 +112,7 @@ def raw_id(identifier: str) -> bytes:
     return raw
 
 
+KID = b"kid "  # before a key's id in `cut`
 _owner_key = functools.lru_cache(maxsize=10_000)(raw_id)
 
 
@@ -120,13 +122,17 @@ def boot_id() -> bytes:
 
 
 class Hit(Struct, frozen=True, gc=False):
-    """What the view knows of one token, read in one transaction. The two cuts are None where there is none."""
+    """What the view knows of one token, read in one transaction. The cuts are None where there is none.
+
+    `key_cut`: of the key that signed it.
+    """
 
     token_id: str
     token: Token
     grant: Grant
     client_cut: Cut | None
     subject_cut: Cut | None
+    key_cut: Cut | None = None
 
 
 class Freshness(Struct, frozen=True, gc=False):
@@ -381,11 +387,12 @@ class CurrentWriter:
                 raw = rows.get(table, key)
                 row = registry.evolve(_decode_row[table](raw) if raw else None, recorded)
                 rows.put(table, key, _encode(row) if row is not None else None)
-                if table in {"client", "user"}:
-                    old = rows.get("cut", key)
+                if table in {"client", "user", "key"}:
+                    owner = KID + key if table == "key" else key
+                    old = rows.get("cut", owner)
                     cut = registry.cut(_decode_cut(old) if old else None, recorded)
                     if cut is not None:
-                        rows.put("cut", key, _encode(cut[1]))
+                        rows.put("cut", owner, _encode(cut[1]))
 
     def _fold_grant(self, rows: _Batch, recorded: Recorded, grant_id: str, token_ids: tuple[str, ...]) -> None:
         key = raw_id(grant_id)
@@ -555,7 +562,7 @@ def row_key(event: LedgerEvent) -> tuple[str, bytes]:
             return "username", event.username_hash.encode()
         case ScopeRegistered() | ScopeChanged() | ScopeDisabled():
             return "scope", event.name.encode()
-        case KeyIntroduced() | KeyActivated() | KeyRetired() | KeyRemoved():
+        case KeyIntroduced() | KeyActivated() | KeyRetired() | KeyRemoved() | KeyRevoked():
             return "key", event.kid.encode()
         case _:
             raise TypeError(f"{type(event).__name__} belongs to no registry table")
@@ -654,7 +661,11 @@ class CurrentReader:
             else:
                 raw = txn.get(bytes.fromhex(known.subject[4:]), db=self._cut)
                 subject_cut = _decode_cut(raw) if raw is not None else None
-        return Hit("tok_" + token_key.hex(), token, grant, client_cut, subject_cut)
+        if token.kid is None:
+            return Hit("tok_" + token_key.hex(), token, grant, client_cut, subject_cut)
+        raw = txn.get(KID + token.kid.encode(), db=self._cut)
+        key_cut = _decode_cut(raw) if raw is not None else None
+        return Hit("tok_" + token_key.hex(), token, grant, client_cut, subject_cut, key_cut)
 
     def freshness(self) -> Freshness:
         """How fresh the view is now."""
