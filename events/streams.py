@@ -36,6 +36,7 @@ SIGNING_KEYS = "signing_keys"  # private halves, sealed under the master key
 SUBJECT_KEYS = "subject_keys"  # one key a person or client, sealed under the master key; deleted by erasure
 ANSWERS = "answers"  # answers of refreshes, sealed under the presented token, for lost responses
 WEBHOOKS = "webhooks"  # their URLs and secrets, sealed under the master key
+PUSHED = "pushed"  # authorization requests that clients pushed, each sealed under its request_uri
 IDEMPOTENCY = "idempotency"  # what a create was about to do and answer, sealed under the caller's token
 
 MIN_SERVER_VERSION = (2, 15, 0)  # the first whose atomic batch syncs the stream's file once
@@ -61,6 +62,7 @@ class StreamLimits(Struct, frozen=True, kw_only=True):
     usage_bytes_max: int = 16 * 1024**3
     ledger_bytes_max: int | None = None
     answers_ttl_seconds: int = 60
+    pushed_ttl_seconds: int = 3_600
 
 
 class RawMessage(Struct, frozen=True, gc=False):
@@ -265,6 +267,7 @@ def stream_configs(limits: StreamLimits) -> dict[str, dict[str, Any]]:
         _bucket(SUBJECT_KEYS, limits, bytes_max=8 * 1024**3),
         _bucket(WEBHOOKS, limits, bytes_max=64 * 1024**2),
         _bucket(ANSWERS, limits, bytes_max=1024**3, ttl_seconds=limits.answers_ttl_seconds),
+        _bucket(PUSHED, limits, bytes_max=256 * 1024**2, ttl_seconds=limits.pushed_ttl_seconds),
         _bucket(IDEMPOTENCY, limits, bytes_max=1024**3, ttl_seconds=IDEMPOTENCY_SECONDS),
     ]
     return {config["name"]: config for config in [ledger, usage, revocations, receipts, deliveries, *buckets]}
@@ -440,6 +443,7 @@ _CHANGEABLE = {
     LEDGER: {"max_bytes", "num_replicas"},
     USAGE: {"max_bytes", "max_age", "num_replicas"},
     f"KV_{ANSWERS}": {"max_age", "duplicate_window", "num_replicas"},
+    f"KV_{PUSHED}": {"max_age", "num_replicas"},
 }
 
 
@@ -673,6 +677,7 @@ __all__ = [
     "IDEMPOTENCY",
     "LEDGER",
     "MIN_SERVER_VERSION",
+    "PUSHED",
     "RECEIPTS",
     "REVOCATIONS",
     "SIGNING_KEYS",

@@ -6,7 +6,7 @@ a default that means "not recorded"; anything else is a new tag, with an upcaste
 Identifiers are a prefix and the 32 hex digits of a UUIDv7: `tok_` token, `grt_` grant, `cli_` client, `usr_` user.
 `fnd_` and 32 hex digits name a finding; they follow from what was found, so that finding it again changes nothing.
 `sealed_*` fields are AES-256-GCM under the key of the person or client they are about (`service/keys.py`).
-`sub_` and `whk_` name a subscriber and a webhook.
+`sub_` and `whk_` name a subscriber and a webhook, `ses_` a person's session in a browser.
 `by` is who did it: the caller's token id, a client id, or `system`.
 
 `gc=False`: these hold no cycles, so that the collector need not walk the millions that a replay makes.
@@ -28,12 +28,13 @@ Natural = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
 class Kind(StrEnum):
-    """Kinds of token. RFC 6749 §1.4 and §1.5 for the first two."""
+    """Kinds of token, RFC 6749 §1.4 and §1.5 for the first two; and the authorization code (§4.1), which is none."""
 
     ACCESS = "access"
     REFRESH = "refresh"
     PAT = "pat"
     SAT = "sat"
+    CODE = "code"
 
 
 class Reason(StrEnum):
@@ -49,6 +50,8 @@ class Reason(StrEnum):
     DISABLED = "disabled"
     PASSWORD_CHANGED = "password_changed"
     CLIENT_REQUEST = "client_request"
+    CODE_REPLAYED = "code_replayed"
+    CONSENT_WITHDRAWN = "consent_withdrawn"
 
 
 class Event(Struct, frozen=True, kw_only=True, tag_field="type", gc=False):
@@ -95,6 +98,69 @@ class TokenIssued(Event, frozen=True, kw_only=True, tag="token.issued/1"):
     allowed_ips: tuple[str, ...] = ()
     sealed_name: bytes | None = None
     rotated_from: str | None = None
+
+
+class AuthorizationGranted(Event, frozen=True, kw_only=True, tag="authorization.granted/1"):
+    """The first event of a grant that a person gave (RFC 6749 §4.1): a code, and what it will be worth.
+
+    `scope` is what was granted, implications expanded. `sealed_nonce`: what the client chose, under the person's key.
+    `auth_time`: when the person signed in. `offline`: a refresh token will come, and the grant outlives the session.
+    """
+
+    grant_id: str
+    subject: str
+    client_id: str
+    scope: str
+    audience: tuple[str, ...]
+    session_id: str
+    code: MintedToken
+    redirect_uri: str
+    code_challenge: str
+    sealed_nonce: bytes | None
+    auth_time: Moment
+    offline: bool
+    response_type: str
+
+
+class CodeRedeemed(Event, frozen=True, kw_only=True, tag="code.redeemed/1"):
+    """The code was exchanged for these tokens (RFC 6749 §4.1.3), once: its grant expected no other event before.
+
+    `refresh_idle_ttl_seconds` and `refresh_ends_at` are set exactly if a refresh token is among `tokens`.
+    """
+
+    grant_id: str
+    code_id: str
+    tokens: tuple[MintedToken, ...]
+    refresh_idle_ttl_seconds: int | None
+    refresh_ends_at: Moment | None
+
+
+class CodeRefused(Event, frozen=True, kw_only=True, tag="code.refused/1"):
+    """The client presented the code with another verifier (RFC 7636 §4.6) or redirect URI. The code lives on."""
+
+    grant_id: str
+    code_id: str
+    cause: Literal["verifier", "redirect_uri"]
+
+
+class CodeReplayed(Event, frozen=True, kw_only=True, tag="code.replayed/1"):
+    """A spent code was presented again. `raced`: at once and with all proofs, by a client that asks twice."""
+
+    grant_id: str
+    code_id: str
+    raced: bool
+
+
+class AccessRenewed(Event, frozen=True, kw_only=True, tag="access.renewed/1"):
+    """A refresh token was used and stays, for a client whose refresh tokens are not rotated.
+
+    `refresh_expires_at`: when it ends if it is not used again, from now on.
+    """
+
+    grant_id: str
+    refresh_token_id: str
+    tokens: tuple[MintedToken, ...]
+    refresh_expires_at: Moment
 
 
 class TokenRefreshed(Event, frozen=True, kw_only=True, tag="token.refreshed/1"):
@@ -144,7 +210,10 @@ class GrantRevoked(Event, frozen=True, kw_only=True, tag="grant.revoked/1"):
 
 
 class ClientMetadata(Struct, frozen=True, kw_only=True):
-    """RFC 7591 §2 and the ledger's own settings of a client. `secret_sha256` lives outside of it."""
+    """RFC 7591 §2 and the ledger's own settings of a client. `secret_sha256` lives outside of it.
+
+    The last four were added later. Their defaults are what holds for a client that was registered before.
+    """
 
     client_name: str
     grant_types: tuple[str, ...]
@@ -158,6 +227,10 @@ class ClientMetadata(Struct, frozen=True, kw_only=True):
     refresh_token_max_ttl_seconds: int
     audience: tuple[str, ...]
     may_introspect: bool
+    post_logout_redirect_uris: tuple[str, ...] = ()
+    require_pushed_authorization_requests: bool = False
+    id_token_signed_response_alg: Literal["RS256", "ES256", "EdDSA"] = "RS256"
+    refresh_token_rotation: bool = True
 
 
 class ClientRegistered(Event, frozen=True, kw_only=True, tag="client.registered/1"):
@@ -251,6 +324,50 @@ class UsernameClaimed(Event, frozen=True, kw_only=True, tag="username.claimed/1"
 
     username_hash: str
     user_id: str
+
+
+# Sessions of people in browsers: ledger.<tenant>.session.<session_id>. The cookie is no part of it.
+
+
+class SessionStarted(Event, frozen=True, kw_only=True, tag="session.started/1"):
+    """A person signed in. `methods`: how, by names of RFC 8176. It ends at `expires_at` if not before.
+
+    `user_seq`: the last event of the user that was known when they proved who they are. Whatever cuts off the user
+    later than that ends the session, even if it came before this event.
+    """
+
+    session_id: str
+    user_id: str
+    auth_time: Moment
+    expires_at: Moment
+    methods: tuple[str, ...]
+    user_seq: Natural
+
+
+class SessionEnded(Event, frozen=True, kw_only=True, tag="session.ended/1"):
+    """Signed out; `replaced`: somebody signed in anew in the same browser; `admin`: ended by others."""
+
+    session_id: str
+    user_id: str
+    reason: Literal["signed_out", "replaced", "admin"]
+
+
+# What people allowed clients: ledger.<tenant>.consent.<user_id>_<client_id>
+
+
+class ConsentGiven(Event, frozen=True, kw_only=True, tag="consent.given/1"):
+    """`scope`: all that the client may be granted without asking the person, as it stands from now on."""
+
+    user_id: str
+    client_id: str
+    scope: str
+
+
+class ConsentWithdrawn(Event, frozen=True, kw_only=True, tag="consent.withdrawn/1"):
+    """The client is to ask again, and whatever the person granted it before ends."""
+
+    user_id: str
+    client_id: str
 
 
 # Scopes: ledger.<tenant>.scope.<base32 of the name>
@@ -485,6 +602,11 @@ class WebhookRemoved(Event, frozen=True, kw_only=True, tag="webhook.removed/1"):
 
 LedgerEvent = (
     TokenIssued
+    | AuthorizationGranted
+    | CodeRedeemed
+    | CodeRefused
+    | CodeReplayed
+    | AccessRenewed
     | TokenRefreshed
     | RefreshReplayed
     | TokenRevoked
@@ -502,6 +624,10 @@ LedgerEvent = (
     | UserDisabled
     | SubjectErased
     | UsernameClaimed
+    | SessionStarted
+    | SessionEnded
+    | ConsentGiven
+    | ConsentWithdrawn
     | ScopeRegistered
     | ScopeChanged
     | ScopeDisabled

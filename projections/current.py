@@ -9,8 +9,13 @@ Tables, key → value (`array_like` MessagePack unless said otherwise; ids are t
     grant         grant id → (seq, grants.Grant)     grant_token   grant id → token ids
     client_token  client id → token ids              subject_token user id → token ids
     expiry        minute at which the row may go → token ids
+    code          SHA-256 of an authorization code → grant id: no door that takes tokens looks here
+    code_expiry   minute at which the row may go → keys of `code`
     cut           client or user id, or `kid ` and a key's id → registry.Cut, only where there is one
     client, user, username, scope, key               id, user id, keyed hash, name, kid → the row of registry.py
+    session       session id → registry.Session      user_session  user id → session ids
+    session_expiry  minute at which the row may go → session ids
+    consent       user id and client id → registry.Consent
     meta          `state` → position, confirmed (boot time, ns), boot id; `origin` → when the stream was created
 """
 
@@ -22,7 +27,7 @@ import functools
 import secrets
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -36,51 +41,34 @@ from events.errors import LedgerUnavailable
 from events.streams import LEDGER, RawMessage
 from events.types import (
     CHANGING_NO_TOKEN,
-    ClientChanged,
-    ClientDisabled,
-    ClientRegistered,
-    ClientRevoked,
-    ClientSecretRotated,
+    AccessRenewed,
+    AuthorizationGranted,
+    CodeRedeemed,
+    CodeRefused,
+    CodeReplayed,
     GrantRevoked,
-    KeyActivated,
-    KeyIntroduced,
-    KeyRemoved,
-    KeyRetired,
-    KeyRevoked,
-    LedgerEvent,
     Recorded,
     RefreshReplayed,
-    ScopeChanged,
-    ScopeDisabled,
-    ScopeRegistered,
-    SubjectErased,
-    SubjectRevoked,
     TokenIssued,
     TokenRefreshed,
     TokenRevoked,
     TokenSuperseded,
-    UserChanged,
-    UserDisabled,
-    UsernameClaimed,
-    UserPasswordChanged,
-    UserRegistered,
 )
 from projections import grants, registry
 from projections.base import boot_time_ns
 from projections.grants import Family, Grant, NoGrant, Token, facts
-from projections.registry import Client, Cut, Row, Scope, SigningKey, User, Username
+from projections.registry import Client, Consent, Cut, Row, Session, User
+from projections.tables import DECODERS, KID, TABLES, Batch, consent_key, open_tables, raw_id, row_key
 
-VERSION = 1
+VERSION = 2
 KEPT_AFTER_EXPIRY = timedelta(days=7)
+_SESSION_KEPT_AFTER_EXPIRY = timedelta(hours=1)
 _MAP_BYTES = 256 * 1024**3  # address space, not disk: the file grows as it is used
 _READERS_MAX = 512
 _TRIM_ROWS_MAX = 500
 _TRIM_SECONDS = 1.0
 _TRIM_AGE_NS_MAX = 10 * 1_000_000_000
 _READER_CHECK_SECONDS = 10
-_DUPLICATES = {"grant_token", "client_token", "subject_token", "expiry"}
-_TABLES = ("token", "hash", "grant", "cut", "client", "user", "username", "scope", "key", "meta", *sorted(_DUPLICATES))
-
 _NO_STATE = (0, 0, bytes(16), False)
 _RECENT_MAX = 4096  # decoded tokens that a reader remembers, as long as nothing changes
 _STATE = struct.Struct("<QQ16s?")  # position, confirmed, boot id, retired
@@ -90,13 +78,6 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode_token = msgspec.msgpack.Decoder(Token).decode
 _decode_grant: Any = msgspec.msgpack.Decoder(tuple[int, Grant]).decode
 _decode_cut = msgspec.msgpack.Decoder(Cut).decode
-_decode_row: dict[str, Any] = {
-    "client": msgspec.msgpack.Decoder(Client).decode,
-    "user": msgspec.msgpack.Decoder(User).decode,
-    "username": msgspec.msgpack.Decoder(Username).decode,
-    "scope": msgspec.msgpack.Decoder(Scope).decode,
-    "key": msgspec.msgpack.Decoder(SigningKey).decode,
-}
 
 
 def view_path(data_dir: Path) -> Path:
@@ -104,15 +85,6 @@ def view_path(data_dir: Path) -> Path:
     return data_dir / "view" / f"current-{VERSION}.mdb"
 
 
-def raw_id(identifier: str) -> bytes:
-    """The 16 bytes of an id such as `tok_…`. Raises: ValueError if it is not one."""
-    raw = bytes.fromhex(identifier[4:])
-    if len(raw) != 16 or raw.hex() != identifier[4:]:  # fromhex is lenient about case and blanks
-        raise ValueError("an id is a prefix and 32 hex digits in lower case")
-    return raw
-
-
-KID = b"kid "  # before a key's id in `cut`
 _owner_key = functools.lru_cache(maxsize=10_000)(raw_id)
 
 
@@ -167,7 +139,7 @@ def _open(path: Path, *, readonly: bool, sync: bool) -> tuple[lmdb.Environment, 
         with _naming(path, fcntl.LOCK_SH):
             env = _environment(path, readonly=readonly, sync=sync) if path.exists() else None
         if env is not None:
-            return env, _tables(env)
+            return env, open_tables(env)
         with _naming(path, fcntl.LOCK_EX):
             if not path.exists():
                 _take_name(_make_file(path), path)
@@ -177,7 +149,7 @@ def _make_file(path: Path) -> Path:
     """An empty view beside `path`."""
     made = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
     env = _environment(made, readonly=False, sync=True, create=True)
-    _tables(env, create=True)
+    open_tables(env, create=True)
     env.close()
     return made
 
@@ -187,7 +159,7 @@ def _environment(path: Path, *, readonly: bool, sync: bool, create: bool = False
         str(path),
         map_size=_MAP_BYTES,
         subdir=False,
-        max_dbs=len(_TABLES),
+        max_dbs=len(TABLES),
         max_readers=_READERS_MAX,
         readonly=readonly,
         create=create,
@@ -198,61 +170,6 @@ def _environment(path: Path, *, readonly: bool, sync: bool, create: bool = False
         metasync=False,
         readahead=False,
     )
-
-
-def _tables(env: lmdb.Environment, *, create: bool = False) -> dict[str, Any]:
-    """Waits for whoever writes, unless the file was opened to be read."""
-    return {
-        name: env.open_db(name.encode(), create=create, dupsort=name in _DUPLICATES, dupfixed=name in _DUPLICATES)
-        for name in _TABLES
-    }
-
-
-class _Batch:
-    """The rows that one transaction changes: readable at once, written sorted and by the table at its end."""
-
-    def __init__(self, txn: Any, tables: dict[str, Any]) -> None:
-        self._txn = txn
-        self._tables = tables
-        self._rows: dict[str, dict[bytes, bytes | None]] = {name: {} for name in _TABLES if name not in _DUPLICATES}
-        self._added: dict[str, list[tuple[bytes, bytes]]] = {name: [] for name in _DUPLICATES}
-        self._removed: dict[str, list[tuple[bytes, bytes]]] = {name: [] for name in _DUPLICATES}
-
-    def get(self, table: str, key: bytes) -> bytes | None:
-        rows = self._rows[table]
-        if key in rows:
-            return rows[key]
-        value: bytes | None = self._txn.get(key, db=self._tables[table])
-        return value
-
-    def put(self, table: str, key: bytes, value: bytes | None) -> None:
-        """None deletes the row."""
-        self._rows[table][key] = value
-
-    def add(self, table: str, key: bytes, value: bytes) -> None:
-        """One more value for a key of an index."""
-        self._added[table].append((key, value))
-
-    def remove(self, table: str, key: bytes, value: bytes) -> None:
-        """Takes a value from a key of an index."""
-        self._removed[table].append((key, value))
-
-    def write(self) -> None:
-        for name, rows in self._rows.items():
-            kept = sorted((key, value) for key, value in rows.items() if value is not None)
-            self._put(name, kept)
-            for key, value in rows.items():
-                if value is None:
-                    self._txn.delete(key, db=self._tables[name])
-        for name, pairs in self._added.items():
-            self._put(name, sorted(pairs))
-            for key, value in self._removed[name]:
-                self._txn.delete(key, value, db=self._tables[name])
-
-    def _put(self, name: str, items: list[tuple[bytes, bytes]]) -> None:
-        if items:
-            with self._txn.cursor(db=self._tables[name]) as cursor:
-                cursor.putmulti(items)
 
 
 class ViewBusy(RuntimeError):
@@ -340,7 +257,7 @@ class CurrentWriter:
             position = _state(txn, self._db)[0]
             if events[0].seq > position + 1:
                 raise LedgerUnavailable(f"event {position + 1} is missing before {events[0].seq}: reading again")
-            rows = _Batch(txn, self._db)
+            rows = Batch(txn, self._db)
             for recorded in events:
                 if recorded.seq > position:
                     self._fold(rows, recorded)
@@ -371,11 +288,18 @@ class CurrentWriter:
             self._confirmed = asked_at_ns
             self._put_state(txn, position)
 
-    def _fold(self, rows: _Batch, recorded: Recorded) -> None:
+    def _fold(self, rows: Batch, recorded: Recorded) -> None:
         event = recorded.event
         match event:
-            case TokenIssued() | RefreshReplayed() | GrantRevoked():
+            case TokenIssued() | CodeRedeemed() | CodeRefused() | CodeReplayed() | RefreshReplayed() | GrantRevoked():
                 self._fold_grant(rows, recorded, event.grant_id, ())
+            case AuthorizationGranted():
+                self._fold_grant(rows, recorded, event.grant_id, ())
+                key = bytes.fromhex(event.code.sha256)
+                rows.put("code", key, raw_id(event.grant_id))
+                rows.add("code_expiry", _minute(event.code.expires_at + KEPT_AFTER_EXPIRY), key)
+            case AccessRenewed():
+                self._fold_grant(rows, recorded, event.grant_id, (event.refresh_token_id,))
             case TokenRefreshed():
                 self._fold_grant(rows, recorded, event.grant_id, (event.spent_token_id,))
             case TokenRevoked() | TokenSuperseded():
@@ -385,8 +309,11 @@ class CurrentWriter:
             case _:
                 table, key = row_key(event)
                 raw = rows.get(table, key)
-                row = registry.evolve(_decode_row[table](raw) if raw else None, recorded)
+                row = registry.evolve(DECODERS[table](raw) if raw else None, recorded)
                 rows.put(table, key, _encode(row) if row is not None else None)
+                if isinstance(row, Session) and raw is None:
+                    rows.add("user_session", raw_id(row.user_id), key)
+                    rows.add("session_expiry", _session_expiry_key(row), key)
                 if table in {"client", "user", "key"}:
                     owner = KID + key if table == "key" else key
                     old = rows.get("cut", owner)
@@ -394,7 +321,7 @@ class CurrentWriter:
                     if cut is not None:
                         rows.put("cut", owner, _encode(cut[1]))
 
-    def _fold_grant(self, rows: _Batch, recorded: Recorded, grant_id: str, token_ids: tuple[str, ...]) -> None:
+    def _fold_grant(self, rows: Batch, recorded: Recorded, grant_id: str, token_ids: tuple[str, ...]) -> None:
         key = raw_id(grant_id)
         raw = rows.get("grant", key)
         seq, grant = _decode_grant(raw) if raw else (0, _NO_GRANT)
@@ -423,19 +350,36 @@ class CurrentWriter:
                 rows.add("expiry", _expiry_key(token), token_key)
 
     def trim(self, now: datetime, *, rows_max: int = _TRIM_ROWS_MAX) -> int:
-        """Drops up to `rows_max` tokens that expired more than seven days before `now`; returns how many."""
+        """Drops tokens and codes that expired more than seven days before `now`, and sessions that ended.
+
+        Up to `rows_max` of each; returns how many.
+        """
         until = _minute(now)
-        with self.env.begin() as txn, txn.cursor(db=self._db["expiry"]) as cursor:
+        tables = {"expiry": self._drop, "code_expiry": self._drop_code, "session_expiry": self._drop_session}
+        return sum(self._trim(table, until, rows_max, drop) for table, drop in tables.items())
+
+    def _trim(self, table: str, until: bytes, rows_max: int, drop: Callable[[Any, bytes], None]) -> int:
+        with self.env.begin() as txn, txn.cursor(db=self._db[table]) as cursor:
             if not cursor.first() or cursor.key() > until:
                 return 0
         dropped = 0
-        with self._write() as txn, txn.cursor(db=self._db["expiry"]) as cursor:
+        with self._write() as txn, txn.cursor(db=self._db[table]) as cursor:
             while dropped < rows_max and cursor.first() and cursor.key() <= until:
-                token_key = cursor.value()
+                key = cursor.value()
                 cursor.delete()
-                self._drop(txn, token_key)
+                drop(txn, key)
                 dropped += 1
         return dropped
+
+    def _drop_code(self, txn: Any, code_key: bytes) -> None:
+        grant_key = txn.pop(code_key, db=self._db["code"])
+        if grant_key is not None and txn.get(grant_key, db=self._db["grant_token"]) is None:
+            txn.delete(grant_key, db=self._db["grant"])
+
+    def _drop_session(self, txn: Any, key: bytes) -> None:
+        raw = txn.pop(key, db=self._db["session"])
+        if raw is not None:
+            txn.delete(raw_id(DECODERS["session"](raw).user_id), key, db=self._db["user_session"])
 
     def _drop(self, txn: Any, token_key: bytes) -> None:
         db = self._db
@@ -455,7 +399,7 @@ class CurrentWriter:
         """Every row of every table but `meta`, to compare two views."""
         with self.env.begin() as txn:
             rows = {}
-            for name in _TABLES:
+            for name in TABLES:
                 if name != "meta":
                     with txn.cursor(db=self._db[name]) as cursor:
                         rows[name] = list(cursor)
@@ -489,7 +433,7 @@ class HeldView:
         Raises: ValueError if the rebuilt file is behind, since what was in force would be taken back.
         """
         env = _environment(built, readonly=True, sync=True)
-        tables = _tables(env)
+        tables = open_tables(env)
         with env.begin() as txn:
             reached = _state(txn, tables)[0]
         env.close()
@@ -544,28 +488,8 @@ def _expiry_key(token: Token) -> bytes:
     return _minute(token.expires_at + KEPT_AFTER_EXPIRY)
 
 
-def row_key(event: LedgerEvent) -> tuple[str, bytes]:
-    """The registry table and key that an event belongs to."""
-    match event:
-        case ClientRegistered() | ClientChanged() | ClientSecretRotated() | ClientRevoked() | ClientDisabled():
-            return "client", raw_id(event.client_id)
-        case (
-            UserRegistered()
-            | UserChanged()
-            | UserPasswordChanged()
-            | SubjectRevoked()
-            | UserDisabled()
-            | SubjectErased()
-        ):
-            return "user", raw_id(event.user_id)
-        case UsernameClaimed():
-            return "username", event.username_hash.encode()
-        case ScopeRegistered() | ScopeChanged() | ScopeDisabled():
-            return "scope", event.name.encode()
-        case KeyIntroduced() | KeyActivated() | KeyRetired() | KeyRemoved() | KeyRevoked():
-            return "key", event.kid.encode()
-        case _:
-            raise TypeError(f"{type(event).__name__} belongs to no registry table")
+def _session_expiry_key(session: Session) -> bytes:
+    return _minute(session.expires_at + _SESSION_KEPT_AFTER_EXPIRY)
 
 
 class CurrentReader:
@@ -698,6 +622,12 @@ class CurrentReader:
             rows = {("tok_" + k.hex()): txn.get(k, db=self._token) for k in keys}
         return Family(grant, {k: _decode_token(v) for k, v in rows.items() if v is not None}, seq)
 
+    def grant_of_code(self, sha256: bytes) -> str | None:
+        """The id of the grant that the authorization code with this hash, raw, belongs to."""
+        with self._read() as txn:
+            raw = txn.get(sha256, db=self._db["code"])
+        return f"grt_{raw.hex()}" if raw else None
+
     def cut(self, owner: str) -> Cut | None:
         """The cut-off of a client or user, if there is one."""
         key = raw_id(owner)
@@ -709,7 +639,7 @@ class CurrentReader:
         """One row of a registry table. The key is as in the module's table."""
         with self._read() as txn:
             raw = txn.get(key, db=self._db[table])
-        return _decode_row[table](raw) if raw else None
+        return DECODERS[table](raw) if raw else None
 
     def rows(self, table: str, *, after: bytes = b"", limit: int = 1000) -> list[tuple[bytes, Row]]:
         """Rows of a registry table in the order of their keys, from behind `after`."""
@@ -719,7 +649,30 @@ class CurrentReader:
             while on_row and len(found) < limit:
                 found.append(cursor.item())
                 on_row = cursor.next()
-        return [(key, _decode_row[table](raw)) for key, raw in found]
+        return [(key, DECODERS[table](raw)) for key, raw in found]
+
+    def session(self, session_id: str) -> Session | None:
+        """None too for what is not a session id."""
+        row = self._by_id("session", session_id, "ses_")
+        return row if isinstance(row, Session) else None
+
+    def sessions_of(self, user_id: str, *, limit: int = 1000) -> list[Session]:
+        """Those of a user that have not been dropped, oldest first."""
+        with self._read() as txn:
+            keys = _values(txn, self._db["user_session"], raw_id(user_id), limit=limit)
+            found = [txn.get(key, db=self._db["session"]) for key in keys]
+        return [DECODERS["session"](raw) for raw in found if raw is not None]
+
+    def consent(self, user_id: str, client_id: str) -> Consent | None:
+        """What the user allows the client, or once did. Raises: ValueError if either is not an id."""
+        row = self.row("consent", consent_key(user_id, client_id))
+        return row if isinstance(row, Consent) else None
+
+    def consents_of(self, user_id: str, *, limit: int = 1000) -> list[Consent]:
+        """All of a user, those that were withdrawn too."""
+        key = raw_id(user_id)
+        rows = self.rows("consent", after=key, limit=limit)
+        return [row for at, row in rows if at.startswith(key) and isinstance(row, Consent)]
 
     def client(self, client_id: str) -> Client | None:
         """None too for what is not a client id."""
@@ -750,7 +703,10 @@ class CurrentReader:
         after: str | None = None,
         limit: int = 1000,
     ) -> list[str]:
-        """Ids of tokens, oldest first, of one grant, one client or one user, or of all; from behind `after`."""
+        """Ids of tokens, oldest first, of one grant, one client or one user, or of all; from behind `after`.
+
+        A client as `subject`: all of the client's, those too that people gave it.
+        """
         table, owner = "token", None
         if grant_id is not None:
             table, owner = "grant_token", raw_id(grant_id)
@@ -775,10 +731,10 @@ class CurrentReader:
         """Rows by table, bytes in use, and the last sequence applied."""
         info, page = self.env.info(), self.env.stat()["psize"]
         with self._read() as txn:
-            counts = {name: txn.stat(self._db[name])["entries"] for name in _TABLES}
+            counts = {name: txn.stat(self._db[name])["entries"] for name in TABLES}
             used = sum(
                 txn.stat(self._db[name])[kind] * page
-                for name in _TABLES
+                for name in TABLES
                 for kind in ("branch_pages", "leaf_pages", "overflow_pages")
             )
         return counts | {"bytes_used": used, "bytes_file": (info["last_pgno"] + 1) * page}
@@ -802,4 +758,4 @@ def _values(txn: Any, table: Any, key: bytes, *, after: bytes | None = None, lim
     return found
 
 
-__all__ = ["CurrentReader", "CurrentWriter", "Freshness", "HeldView", "Hit", "ViewBusy", "view_path"]
+__all__ = ["CurrentReader", "CurrentWriter", "Freshness", "HeldView", "Hit", "ViewBusy", "raw_id", "view_path"]

@@ -13,9 +13,13 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from events.types import (
+    AccessRenewed,
+    AuthorizationGranted,
+    CodeRedeemed,
+    CodeRefused,
+    CodeReplayed,
     GrantRevoked,
     Kind,
-    MintedToken,
     Reason,
     Recorded,
     RefreshReplayed,
@@ -25,7 +29,20 @@ from events.types import (
     TokenSuperseded,
 )
 
-GrantEvent = TokenIssued | TokenRefreshed | RefreshReplayed | TokenRevoked | TokenSuperseded | GrantRevoked
+GrantEvent = (
+    TokenIssued
+    | AuthorizationGranted
+    | CodeRedeemed
+    | CodeRefused
+    | CodeReplayed
+    | AccessRenewed
+    | TokenRefreshed
+    | RefreshReplayed
+    | TokenRevoked
+    | TokenSuperseded
+    | GrantRevoked
+)
+Minting = TokenIssued | CodeRedeemed | AccessRenewed | TokenRefreshed
 
 
 class Ended(Struct, frozen=True, array_like=True, gc=False):
@@ -68,6 +85,21 @@ class RefreshChain(Struct, frozen=True, array_like=True, gc=False):
     previous: Spent | None = None
 
 
+class ByCode(Struct, frozen=True, array_like=True, gc=False):
+    """How a person gave the grant: RFC 6749 §4.1. `offline`: it outlives the session that it was given in.
+
+    `redeemed_at`: when the code was spent, by the log's clock; None until then.
+    """
+
+    code_id: str
+    session_id: str
+    auth_time: datetime
+    offline: bool
+    redirect_uri: str
+    code_challenge: str
+    redeemed_at: datetime | None = None
+
+
 class NoGrant(Struct, frozen=True, array_like=True, gc=False, tag=0):
     """Nothing is recorded."""
 
@@ -85,6 +117,20 @@ class ActiveGrant(Struct, frozen=True, array_like=True, gc=False, tag=1):
     refresh: RefreshChain | None = None
     sealed_name: bytes | None = None
     rotated_from: str | None = None
+    by_code: ByCode | None = None
+
+
+class AuthorizedGrant(Struct, frozen=True, array_like=True, gc=False, tag=3):
+    """A person has granted, and the code is not redeemed yet. `becomes`: the grant as it is then, without its tokens.
+
+    `refusals`: how often the code was presented without its proofs.
+    """
+
+    becomes: ActiveGrant
+    expires_at: datetime
+    response_type: str
+    sealed_nonce: bytes | None = None
+    refusals: int = 0
 
 
 class RevokedGrant(Struct, frozen=True, array_like=True, gc=False, tag=2):
@@ -94,7 +140,7 @@ class RevokedGrant(Struct, frozen=True, array_like=True, gc=False, tag=2):
     was: ActiveGrant | None
 
 
-Grant = NoGrant | ActiveGrant | RevokedGrant
+Grant = NoGrant | ActiveGrant | RevokedGrant | AuthorizedGrant
 
 
 class Family(Struct, frozen=True, gc=False):
@@ -116,6 +162,8 @@ def facts(grant: Grant) -> ActiveGrant | None:
     match grant:
         case ActiveGrant():
             return grant
+        case AuthorizedGrant(becomes=becomes):
+            return becomes
         case RevokedGrant(was=was):
             return was
         case NoGrant():
@@ -130,13 +178,26 @@ def evolve(family: Family, recorded: Recorded) -> Family:
     seq = recorded.seq if ".grant." in recorded.subject else family.seq
     match event:
         case TokenIssued():
-            return Family(
-                _begun(family.grant, event, recorded), family.tokens | _minted(event.tokens, event, recorded), seq
-            )
+            return Family(_begun(family.grant, event, recorded), family.tokens | _minted(family, recorded, event), seq)
+        case AuthorizationGranted():
+            return Family(_authorized(family.grant, event, recorded), family.tokens, seq)
+        case CodeRedeemed():
+            grant = _redeemed(family.grant, event, recorded)
+            return Family(grant, family.tokens | _minted(family, recorded, event), seq)
+        case CodeRefused():
+            grant = family.grant
+            if isinstance(grant, AuthorizedGrant):
+                grant = replace(grant, refusals=grant.refusals + 1)
+            return Family(grant, family.tokens, seq)
+        case AccessRenewed():
+            tokens = family.tokens | _minted(family, recorded, event)
+            token = tokens.get(event.refresh_token_id)
+            if token is not None and event.refresh_expires_at > token.expires_at:
+                tokens[event.refresh_token_id] = replace(token, expires_at=event.refresh_expires_at)
+            return Family(family.grant, tokens, seq)
         case TokenRefreshed():
-            return Family(
-                _refreshed(family.grant, event, recorded), family.tokens | _minted(event.tokens, event, recorded), seq
-            )
+            grant = _refreshed(family.grant, event, recorded)
+            return Family(grant, family.tokens | _minted(family, recorded, event), seq)
         case TokenRevoked():
             token = family.tokens.get(event.token_id)
             tokens = family.tokens
@@ -159,11 +220,15 @@ def evolve(family: Family, recorded: Recorded) -> Family:
             return Family(family.grant, family.tokens, seq)
 
 
-def _begun(grant: Grant, event: TokenIssued, recorded: Recorded) -> Grant:
+def _chain(event: TokenIssued | CodeRedeemed) -> RefreshChain | None:
     refresh = None
     for minted in event.tokens:
         if minted.kind is Kind.REFRESH and event.refresh_ends_at is not None:
             refresh = RefreshChain(minted.token_id, event.refresh_idle_ttl_seconds or 0, event.refresh_ends_at)
+    return refresh
+
+
+def _begun(grant: Grant, event: TokenIssued, recorded: Recorded) -> Grant:
     active = ActiveGrant(
         event.subject,
         event.client_id,
@@ -171,7 +236,7 @@ def _begun(grant: Grant, event: TokenIssued, recorded: Recorded) -> Grant:
         event.audience,
         recorded.seq,
         event.allowed_ips,
-        refresh,
+        _chain(event),
         event.sealed_name,
         event.rotated_from,
     )
@@ -180,6 +245,34 @@ def _begun(grant: Grant, event: TokenIssued, recorded: Recorded) -> Grant:
             return active
         case RevokedGrant(was=None):
             return RevokedGrant(grant.ended, active)
+        case _:
+            return grant
+
+
+def _authorized(grant: Grant, event: AuthorizationGranted, recorded: Recorded) -> Grant:
+    by_code = ByCode(
+        event.code.token_id,
+        event.session_id,
+        event.auth_time,
+        event.offline,
+        event.redirect_uri,
+        event.code_challenge,
+    )
+    becomes = ActiveGrant(event.subject, event.client_id, event.scope, event.audience, recorded.seq, by_code=by_code)
+    match grant:
+        case NoGrant():
+            return AuthorizedGrant(becomes, event.code.expires_at, event.response_type, event.sealed_nonce)
+        case RevokedGrant(was=None):
+            return RevokedGrant(grant.ended, becomes)
+        case _:
+            return grant
+
+
+def _redeemed(grant: Grant, event: CodeRedeemed, recorded: Recorded) -> Grant:
+    match grant:
+        case AuthorizedGrant(becomes=ActiveGrant(by_code=ByCode() as by_code) as becomes):
+            by_code = replace(by_code, redeemed_at=recorded.recorded_at)
+            return replace(becomes, refresh=_chain(event), by_code=by_code)
         case _:
             return grant
 
@@ -194,12 +287,14 @@ def _refreshed(grant: Grant, event: TokenRefreshed, recorded: Recorded) -> Grant
             return grant
 
 
-def _minted(
-    tokens: tuple[MintedToken, ...], event: TokenIssued | TokenRefreshed, recorded: Recorded
-) -> dict[str, Token]:
+def _minted(family: Family, recorded: Recorded, event: Minting) -> dict[str, Token]:
     grant_id = bytes.fromhex(event.grant_id[4:])
     # A token that has the grant's scope and audience does not repeat them.
-    same = (event.scope, event.audience) if isinstance(event, TokenIssued) else (None, None)
+    same: tuple[str | None, tuple[str, ...] | None] = (None, None)
+    if isinstance(event, TokenIssued):
+        same = (event.scope, event.audience)
+    elif isinstance(event, CodeRedeemed | AccessRenewed) and (known := facts(family.grant)) is not None:
+        same = (known.scope, known.audience)
     return {
         minted.token_id: Token(
             grant_id,
@@ -212,5 +307,5 @@ def _minted(
             None if minted.scope == same[0] else minted.scope,
             None if minted.audience == same[1] else minted.audience,
         )
-        for minted in tokens
+        for minted in event.tokens
     }

@@ -40,8 +40,11 @@ from events.streams import (
 )
 from events.types import (
     TENANT,
+    AccessRenewed,
+    AuthorizationGranted,
     ClientDisabled,
     ClientRevoked,
+    CodeRedeemed,
     GrantRevoked,
     KeyRevoked,
     Reason,
@@ -378,9 +381,9 @@ class Feed:
         query = {"next_by_subj": f"ledger.{TENANT}.grant.{grant_id}", "seq": 1, "batch": _GRANT_EVENTS_MAX}
         async for message in direct(self._nc, LEDGER, query):
             event = codec.decode(message.data)
-            if isinstance(event, TokenIssued):
+            if isinstance(event, TokenIssued | AuthorizationGranted):
                 known = Known(None, grant_id, event.client_id, event.subject)
-            if known is not None and isinstance(event, TokenIssued | TokenRefreshed):
+            if known is not None and isinstance(event, TokenIssued | CodeRedeemed | AccessRenewed | TokenRefreshed):
                 minted = next((token for token in event.tokens if token.token_id == token_id), None)
                 if minted is not None:
                     return Known(minted.sha256, grant_id, known.client_id, known.subject)

@@ -15,10 +15,11 @@ import msgspec
 from msgspec import UNSET, Struct
 
 from events.types import Reason
-from projections.current import KID, CurrentReader, Freshness
+from projections.current import CurrentReader, Freshness
 from projections.grants import ActiveGrant, Ended, Grant, RevokedGrant, Token, facts
 from projections.registry import Client, Cut, User
 from projections.revocations import Revocation, What
+from projections.tables import KID
 
 SKEW = timedelta(minutes=5)  # a clock that is late takes a token for good so much longer
 _ROWS = 50  # looked at in one go, half a millisecond if all of them are revoked

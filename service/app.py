@@ -23,6 +23,7 @@ from service.keys import MasterKeyMismatch
 from service.lifeline import on_stop
 from service.oauth.introspection import introspect
 from service.oauth.metadata import jwks, metadata, well_known_paths
+from service.oauth.pushed import push
 from service.oauth.revocation import revoke
 from service.oauth.token import token
 from service.outgoing import Response
@@ -35,8 +36,27 @@ log = structlog.get_logger()
 
 Handler = Callable[[Runtime, Incoming], Awaitable[Response]]
 
+Doors = dict[str, dict[str, Handler]]
+
 _RETRY_SECONDS = 0.2
 _START_SECONDS_MAX = 5.0
+
+
+def _doors(issuer: str) -> Doors:
+    """What is answered before Litestar is asked: handlers by path and method."""
+    doors: Doors = {
+        "/v1/tokens/validate": {"POST": validate},
+        "/v1/tokens/validate-batch": {"POST": validate_batch},
+        "/v1/forward-auth": {"GET": forward_auth},
+        "/oauth2/token": {"POST": token},
+        "/oauth2/introspect": {"POST": introspect},
+        "/oauth2/revoke": {"POST": revoke},
+        "/oauth2/par": {"POST": push},
+        "/oauth2/jwks": {"GET": jwks},
+    }
+    doors |= {path: {"GET": metadata} for path in well_known_paths(issuer)}
+    doors |= {path: {"GET": asset} for path, asset in assets().items()}
+    return doors
 
 
 class App:
@@ -51,17 +71,7 @@ class App:
         metrics.bind(self.runtime)
         begin(settings.issuer)
         self._litestar = litestar_app(self.runtime)
-        self._doors: dict[str, tuple[str, Handler]] = {
-            "/v1/tokens/validate": ("POST", validate),
-            "/v1/tokens/validate-batch": ("POST", validate_batch),
-            "/v1/forward-auth": ("GET", forward_auth),
-            "/oauth2/token": ("POST", token),
-            "/oauth2/introspect": ("POST", introspect),
-            "/oauth2/revoke": ("POST", revoke),
-            "/oauth2/jwks": ("GET", jwks),
-        }
-        self._doors |= dict.fromkeys(well_known_paths(settings.issuer), ("GET", metadata))
-        self._doors |= {path: ("GET", asset) for path, asset in assets().items()}
+        self._doors = _doors(settings.issuer)
 
     def runtime(self) -> Runtime:
         """What handlers work with. Raises: Unavailable until the worker has started."""
@@ -76,10 +86,10 @@ class App:
         if door is None:
             await manage(self._litestar, incoming)
             return
-        method, handler = door
         try:
-            if incoming.method != method:
-                raise MethodNotAllowed(f"use {method}", headers={"Allow": method})
+            handler = door.get(incoming.method)
+            if handler is None:
+                raise MethodNotAllowed(f"use {' or '.join(door)}", headers={"Allow": ", ".join(door)})
             response = await handler(self.runtime(), incoming)
         except Exception as error:
             response = render(error, incoming)

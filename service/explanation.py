@@ -7,8 +7,12 @@ from datetime import datetime
 from msgspec import Struct
 
 from events.types import (
+    AccessRenewed,
+    AuthorizationGranted,
     ClientDisabled,
     ClientRevoked,
+    CodeRedeemed,
+    CodeReplayed,
     GrantRevoked,
     KeyRevoked,
     Kind,
@@ -23,12 +27,13 @@ from events.types import (
     UserPasswordChanged,
 )
 from projections.current import Hit
-from projections.grants import ActiveGrant, facts
+from projections.grants import ActiveGrant, Minting, facts
 from projections.registry import Cut
 from service.past import Past
 from service.validation import BEARER_KINDS, Asked, Code, audience_of, evaluate, ip_allowed, scope_of
 
-_SPENT = "spent"  # no check of its own: a refresh token fails `unknown` before and after
+# These have no check of their own. A refresh token fails `unknown` before it is spent and after.
+_SPENT, _GRANTED, _REPLAYED = "spent", "granted", "replayed"
 
 
 class Deciding(Struct, frozen=True):
@@ -89,8 +94,15 @@ def _decided_by(recorded: Recorded, hit: Hit) -> tuple[str, str] | None:
     # Revocations of a client or user end only grants that began before them.
     later = known is not None and recorded.seq > known.first_seq
     match event:
-        case TokenIssued() | TokenRefreshed() if recorded.seq == token.issued_seq:
+        case TokenIssued() | CodeRedeemed() | AccessRenewed() | TokenRefreshed() if recorded.seq == token.issued_seq:
             return "issued", _issue(event, hit)
+        case AuthorizationGranted():
+            return (
+                _GRANTED,
+                f"user {event.subject} signed in at {_worded(event.auth_time)} and allowed it",
+            )
+        case CodeReplayed(raced=False):
+            return _REPLAYED, f"the authorization code was presented again by {event.by}, after it had been redeemed"
         case TokenRefreshed(spent_token_id=hit.token_id):
             return _SPENT, f"the refresh token was spent: {_ids(event)} took its place"
         case TokenSuperseded(token_id=hit.token_id) if event.ends_at == token.expires_at:
@@ -115,16 +127,21 @@ def _decided_by(recorded: Recorded, hit: Hit) -> tuple[str, str] | None:
             return None
 
 
-def _issue(event: TokenIssued | TokenRefreshed, hit: Hit) -> str:
+def _issue(event: Minting, hit: Hit) -> str:
     known = facts(hit.grant)
     owner = known.subject if known else "nobody"
     through = f" through client {known.client_id}" if known and known.client_id not in {None, owner} else ""
     expiry = next((one.expires_at for one in event.tokens if one.token_id == hit.token_id), hit.token.expires_at)
     how = ""
-    if isinstance(event, TokenRefreshed):
-        how = f" in exchange for refresh token {event.spent_token_id}"
-    elif event.rotated_from is not None:
-        how = f" in place of {event.rotated_from}"
+    match event:
+        case TokenRefreshed():
+            how = f" in exchange for refresh token {event.spent_token_id}"
+        case AccessRenewed():
+            how = f" for refresh token {event.refresh_token_id}, which stays"
+        case CodeRedeemed():
+            how = " in exchange for an authorization code"
+        case TokenIssued(rotated_from=str()):
+            how = f" in place of {event.rotated_from}"
     scope = f"with the scope {scope_of(hit)}" if scope_of(hit) else "without any scope"
     return f"issued to {owner}{through}{how}, {scope}, to expire at {_worded(expiry)}"
 

@@ -153,6 +153,24 @@ class Bucket:
                 return False
             return True
 
+    async def entry(self, key: str) -> tuple[bytes, int] | None:
+        """The value and its revision. Raises: LedgerUnavailable."""
+        with self._errors():
+            try:
+                found = await self._kv.get(key)
+            except nats.js.errors.KeyNotFoundError:
+                return None
+            return found.value or b"", found.revision or 0
+
+    async def update(self, key: str, value: bytes, revision: int) -> bool:
+        """Whether this call changed what had this revision: of several at once, one does. Raises: LedgerUnavailable."""
+        with self._errors():
+            try:
+                await self._kv.update(key, value, last=revision)
+            except nats.js.errors.KeyWrongLastSequenceError:
+                return False
+            return True
+
     async def put(self, key: str, value: bytes) -> None:
         """Raises: LedgerUnavailable."""
         with self._errors():

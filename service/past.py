@@ -8,7 +8,7 @@ from datetime import datetime
 from msgspec import Struct
 
 from events.errors import LedgerError
-from events.types import Recorded, TokenIssued, TokenRefreshed
+from events.types import AuthorizationGranted, Recorded, TokenIssued
 from projections import grants, registry
 from projections.current import Hit
 from projections.grants import EMPTY
@@ -87,18 +87,17 @@ async def _read(runtime: Runtime, token_id: str, issue: Issue, position: int) ->
         # The issue of an access-only token stands on its client's subject, among any number of others.
         first = await runtime.ledger.get(issue.seq)
         events += [first] if first is not None else []
-    began = next((one.event for one in events if isinstance(one.event, TokenIssued)), None)
+    began = next((one.event for one in events if isinstance(one.event, TokenIssued | AuthorizationGranted)), None)
     if began is not None and began.client_id is not None:
         events += await _subject(runtime, subject("client", began.client_id), position)
     if began is not None and began.subject != began.client_id:
         events += await _subject(runtime, subject("user", began.subject), position)
-    minted = (
-        token for one in events if isinstance(one.event, TokenIssued | TokenRefreshed) for token in one.event.tokens
-    )
-    kid = next((token.kid for token in minted if token.token_id == token_id), None)
-    if kid is not None:
-        events += await _subject(runtime, subject("key", kid), position)
-    return sorted(events, key=lambda one: one.seq)
+    events.sort(key=lambda one: one.seq)
+    hit = fold(token_id, events)
+    if hit is not None and hit.token.kid is not None:
+        events += await _subject(runtime, subject("key", hit.token.kid), position)
+        events.sort(key=lambda one: one.seq)
+    return events
 
 
 async def _subject(runtime: Runtime, name: str, position: int) -> list[Recorded]:

@@ -1,5 +1,7 @@
 """The refresh of a grant: RFC 6749 §6 with rotation, RFC 9700 §4.14.2, that signs nobody out by accident.
 
+A confidential client may do without rotation: then its refresh token stays, and only an access token is new.
+
 The answer is sealed under a key derived from the presented token and stored before the append that names it. Whoever
 presents the same token again within the window gets the same answer; a crash between the two steps changes nothing;
 and nothing at rest can be opened by the service.
@@ -15,19 +17,21 @@ from msgspec.structs import replace
 
 from events.errors import Conflict, LedgerError
 from events.ledger import Append
-from events.types import Kind
+from events.types import Kind, MintedToken
 from projections.grants import ActiveGrant, Family, RefreshChain, facts
 from projections.registry import Client
-from service.commands import expand, known_scopes, load_family, refused, subject
-from service.errors import InvalidGrant, InvalidTarget, Unavailable
+from service.commands import load_family, refused, subject
+from service.errors import InvalidGrant, Unavailable
 from service.grants import AccessFor, mint_access, minted_token, stamp, whole_second
 from service.keys import derive, seal, unseal
+from service.oauth.codes import narrowed_audience, remaining_scope
+from service.oauth.identity import consent_withdrawn_seq, id_token
 from service.rules.grants import (
     AnsweredAgain,
     Refresh,
     check_refreshable,
     decide_refresh,
-    granted_scope,
+    decide_renew,
 )
 from service.runtime import Runtime
 from service.tokens import mint_kind, sha256, uuid7_hex
@@ -73,6 +77,8 @@ async def refresh(runtime: Runtime, presented: Presentation) -> bytes:
                 retry_window=timedelta(seconds=runtime.settings.refresh_retry_window_seconds),
             )
             grant, chain = _check(runtime, command, family)
+            if chain.current == token_id and not _rotates(presented.client):
+                return await _renew(runtime, presented, command, grant, chain)
             if chain.current == token_id:
                 answer = await _spend(runtime, presented, command, grant, chain, family.seq)
             elif attempt > 0:
@@ -94,7 +100,45 @@ def _check(runtime: Runtime, command: Refresh, family: Family) -> tuple[ActiveGr
         family,
         client_cut=runtime.view.cut(command.client_id),
         subject_cut=runtime.view.cut(known.subject) if known is not None and of_subject else None,
+        consent_withdrawn_seq=consent_withdrawn_seq(runtime, known),
     )
+
+
+def _rotates(client: Client) -> bool:
+    """Whoever cannot prove who they are must take a new token every time: RFC 9700 §2.2.2."""
+    return client.metadata.refresh_token_rotation or client.metadata.token_endpoint_auth_method == "none"
+
+
+async def _access(
+    runtime: Runtime, presented: Presentation, command: Refresh, grant: ActiveGrant
+) -> tuple[dict[str, object], MintedToken]:
+    """The answer without a refresh token, and its access token as the ledger keeps it.
+
+    Raises: InvalidScope, InvalidTarget, LedgerError.
+    """
+    # What the client may no longer have, or nobody may, a refresh gives no more; the grant itself stays as it was.
+    client, at = presented.client, command.stamp.at
+    scope = remaining_scope(runtime, client, grant, presented.scope)
+    about = AccessFor(command.grant_id, grant.subject, scope, narrowed_audience(grant, presented.resources))
+    access, minted = await mint_access(runtime, client, about, at)
+    answer: dict[str, object] = {
+        "access_token": access,
+        "token_type": "Bearer",
+        "expires_in": client.metadata.access_token_ttl_seconds,
+        "scope": scope,
+    }
+    identity = await id_token(runtime, client, grant, scope=scope, access_token=access, nonce=None)
+    return (answer if identity is None else answer | {"id_token": identity}), minted
+
+
+async def _renew(
+    runtime: Runtime, presented: Presentation, command: Refresh, grant: ActiveGrant, chain: RefreshChain
+) -> bytes:
+    """The refresh token stays. Any number may come at once; what is behind a revocation in the log is revoked."""
+    answer, minted = await _access(runtime, presented, command, grant)
+    event = decide_renew(replace(command, tokens=(minted,)), chain)
+    await runtime.ledger.append(Append(subject("grant", command.grant_id), event))
+    return json.dumps(answer, separators=(",", ":")).encode()
 
 
 async def _spend(  # noqa: PLR0917 - one step of `refresh`
@@ -106,27 +150,11 @@ async def _spend(  # noqa: PLR0917 - one step of `refresh`
     expected: int,
 ) -> bytes | None:
     """Rotates; None when another presentation was first."""
-    # What the client may no longer have, or nobody may, a refresh gives no more; the grant itself stays as it was.
-    scopes = known_scopes(runtime)
-    disabled = frozenset(name for name, row in scopes.items() if row.disabled_at is not None)
-    held = expand(scopes, presented.client.metadata.scope)
-    scope = granted_scope(presented.scope, grant.scope, held, disabled=disabled)
-    if any(name not in grant.audience for name in presented.resources):
-        raise InvalidTarget("the grant is not for this resource")
-    audience = tuple(dict.fromkeys(presented.resources)) or grant.audience
-    at, client = command.stamp.at, presented.client
-    access, minted = await mint_access(runtime, client, AccessFor(command.grant_id, grant.subject, scope, audience), at)
+    answer, minted = await _access(runtime, presented, command, grant)
     token = mint_kind(Kind.REFRESH)
-    idle = whole_second(at) + timedelta(seconds=chain.idle_ttl_seconds)
+    idle = whole_second(command.stamp.at) + timedelta(seconds=chain.idle_ttl_seconds)
     successor = minted_token(token, Kind.REFRESH, grant.scope, grant.audience, min(idle, chain.ends_at))
-    answer = {
-        "access_token": access,
-        "token_type": "Bearer",
-        "expires_in": client.metadata.access_token_ttl_seconds,
-        "scope": scope,
-        "refresh_token": token,
-    }
-    body = json.dumps(answer, separators=(",", ":")).encode()
+    body = json.dumps(answer | {"refresh_token": token}, separators=(",", ":")).encode()
     sealed = seal(derive(presented.token.encode(), _PURPOSE), body, command.grant_id)
     await runtime.answers.put(command.answer_id, sealed)
     decision = decide_refresh(replace(command, tokens=(minted, successor)), chain)

@@ -14,7 +14,7 @@ from msgspec import Struct
 from events.errors import LedgerUnavailable
 from events.ledger import Ledger
 from events.receipts import ReceiptLog
-from events.streams import ANSWERS, IDEMPOTENCY, Connection, StreamLimits, check, connect
+from events.streams import ANSWERS, IDEMPOTENCY, PUSHED, Connection, StreamLimits, check, connect
 from events.usage import UsageLog
 from projections.asking_receipts import Registered, SignsOfLife
 from projections.current import CurrentReader, Freshness, view_path
@@ -33,6 +33,7 @@ APPLIED_SECONDS_MAX = 3.0
 _POLL_SECONDS = 0.0005
 _LIMITER_KEYS_MAX = 50_000
 _ANSWER_TTL_MARGIN_SECONDS = 60
+PUSHED_AND_BEGUN_SECONDS = 3_600  # how long a person may take who began in time
 
 
 def stream_limits(settings: Settings) -> StreamLimits:
@@ -43,6 +44,7 @@ def stream_limits(settings: Settings) -> StreamLimits:
         usage_bytes_max=settings.usage_bytes_max,
         ledger_bytes_max=settings.ledger_bytes_max,
         answers_ttl_seconds=settings.refresh_retry_window_seconds + _ANSWER_TTL_MARGIN_SECONDS,
+        pushed_ttl_seconds=settings.pushed_request_ttl_seconds + PUSHED_AND_BEGUN_SECONDS,
     )
 
 
@@ -89,8 +91,9 @@ class ViewWaiter:
 class RateLimiter:
     """Counts by key and minute, in this process only. What it cannot remember it does not limit."""
 
-    def __init__(self, per_minute_max: int) -> None:
+    def __init__(self, per_minute_max: int, *, of: str = "failures") -> None:
         self._max = per_minute_max
+        self._of = of
         self._counts: OrderedDict[tuple[str, ...], tuple[int, int]] = OrderedDict()
 
     def check(self, *key: str) -> None:
@@ -98,7 +101,9 @@ class RateLimiter:
         minute, count = self._counts.get(key, (0, 0))
         if minute == int(time.time()) // 60 and count >= self._max:
             wait = 60 - int(time.time()) % 60
-            raise TooManyRequests(f"more than {self._max} failures within a minute", headers={"Retry-After": str(wait)})
+            raise TooManyRequests(
+                f"more than {self._max} {self._of} within a minute", headers={"Retry-After": str(wait)}
+            )
 
     def take(self, *key: str, times: int = 1) -> None:
         """Notes failures. Raises: TooManyRequests when the key had used up its minute before them."""
@@ -178,8 +183,10 @@ class Runtime:
         self.signing_keys = SigningKeys(self)
         self.answers = Bucket(nc, ANSWERS)
         self.idempotency = Bucket(nc, IDEMPOTENCY)
+        self.pushed = Bucket(nc, PUSHED)
         self.client_failures = RateLimiter(settings.client_auth_failures_per_minute_max)
         self.unknown_tokens = RateLimiter(settings.unknown_tokens_per_minute_max)
+        self.pushes = RateLimiter(settings.pushed_requests_per_minute_max, of="pushed requests")
         self.callers: dict[str, RememberedCaller] = {}  # by Authorization header
         self.subscribers: dict[str, tuple[float, Subscriber]] = {}  # by id, with the monotonic time they were read at
         self.followers = Places(settings.followers_max, settings.followers_per_caller_max)

@@ -464,6 +464,23 @@ class Settings(Struct, frozen=True, kw_only=True):
             unit="a minute",
         ),
     ] = 600
+    pushed_request_ttl_seconds: Annotated[
+        int,
+        About(
+            "How long a pushed authorization request (RFC 9126) waits for its person; who has begun to sign in by then "
+            "may take longer.",
+            _integer(5, 600),
+            unit="s",
+        ),
+    ] = 90
+    pushed_requests_per_minute_max: Annotated[
+        int,
+        About(
+            "Pushed authorization requests a minute, by each client from one address and in each worker, before 429.",
+            _integer(1, 1_000_000),
+            unit="a minute",
+        ),
+    ] = 600
     request_body_bytes_max: Annotated[
         int, About("Largest request body.", _size(1_024, 16 * 1024**2), unit="bytes", default="64KiB")
     ] = 65_536

@@ -33,13 +33,18 @@ _KINDS: dict[Kind, Prefix] = {Kind.ACCESS: "at", Kind.REFRESH: "rt", Kind.PAT: "
 
 def mint(prefix: Prefix) -> str:
     """A new reference token, code (`ac`) or client secret (`cs`): 256 random bits."""
-    body = f"tl_{prefix}_{_base62(int.from_bytes(secrets.token_bytes(32)), _RANDOM_CHARS)}"
+    body = f"tl_{prefix}_{random_base62()}"
     return body + checksum(body)
 
 
 def mint_kind(kind: Kind) -> str:
     """A new reference token of this kind."""
     return mint(_KINDS[kind])
+
+
+def random_base62() -> str:
+    """256 random bits in 43 letters and digits."""
+    return _base62(int.from_bytes(secrets.token_bytes(32)), _RANDOM_CHARS)
 
 
 def checksum(body: str) -> str:
@@ -80,7 +85,7 @@ def sha256(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
-def new_id(prefix: Literal["tok", "grt", "cli", "usr", "fnd", "sub", "whk"]) -> str:
+def new_id(prefix: Literal["tok", "grt", "cli", "usr", "fnd", "sub", "whk", "ses"]) -> str:
     """A new identifier: the prefix and a UUIDv7 (RFC 9562 §5.7) in hex, so that ids sort by time."""
     return f"{prefix}_{uuid7_hex()}"
 
@@ -94,7 +99,7 @@ def uuid7_hex() -> str:
     return f"{value:032x}"
 
 
-def is_id(identifier: str, prefix: Literal["tok", "grt", "cli", "usr", "fnd", "sub", "whk"]) -> bool:
+def is_id(identifier: str, prefix: Literal["tok", "grt", "cli", "usr", "fnd", "sub", "whk", "ses"]) -> bool:
     """Whether this is an identifier with this prefix, to the letter."""
     return (
         len(identifier) == 36

@@ -11,14 +11,21 @@ from events import codec
 from events.streams import RawMessage
 from events.types import (
     AbuseDetected,
+    AccessRenewed,
     AuditExported,
     AuditRead,
+    AuthorizationGranted,
     ClientChanged,
     ClientDisabled,
     ClientMetadata,
     ClientRegistered,
     ClientRevoked,
     ClientSecretRotated,
+    CodeRedeemed,
+    CodeRefused,
+    CodeReplayed,
+    ConsentGiven,
+    ConsentWithdrawn,
     Evidence,
     FindingAcknowledged,
     FindingDismissed,
@@ -38,6 +45,8 @@ from events.types import (
     ScopeChanged,
     ScopeDisabled,
     ScopeRegistered,
+    SessionEnded,
+    SessionStarted,
     SubjectErased,
     SubjectRevoked,
     SubscriberRegistered,
@@ -58,6 +67,8 @@ from events.types import (
 
 START = datetime(2126, 1, 31, 12, tzinfo=UTC)  # so that no view takes anything for long expired
 DAY = timedelta(days=1)
+CODE_VERIFIER = "v" * 43
+CODE_CHALLENGE = "7w_YNF9DSfIdPf_pRjSq646_kPr-2-o9NAl16JGghdM"
 _numbers = count(1)
 
 
@@ -120,6 +131,42 @@ def issued(grant_id: str, *tokens: MintedToken, **changes: Any) -> TokenIssued:
     return TokenIssued(**fields | changes)
 
 
+def authorized(grant_id: str, code_id: str, **changes: Any) -> AuthorizationGranted:
+    """User 1 allowed client 1 what it asked for; the code is good for a minute."""
+    return AuthorizationGranted(
+        **head()
+        | {
+            "grant_id": grant_id,
+            "subject": usr(1),
+            "client_id": cli(1),
+            "scope": "a b",
+            "audience": ("https://api.example",),
+            "session_id": "ses_" + "e" * 32,
+            "code": minted(code_id, Kind.CODE, expires_at=START + timedelta(seconds=60)),
+            "redirect_uri": "https://shop.example/back",
+            "code_challenge": CODE_CHALLENGE,
+            "sealed_nonce": b"nonce",
+            "auth_time": START - timedelta(hours=1),
+            "offline": False,
+            "response_type": "code",
+        }
+        | changes
+    )
+
+
+def redeemed(grant_id: str, code_id: str, *tokens: MintedToken) -> CodeRedeemed:
+    """With a refresh token if one is among `tokens`."""
+    refreshable = any(token.kind is Kind.REFRESH for token in tokens)
+    return CodeRedeemed(
+        **head(),
+        grant_id=grant_id,
+        code_id=code_id,
+        tokens=tokens,
+        refresh_idle_ttl_seconds=86_400 if refreshable else None,
+        refresh_ends_at=START + 10 * DAY if refreshable else None,
+    )
+
+
 def refreshed(grant_id: str, spent: str, *tokens: MintedToken, answer_id: str = "answer") -> TokenRefreshed:
     return TokenRefreshed(**head(), grant_id=grant_id, spent_token_id=spent, answer_id=answer_id, tokens=tokens)
 
@@ -160,6 +207,35 @@ def joined(user_id: str, *, kind: Any = "person", password: str | None = None) -
     )
 
 
+def ses(number: int) -> str:
+    return f"ses_{number:032x}"
+
+
+def signed_in(session_id: str, user_id: str, **changes: Any) -> SessionStarted:
+    """For twelve hours, with a password, knowing all of the user's events, unless said otherwise."""
+    fields = head() | {
+        "session_id": session_id,
+        "user_id": user_id,
+        "auth_time": START,
+        "expires_at": START + DAY / 2,
+        "methods": ("pwd",),
+        "user_seq": 1,
+    }
+    return SessionStarted(**fields | changes)
+
+
+def signed_out(session_id: str, user_id: str, reason: Any = "signed_out") -> SessionEnded:
+    return SessionEnded(**head(), session_id=session_id, user_id=user_id, reason=reason)
+
+
+def consented(user_id: str, client_id: str, scope: str = "a b") -> ConsentGiven:
+    return ConsentGiven(**head(), user_id=user_id, client_id=client_id, scope=scope)
+
+
+def withdrawn(user_id: str, client_id: str) -> ConsentWithdrawn:
+    return ConsentWithdrawn(**head(), user_id=user_id, client_id=client_id)
+
+
 def scope(name: str, *, implies: tuple[str, ...] = ()) -> ScopeRegistered:
     return ScopeRegistered(**head(), name=name, description="", audience=(), implies=implies)
 
@@ -170,6 +246,8 @@ def subject_of(event: LedgerEvent) -> str:
         case TokenIssued() if event.refresh_ends_at is None and event.subject == event.client_id:
             return f"ledger.main.access.{event.client_id}"
         case TokenIssued() | TokenRefreshed() | RefreshReplayed() | TokenRevoked() | TokenSuperseded() | GrantRevoked():
+            return f"ledger.main.grant.{event.grant_id}"
+        case AuthorizationGranted() | CodeRedeemed() | CodeRefused() | CodeReplayed() | AccessRenewed():
             return f"ledger.main.grant.{event.grant_id}"
         case ClientRegistered() | ClientChanged() | ClientSecretRotated() | ClientRevoked() | ClientDisabled():
             return f"ledger.main.client.{event.client_id}"
@@ -184,6 +262,10 @@ def subject_of(event: LedgerEvent) -> str:
             | SubjectErased()
         ):
             return f"ledger.main.user.{event.user_id}"
+        case SessionStarted() | SessionEnded():
+            return f"ledger.main.session.{event.session_id}"
+        case ConsentGiven() | ConsentWithdrawn():
+            return f"ledger.main.consent.{event.user_id}_{event.client_id}"
         case ScopeRegistered() | ScopeChanged() | ScopeDisabled():
             return f"ledger.main.scope.{event.name.encode().hex()}"
         case KeyIntroduced() | KeyActivated() | KeyRetired() | KeyRemoved() | KeyRevoked():
@@ -313,10 +395,26 @@ def everything() -> History:
         issued(grt(23), minted(tok(230), Kind.PAT), subject=usr(1), client_id=None, rotated_from=tok(210)),
         TokenSuperseded(**head(), grant_id=grt(21), token_id=tok(210), successor_id=tok(230), ends_at=START + DAY / 2),
         issued(grt(24), minted(tok(240), Kind.PAT), subject=usr(3), client_id=None),
+        authorized(grt(25), tok(250)),
+        CodeRefused(**head(), grant_id=grt(25), code_id=tok(250), cause="verifier"),
+        authorized(grt(26), tok(260), offline=True, client_id=cli(2)),
+        redeemed(grt(26), tok(260), minted(tok(261), scope="a"), minted(tok(262), Kind.REFRESH)),
+        CodeReplayed(**head(), grant_id=grt(26), code_id=tok(260), raced=True),
+        AccessRenewed(
+            **head(),
+            grant_id=grt(26),
+            refresh_token_id=tok(262),
+            tokens=(minted(tok(263)),),
+            refresh_expires_at=START + 2 * DAY,
+        ),
+        authorized(grt(27), tok(270)),
+        redeemed(grt(27), tok(270), minted(tok(271))),
+        CodeReplayed(**head(), grant_id=grt(27), code_id=tok(270), raced=False),
+        GrantRevoked(**head(), grant_id=grt(27), reason=Reason.CODE_REPLAYED),
         TokenRevoked(**head(), grant_id=grt(20), token_id=tok(200), reason=Reason.COMPROMISED),
-        issued(grt(25), minted(tok(250), kid="es-1"), subject=cli(1), client_id=cli(1)),
+        issued(grt(35), minted(tok(350), kid="es-1"), subject=cli(1), client_id=cli(1)),
         KeyRevoked(**head(), kid="es-1", reason=Reason.COMPROMISED),
-        issued(grt(26), minted(tok(260), kid="es-1"), subject=cli(1), client_id=cli(1)),
+        issued(grt(36), minted(tok(360), kid="es-1"), subject=cli(1), client_id=cli(1)),
         ClientRevoked(**head(), client_id=cli(2), reason=Reason.ADMIN),
         ClientDisabled(**head(), client_id=cli(3), reason=Reason.DISABLED),
         SubjectRevoked(**head(), user_id=usr(2), reason=Reason.ABUSE),
@@ -327,5 +425,11 @@ def everything() -> History:
         FindingAcknowledged(**head(), finding_id=fnd(1), sealed_reason=b"reason"),
         found(fnd(2), token_id=tok(12), grant_id=grt(1)),
         FindingDismissed(**head(), finding_id=fnd(2)),
+        signed_in(ses(1), usr(1)),
+        signed_in(ses(2), usr(1)),
+        signed_out(ses(2), usr(1)),
+        consented(usr(1), cli(1)),
+        consented(usr(1), cli(2)),
+        withdrawn(usr(1), cli(2)),
     )
     return history

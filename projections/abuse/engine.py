@@ -112,12 +112,12 @@ def pause_seconds(busy: float, far_behind: bool) -> float:
 
 
 class Engine:
-    """The rules, behind the ingestion of one analytics store.
+    """The rules, behind the ingestion of one analytics store, which they look at every `idle_seconds` at the most.
 
     `lag`: messages of the two streams that are in the store and were not looked at; `looked_at`: when it last looked.
     """
 
-    def __init__(self, nc: Connection, store: Analytics, rules: Iterable[Rule], *, idle_seconds: float = 0.25) -> None:
+    def __init__(self, nc: Connection, store: Analytics, rules: Iterable[Rule], *, idle_seconds: float = 1.0) -> None:
         self._nc = nc
         self._ledger = Ledger(nc)
         self._store = store

@@ -11,13 +11,20 @@ import msgspec
 
 from events.types import (
     AbuseDetected,
+    AccessRenewed,
     AuditExported,
     AuditRead,
+    AuthorizationGranted,
     ClientChanged,
     ClientDisabled,
     ClientRegistered,
     ClientRevoked,
     ClientSecretRotated,
+    CodeRedeemed,
+    CodeRefused,
+    CodeReplayed,
+    ConsentGiven,
+    ConsentWithdrawn,
     FindingAcknowledged,
     FindingDismissed,
     GrantRevoked,
@@ -33,6 +40,8 @@ from events.types import (
     ScopeChanged,
     ScopeDisabled,
     ScopeRegistered,
+    SessionEnded,
+    SessionStarted,
     SubjectErased,
     SubjectRevoked,
     SubscriberRegistered,
@@ -57,6 +66,7 @@ _WELL_FORMED = re.compile(r"(?:tok|grt)_([0-9a-f]{32})")
 
 
 Origin = tuple[str | None, str | None]  # address and user agent
+Minting = TokenIssued | CodeRedeemed | AccessRenewed | TokenRefreshed
 
 
 class GrantRow(NamedTuple):
@@ -156,9 +166,14 @@ def named(event: LedgerEvent) -> Named:
             before = (event.rotated_from,) if event.rotated_from else ()
             user = user_of(event.subject, event.client_id)
             return Named(event.subject, event.client_id, user, event.grant_id, (*minted, *before))
-        case TokenRefreshed():
+        case AuthorizationGranted():
+            code = (event.code.token_id,)
+            return Named(event.subject, event.client_id, event.subject, event.grant_id, code)
+        case CodeRedeemed(code_id=used) | AccessRenewed(refresh_token_id=used) | TokenRefreshed(spent_token_id=used):
             minted = tuple(token.token_id for token in event.tokens)
-            return Named(grant_id=event.grant_id, token_ids=(event.spent_token_id, *minted))
+            return Named(grant_id=event.grant_id, token_ids=(used, *minted))
+        case CodeRefused() | CodeReplayed():
+            return Named(grant_id=event.grant_id, token_ids=(event.code_id,))
         case RefreshReplayed() | TokenRevoked():
             return Named(grant_id=event.grant_id, token_ids=(event.token_id,))
         case TokenSuperseded():
@@ -169,8 +184,10 @@ def named(event: LedgerEvent) -> Named:
             return Named(subject=event.client_id, client_id=event.client_id)
         case UserRegistered() | UserChanged() | UserPasswordChanged() | SubjectRevoked() | UserDisabled():
             return Named(subject=event.user_id, user_id=event.user_id)
-        case SubjectErased() | UsernameClaimed():
+        case SubjectErased() | UsernameClaimed() | SessionStarted() | SessionEnded():
             return Named(subject=event.user_id, user_id=event.user_id)
+        case ConsentGiven() | ConsentWithdrawn():
+            return Named(event.user_id, event.client_id, event.user_id)
         case ScopeRegistered() | ScopeChanged() | ScopeDisabled():
             return Named()
         case KeyIntroduced() | KeyActivated() | KeyRetired() | KeyRemoved() | KeyRevoked():
@@ -224,6 +241,8 @@ def end(event: LedgerEvent, seq: int, recorded_us: int) -> EndRow | None:
             return EndRow(seq, "spent", uuid_hex(token_id), None, None, None, None, recorded_us, None)
         case TokenSuperseded(token_id=token_id, ends_at=ends_at):
             return EndRow(seq, "superseded", uuid_hex(token_id), None, None, None, None, microseconds(ends_at), None)
+        case AccessRenewed(refresh_token_id=token_id, refresh_expires_at=ends_at):
+            return EndRow(seq, "renewed", uuid_hex(token_id), None, None, None, None, microseconds(ends_at), None)
         case _:
             return None
 
@@ -282,10 +301,10 @@ class PendingEvents:
         ended = end(event, seq, recorded_us)
         if ended is not None:
             self.ends.append(ended)
-        if isinstance(event, TokenIssued):
+        if isinstance(event, TokenIssued | AuthorizationGranted):
             assert grant_id is not None
             self.grants.append(GrantRow(grant_id, seq, event.subject, event.client_id, event.scope, occurred_us))
-        if isinstance(event, TokenIssued | TokenRefreshed):
+        if isinstance(event, Minting):
             self.tokens += [_token_row(token, event, seq, occurred_us) for token in event.tokens]
             self.rows += len(event.tokens)
         self.reached = (seq, recorded_us)
@@ -298,7 +317,7 @@ def _raw_hash(sha256: str) -> bytes | None:
         return None
 
 
-def _token_row(token: MintedToken, event: TokenIssued | TokenRefreshed, seq: int, occurred_us: int) -> TokenRow:
+def _token_row(token: MintedToken, event: Minting, seq: int, occurred_us: int) -> TokenRow:
     first = event if isinstance(event, TokenIssued) else None
     return TokenRow(
         uuid_hex(token.token_id),

@@ -218,21 +218,24 @@ WITH revoked AS (
     SELECT token_id, min(ended_at) AS spent_at FROM ends WHERE what = 'spent' GROUP BY token_id
 ), superseded AS (
     SELECT token_id, min(ended_at) AS ends_at FROM ends WHERE what = 'superseded' GROUP BY token_id
+), renewed AS (
+    SELECT token_id, max(ended_at) AS ends_at FROM ends WHERE what = 'renewed' GROUP BY token_id
 ), joined AS (
-    SELECT t.*, spent.spent_at, superseded.ends_at,
+    SELECT t.*, spent.spent_at, superseded.ends_at, renewed.ends_at AS renewed_until,
         least(revoked_token.seq, revoked_grant.seq, cut_client.seq, cut_subject.seq, cut_key.seq) AS ended_seq
     FROM issued_tokens t
     LEFT JOIN revoked_token ON revoked_token.token_id = t.token_id
     LEFT JOIN revoked_grant ON revoked_grant.grant_id = t.grant_id
     LEFT JOIN spent ON spent.token_id = t.token_id
     LEFT JOIN superseded ON superseded.token_id = t.token_id
+    LEFT JOIN renewed ON renewed.token_id = t.token_id
     LEFT JOIN cut_client ON cut_client.token_id = t.token_id
     LEFT JOIN cut_subject ON cut_subject.token_id = t.token_id
     LEFT JOIN cut_key ON cut_key.kid = t.kid
 )
 SELECT j.token_id, j.grant_id, j.ledger_seq, j.grant_seq, j.kind, j.client_id, j.subject, j.scope, j.audience,
-    j.issued_at, least(j.expires_at, j.ends_at) AS expires_at, j.spent_at, e.ended_at, e.reason, j.ended_seq,
-    j.sha256, j.kid, j.rotated_from
+    j.issued_at, least(greatest(j.expires_at, j.renewed_until), j.ends_at) AS expires_at, j.spent_at, e.ended_at,
+    e.reason, j.ended_seq, j.sha256, j.kid, j.rotated_from
 FROM joined j LEFT JOIN revoked e ON e.ledger_seq = j.ended_seq
 """
 

@@ -60,6 +60,12 @@ _SCANNED_MAX = 20_000
 _SLICE = 500
 
 KindName = Literal["access", "refresh", "pat", "sat"]
+_KIND_NAMES: dict[Kind, KindName] = {
+    Kind.ACCESS: "access",
+    Kind.REFRESH: "refresh",
+    Kind.PAT: "pat",
+    Kind.SAT: "sat",
+}
 Status = Literal["active", "revoked", "expired", "spent"]
 Subject = Annotated[str, Meta(min_length=1, max_length=200)]
 
@@ -205,7 +211,7 @@ def _view(hit: Hit, ending: Ending, name: str | None) -> TokenView:
     return TokenView(
         token_id=hit.token_id,
         grant_id="grt_" + token.grant_id.hex(),
-        kind=token.kind.value,
+        kind=_KIND_NAMES[token.kind],
         status=ending.status,
         name=name or UNSET,
         subject=known.subject if known else UNSET,

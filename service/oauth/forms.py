@@ -58,6 +58,11 @@ class Form:
 
 async def read_form(runtime: Runtime, incoming: Incoming) -> Form:
     """The body's parameters. Secrets are never taken from the query. Raises: InvalidRequest and its kin."""
+    return Form(await read_pairs(runtime, incoming))
+
+
+async def read_pairs(runtime: Runtime, incoming: Incoming) -> list[tuple[str, str]]:
+    """The body's parameters as they came, in order. Raises: as `read_form`."""
     content_type = (incoming.header("content-type") or "").lower()
     kind, _, parameters = content_type.partition(";")
     charset = parameters.strip().replace('"', "")
@@ -66,7 +71,7 @@ async def read_form(runtime: Runtime, incoming: Incoming) -> Form:
     if incoming.query_string:
         raise InvalidRequest("send the parameters in the body and none in the query")
     settings = runtime.settings
-    return Form(parse_form(await incoming.body(settings.request_body_bytes_max, settings.request_seconds_max)))
+    return parse_form(await incoming.body(settings.request_body_bytes_max, settings.request_seconds_max))
 
 
 async def authenticate_client(runtime: Runtime, incoming: Incoming, form: Form, *, public: bool) -> Client:

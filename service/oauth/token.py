@@ -1,4 +1,4 @@
-"""The token endpoint: RFC 6749 §3.2, §4.4, §6."""
+"""The token endpoint: RFC 6749 §3.2, §4.1.3, §4.4, §6."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from service.commands import refused
 from service.errors import InvalidGrant, UnauthorizedClient, UnsupportedGrantType
 from service.grants import client_credentials
 from service.incoming import Incoming
+from service.oauth.codes import Redemption, redeem
 from service.oauth.forms import authenticate_client, read_form
 from service.outgoing import NO_STORE, Response
 from service.refresh import Presentation, refresh
 from service.runtime import Runtime
 from service.tokens import well_formed
 
-GRANT_TYPES = ("client_credentials", "refresh_token")
+GRANT_TYPES = ("authorization_code", "client_credentials", "refresh_token")
 
 
 async def token(runtime: Runtime, incoming: Incoming) -> Response:
@@ -27,6 +28,16 @@ async def token(runtime: Runtime, incoming: Incoming) -> Response:
         raise UnsupportedGrantType("the grant_type is not one of: " + " ".join(GRANT_TYPES))
     if grant_type not in client.metadata.grant_types:
         raise UnauthorizedClient(f"the client is not registered for {grant_type}")
+    if grant_type == "authorization_code":
+        redemption = Redemption(
+            client=client,
+            code=form.need("code"),
+            redirect_uri=form.need("redirect_uri"),
+            code_verifier=form.need("code_verifier"),
+            resources=form.resources,
+            request_id=incoming.request_id,
+        )
+        return Response(200, await redeem(runtime, redemption), NO_STORE)
     scope = form.scope()
     if grant_type == "client_credentials":
         if client.metadata.token_endpoint_auth_method == "none":

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import Any
 
 from msgspec import Struct
 
 from events.types import (
+    AccessRenewed,
     GrantRevoked,
     Kind,
     LedgerEvent,
@@ -30,6 +32,16 @@ class Stamp(Struct, frozen=True):
     at: datetime
     by: str
     request_id: str | None
+
+
+def head(stamp: Stamp) -> dict[str, Any]:
+    """The fields that every event has, of the command's first one."""
+    return {"id": stamp.ids[0], "occurred_at": stamp.at, "by": stamp.by, "request_id": stamp.request_id}
+
+
+def is_cut_off(grant: ActiveGrant, *cuts: Cut | None) -> bool:
+    """Whether a client or user that the grant depends on was disabled, or revoked after the grant began."""
+    return any(cut is not None and (cut.disabled or cut.seq > grant.first_seq) for cut in cuts)
 
 
 def granted_scope(requested: str | None, *held: str, disabled: frozenset[str] = frozenset()) -> str:
@@ -81,7 +93,12 @@ class ReuseDetected(Struct, frozen=True):
 
 
 def check_refreshable(
-    command: Refresh, family: Family, *, client_cut: Cut | None, subject_cut: Cut | None
+    command: Refresh,
+    family: Family,
+    *,
+    client_cut: Cut | None,
+    subject_cut: Cut | None,
+    consent_withdrawn_seq: int = 0,
 ) -> tuple[ActiveGrant, RefreshChain]:
     """The grant and its chain, if the presented token may be looked at at all.
 
@@ -94,9 +111,10 @@ def check_refreshable(
         raise _invalid_grant("revoked" if isinstance(grant, RevokedGrant) else "no such grant")
     if grant.client_id != command.client_id:
         raise _invalid_grant("issued to another client")
-    for cut in (client_cut, subject_cut):
-        if cut is not None and (cut.disabled or cut.seq > grant.first_seq):
-            raise _invalid_grant("client or subject revoked")
+    if is_cut_off(grant, client_cut, subject_cut):
+        raise _invalid_grant("client or subject revoked")
+    if consent_withdrawn_seq > grant.first_seq:
+        raise _invalid_grant("consent withdrawn")
     if token.ended is not None:
         raise _invalid_grant("token revoked")
     # When a spent token would have expired does not matter: it is answered again, or gives away who has it.
@@ -149,6 +167,21 @@ def decide_refresh(command: Refresh, chain: RefreshChain) -> Rotated | AnsweredA
         reason=Reason.REUSE_DETECTED,
     )
     return ReuseDetected((replayed, revoked))
+
+
+def decide_renew(command: Refresh, chain: RefreshChain) -> AccessRenewed:
+    """New tokens for a refresh token that stays the one that it is, and is good for its idle lifetime from now on.
+
+    For confidential clients that asked for it: what only they can use need not be rotated. Source: RFC 9700 §2.2.2.
+    """
+    idle = command.stamp.at.replace(microsecond=0) + timedelta(seconds=chain.idle_ttl_seconds)
+    return AccessRenewed(
+        **head(command.stamp),
+        grant_id=command.grant_id,
+        refresh_token_id=command.token_id,
+        tokens=command.tokens,
+        refresh_expires_at=min(idle, chain.ends_at),
+    )
 
 
 def _invalid_grant(private: str) -> InvalidGrant:

@@ -62,6 +62,7 @@ LEDGER_SCOPES = frozenset(
     f"ledger:{name}" for name in ("admin", "clients", "users", "issue", "validate", "revoke", "audit", "subscribe")
 )
 GRANT_TYPES = ("client_credentials", "refresh_token", "authorization_code")
+OPENID_SCOPES = ("openid", "profile", "email", "offline_access")  # OIDC Core §5.4, §11: everybody has them
 
 _PLAIN = "must have no control characters, and no blanks at its ends"
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})

@@ -100,7 +100,7 @@ def test_older_block_without_appended_fields_decodes_with_their_defaults() -> No
 
 # What an event may hold
 
-ID = r"(tok|grt|cli|usr|fnd|sub|whk)_[0-9a-f]{32}"
+ID = r"(tok|grt|cli|usr|ses|fnd|sub|whk)_[0-9a-f]{32}"
 SCOPE = r"([\x21\x23-\x5b\x5d-\x7e]+( [\x21\x23-\x5b\x5d-\x7e]+)*)?"
 HASH = r"[0-9a-f]{64}"
 SEALED = "sealed"
@@ -117,6 +117,14 @@ TEXTS = {
     "successor_id": ID,
     "rotated_from": ID,
     "client_id": ID,
+    "session_id": ID,
+    "code_id": ID,
+    "refresh_token_id": ID,
+    "code_challenge": r"[A-Za-z0-9_-]{43}",
+    "redirect_uri": r"[\x21-\x7e]+",  # one that the client registered
+    "post_logout_redirect_uris": r"[\x21-\x7e]+",
+    "response_type": r"[a-z_ ]+",
+    "sealed_nonce": SEALED,
     "user_id": ID,
     "subject": ID,
     "answer_id": r"[0-9a-f]{32}",
@@ -135,7 +143,7 @@ TEXTS = {
     "client_name": r".{1,200}",
     "redirect_uris": r"[\x21-\x7e]+",
     "grant_types": r"[a-z_]+",
-    "response_types": r"[a-z]+",
+    "response_types": r"[a-z_ ]+",
     "sealed_name": SEALED,
     "sealed_profile": SEALED,
     "sealed_comment": SEALED,
@@ -153,6 +161,7 @@ TEXTS = {
     "subscriber_name": r".{1,200}",  # of a machine
     "public_key": r"U[A-Z2-7]{55}",
     "webhook_id": ID,
+    "methods": r"[a-z]+",
     "webhook_name": r".{1,200}",
     "owner": ID,
     "origin": r"https?://[^/@?#]+:[0-9]+",

@@ -157,6 +157,7 @@ OTHERS = {
     "service": [
         "revocations.main.token",
         "$JS.API.STREAM.MSG.DELETE.KV_answers",
+        "$JS.API.STREAM.MSG.DELETE.KV_pushed",
         "$JS.API.CONSUMER.CREATE.LEDGER",
         "$JS.API.CONSUMER.CREATE.USAGE.x.usage.>",
         "$JS.API.CONSUMER.DURABLE.CREATE.LEDGER.x",
@@ -429,7 +430,7 @@ async def test_flow_control_of_a_long_stream_is_answered(connect: Connect) -> No
     assert projector.nothing_refused()
 
 
-@pytest.mark.parametrize("bucket", ["signing_keys", "subject_keys", "answers", "idempotency"])
+@pytest.mark.parametrize("bucket", ["signing_keys", "subject_keys", "answers", "pushed", "idempotency"])
 async def test_bucket_by_service_creates_gets_updates_deletes(connect: Connect, bucket: str) -> None:
     service = await connect("service")
     keys = await service.nc.jetstream().key_value(bucket)

@@ -121,6 +121,7 @@ UNSAFE: dict[str, tuple[str, dict[str, Any]]] = {
     "KV_subject_keys max_age": ("KV_subject_keys", {"max_age": HOUR_NS, "duplicate_window": 1_000_000_000}),
     "KV_signing_keys storage": ("KV_signing_keys", {"storage": "memory"}),
     "KV_answers max_age": ("KV_answers", {"max_age": 0}),
+    "KV_pushed max_age": ("KV_pushed", {"max_age": 0}),
 }
 
 

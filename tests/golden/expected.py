@@ -1,23 +1,33 @@
 """What each stored version of an event means: its file beside this one decodes to this. Entries are never changed.
 
 A new version is a new tag, a new file and a new entry. When a tag is superseded, its entry holds what its upcaster
-makes of it, in the current shape, and its tag joins `SUPERSEDED`.
+makes of it, in the current shape, and its tag joins `SUPERSEDED`. When a tag gets a field, the file that it has stays,
+and its entry shows the field's default; the tag joins `GROWN`, with a file and an entry under the name given there.
 """
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from msgspec.structs import replace
+
 from events.types import (
     AbuseDetected,
+    AccessRenewed,
     AuditExported,
     AuditRead,
+    AuthorizationGranted,
     ClientChanged,
     ClientDisabled,
     ClientMetadata,
     ClientRegistered,
     ClientRevoked,
     ClientSecretRotated,
+    CodeRedeemed,
+    CodeRefused,
+    CodeReplayed,
+    ConsentGiven,
+    ConsentWithdrawn,
     Context,
     Evidence,
     FindingAcknowledged,
@@ -40,6 +50,8 @@ from events.types import (
     ScopeChanged,
     ScopeDisabled,
     ScopeRegistered,
+    SessionEnded,
+    SessionStarted,
     SubjectErased,
     SubjectRevoked,
     SubscriberRegistered,
@@ -63,13 +75,19 @@ from events.types import (
 
 SUPERSEDED: frozenset[str] = frozenset()
 # Tags that got fields since, and under which name the newest bytes are kept.
-GROWN = {"key.introduced/1": "key.introduced/1.2"}
+GROWN = {
+    "client.registered/1": "client.registered/1.2",
+    "client.changed/1": "client.changed/1.2",
+    "key.introduced/1": "key.introduced/1.2",
+}
 
 AT = datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=UTC)
 LATER = datetime(2026, 4, 30, 12, 0, tzinfo=UTC)
 CLIENT = "cli_0198f0a0c0de7000800000000000000c"
 USER = "usr_0198f0a0c0de7000800000000000000d"
 GRANT = "grt_0198f0a0c0de7000800000000000000e"
+SESSION = "ses_0198f0a0c0de7000800000000000001d"
+CODE = "tok_0198f0a0c0de7000800000000000001e"
 ACCESS = "tok_0198f0a0c0de70008000000000000001"
 REFRESH = "tok_0198f0a0c0de70008000000000000002"
 NEXT_ACCESS = "tok_0198f0a0c0de70008000000000000003"
@@ -78,6 +96,7 @@ ADMIN = "tok_0198f0a0c0de7000800000000000000f"
 SUBSCRIBER = "sub_0198f0a0c0de7000800000000000001b"
 WEBHOOK = "whk_0198f0a0c0de7000800000000000001c"
 FINDING = "fnd_0198f0a0c0de70008000000000000001"
+SESSION = "ses_0198f0a0c0de7000800000000000001d"
 NAME_HASH = "5e" * 32
 
 METADATA = ClientMetadata(
@@ -93,6 +112,13 @@ METADATA = ClientMetadata(
     refresh_token_max_ttl_seconds=7_776_000,
     audience=("https://api.example",),
     may_introspect=False,
+)
+GROWN_METADATA = replace(
+    METADATA,
+    post_logout_redirect_uris=("https://shop.example/out",),
+    require_pushed_authorization_requests=True,
+    id_token_signed_response_alg="ES256",
+    refresh_token_rotation=False,
 )
 
 
@@ -278,6 +304,55 @@ def _expected() -> dict[str, LedgerEvent]:
             ),
         ),
         "webhook.removed/1": WebhookRemoved(**_event(33), webhook_id=WEBHOOK),
+        "client.registered/1.2": ClientRegistered(
+            **_event(34), client_id=CLIENT, metadata=GROWN_METADATA, secret_sha256="e" * 64
+        ),
+        "client.changed/1.2": ClientChanged(**_event(35), client_id=CLIENT, metadata=GROWN_METADATA),
+        "authorization.granted/1": AuthorizationGranted(
+            **_event(36, USER),
+            grant_id=GRANT,
+            subject=USER,
+            client_id=CLIENT,
+            scope="openid orders:read",
+            audience=("https://api.example",),
+            session_id=SESSION,
+            code=_minted(CODE, "9", Kind.CODE, "openid orders:read"),
+            redirect_uri="http://127.0.0.1:51004/back",
+            code_challenge="E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM",
+            sealed_nonce=sealed,
+            auth_time=AT,
+            offline=True,
+            response_type="code id_token",
+        ),
+        "code.redeemed/1": CodeRedeemed(
+            **_event(37, CLIENT),
+            grant_id=GRANT,
+            code_id=CODE,
+            tokens=tokens,
+            refresh_idle_ttl_seconds=1_209_600,
+            refresh_ends_at=LATER,
+        ),
+        "code.refused/1": CodeRefused(**_event(38, CLIENT), grant_id=GRANT, code_id=CODE, cause="redirect_uri"),
+        "code.replayed/1": CodeReplayed(**_event(39, CLIENT), grant_id=GRANT, code_id=CODE, raced=True),
+        "access.renewed/1": AccessRenewed(
+            **_event(40, CLIENT),
+            grant_id=GRANT,
+            refresh_token_id=REFRESH,
+            tokens=tokens[:1],
+            refresh_expires_at=LATER,
+        ),
+        "session.started/1": SessionStarted(
+            **_event(34, USER),
+            session_id=SESSION,
+            user_id=USER,
+            auth_time=AT,
+            expires_at=LATER,
+            methods=("pwd",),
+            user_seq=12,
+        ),
+        "session.ended/1": SessionEnded(**_event(35, USER), session_id=SESSION, user_id=USER, reason="signed_out"),
+        "consent.given/1": ConsentGiven(**_event(36, USER), user_id=USER, client_id=CLIENT, scope="openid orders:read"),
+        "consent.withdrawn/1": ConsentWithdrawn(**_event(37, USER), user_id=USER, client_id=CLIENT),
     }
 
 

@@ -133,6 +133,52 @@ EXAMPLES: list[tuple[t.LedgerEvent, tuple[str | None, str | None, str | None, st
     (issued(rotated_from=SUCCESSOR), (USER, CLIENT, USER, GRANT, [TOKEN, SUCCESSOR])),
     (refreshed(GRANT, REFRESH, (SUCCESSOR,)), (USER, CLIENT, USER, GRANT, [REFRESH, SUCCESSOR])),
     (
+        t.AuthorizationGranted(
+            **common(
+                grant_id=GRANT,
+                subject=USER,
+                client_id=CLIENT,
+                scope="orders:read",
+                audience=(),
+                session_id="ses_1",
+                code=minted(SUCCESSOR, t.Kind.CODE),
+                redirect_uri="https://shop.example/back",
+                code_challenge="c",
+                sealed_nonce=SEALED,
+                auth_time=NOW,
+                offline=True,
+                response_type="code",
+            )
+        ),
+        (USER, CLIENT, USER, GRANT, [SUCCESSOR]),
+    ),
+    (
+        t.CodeRedeemed(
+            **common(
+                grant_id=GRANT,
+                code_id=SUCCESSOR,
+                tokens=(minted(TOKEN),),
+                refresh_idle_ttl_seconds=None,
+                refresh_ends_at=None,
+            )
+        ),
+        (USER, CLIENT, USER, GRANT, [SUCCESSOR, TOKEN]),
+    ),
+    (
+        t.CodeRefused(**common(grant_id=GRANT, code_id=SUCCESSOR, cause="verifier")),
+        (USER, CLIENT, USER, GRANT, [SUCCESSOR]),
+    ),
+    (
+        t.CodeReplayed(**common(grant_id=GRANT, code_id=SUCCESSOR, raced=False)),
+        (USER, CLIENT, USER, GRANT, [SUCCESSOR]),
+    ),
+    (
+        t.AccessRenewed(
+            **common(grant_id=GRANT, refresh_token_id=REFRESH, tokens=(minted(TOKEN),), refresh_expires_at=NOW)
+        ),
+        (USER, CLIENT, USER, GRANT, [REFRESH, TOKEN]),
+    ),
+    (
         t.RefreshReplayed(**common(grant_id=GRANT, token_id=REFRESH, answered=True)),
         (USER, CLIENT, USER, GRANT, [REFRESH]),
     ),
@@ -187,6 +233,15 @@ EXAMPLES: list[tuple[t.LedgerEvent, tuple[str | None, str | None, str | None, st
     (t.UserDisabled(**common(user_id=USER, reason=t.Reason.DISABLED)), (USER, None, USER, None, [])),
     (t.SubjectErased(**common(user_id=USER)), (USER, None, USER, None, [])),
     (t.UsernameClaimed(**common(username_hash="h", user_id=USER)), (USER, None, USER, None, [])),
+    (
+        t.SessionStarted(
+            **common(session_id="ses_1", user_id=USER, auth_time=NOW, expires_at=NOW, methods=("pwd",), user_seq=1)
+        ),
+        (USER, None, USER, None, []),
+    ),
+    (t.SessionEnded(**common(session_id="ses_1", user_id=USER, reason="signed_out")), (USER, None, USER, None, [])),
+    (t.ConsentGiven(**common(user_id=USER, client_id=CLIENT, scope="a")), (USER, CLIENT, USER, None, [])),
+    (t.ConsentWithdrawn(**common(user_id=USER, client_id=CLIENT)), (USER, CLIENT, USER, None, [])),
     (t.ScopeRegistered(**common(**SCOPE)), (None, None, None, None, [])),
     (t.ScopeChanged(**common(**SCOPE)), (None, None, None, None, [])),
     (t.ScopeDisabled(**common(name="orders:read")), (None, None, None, None, [])),
@@ -318,7 +373,7 @@ def opening(tmp_path: Path) -> Iterator[Open]:
 
 
 def test_every_event_type_has_an_example() -> None:
-    assert [type(event) for event, _ in EXAMPLES] == list(typing.get_args(t.LedgerEvent))
+    assert {type(event) for event, _ in EXAMPLES} == set(typing.get_args(t.LedgerEvent))
 
 
 @pytest.mark.parametrize(("event", "about"), EXAMPLES, ids=[tag(event) for event, _ in EXAMPLES])

@@ -27,6 +27,7 @@ from events.types import (
     ClientDisabled,
     ClientRevoked,
     GrantRevoked,
+    KeyRevoked,
     Kind,
     LedgerEvent,
     Reason,
@@ -50,8 +51,8 @@ from projections.revocations import (
     revocation,
     serve_position,
 )
-from service.errors import InvalidRequest, Unavailable
-from service.feed import CursorTooOld, Entry, Filters, ask_position, matches
+from service.errors import Unavailable
+from service.feed import CursorTooOld, Entry, FeedChanged, Filters, ask_position, matches
 from service.feed import Feed as Following
 from tests.logs import LIMITS, connected, kill, paused, server_with_streams, until
 from tests.making import (
@@ -133,6 +134,11 @@ ANNOUNCED: dict[str, tuple[LedgerEvent, str, dict[str, Any]]] = {
         UserPasswordChanged(**head(), user_id=usr(1), password_hash=None),
         "subject",
         {"subject": usr(1), "reason": Reason.PASSWORD_CHANGED} | BROAD,
+    ),
+    "key": (
+        KeyRevoked(**head(), kid="ed-1", reason=Reason.COMPROMISED),
+        "key",
+        {"kid": "ed-1", "reason": Reason.COMPROMISED} | BROAD,
     ),
 }
 REVOKING = {type(event) for event, _, _ in ANNOUNCED.values()}
@@ -624,7 +630,7 @@ async def test_follower_with_a_cursor_beyond_the_log_is_refused(
     async with connected(server) as nc, feeding(server, tmp_path):
         seqs = await append(Ledger(nc), 1, 1)
         assert (await following.read(seqs[-1], 10)).entries == []
-        with pytest.raises(InvalidRequest, match="another one stands behind"):
+        with pytest.raises(FeedChanged, match="the log ends at"):
             await following.read(seqs[-1] + 1, 10)
 
 
