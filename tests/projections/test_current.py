@@ -562,6 +562,17 @@ def test_hit_carries_the_cuts_of_client_and_subject(reader: CurrentReader) -> No
     assert both.seq > 0
 
 
+def test_cut_off_of_a_key_is_read_with_what_it_signed(reader: CurrentReader) -> None:
+    """Also with what was recorded after it, and with nothing else."""
+    for number in (350, 360):
+        hit = reader.hit(tok(number))
+        assert hit is not None
+        assert hit.key_cut is not None
+        assert (hit.token.kid, hit.key_cut.reason) == ("es-1", Reason.COMPROMISED)
+    hits = [reader.hit(token_id) for token_id in reader.token_ids()]
+    assert [hit.token_id for hit in hits if hit is not None and hit.key_cut is not None] == [tok(350), tok(360)]
+
+
 def test_registered_things_are_found(reader: CurrentReader) -> None:
     assert isinstance(reader.client(cli(2)), Client)
     assert isinstance(reader.user(usr(1)), User)
