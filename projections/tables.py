@@ -46,7 +46,7 @@ DECODERS: dict[str, Any] = {
     "key": msgspec.msgpack.Decoder(SigningKey).decode,
 }
 KID = b"kid "  # before a key's id in `cut`, where the other keys are 16 bytes of an id
-_INDEXES = ("grant_token", "client_token", "subject_token", "user_session")
+_INDEXES = ("grant_token", "client_token", "subject_token", "user_code", "user_session")
 DUPLICATES = {*_INDEXES, "expiry", "code_expiry", "session_expiry"}
 TABLES = ("token", "hash", "grant", "code", "cut", *DECODERS, "meta", *sorted(DUPLICATES))
 
