@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from events.errors import LedgerUnavailable, UndecodableEvent
 from events.streams import LEDGER, RawMessage
 from events.types import (
+    AccessRenewed,
     ClientRevoked,
     GrantRevoked,
     Kind,
@@ -36,12 +38,14 @@ from tests.making import (
     START,
     History,
     after,
+    authorized,
     cli,
     everything,
     grt,
     head,
     issued,
     minted,
+    redeemed,
     refreshed,
     scope,
     sha256_of,
@@ -469,6 +473,49 @@ def test_superseded_token_leaves_at_its_new_end(writer: CurrentWriter) -> None:
     writer.apply(LEDGER, history.raw())
     assert len(writer.dump()["expiry"]) == 1
     assert writer.trim(START + 8 * DAY) == 1
+
+
+def codes() -> History:
+    """One that was redeemed, and one that was not."""
+    return History(
+        authorized(grt(1), tok(1)),
+        authorized(grt(2), tok(2)),
+        redeemed(grt(2), tok(2), minted(tok(3), expires_at=START + 9 * DAY)),
+    )
+
+
+def test_code_leads_to_its_grant_and_is_no_token(path: Path) -> None:
+    written(path, codes().raw())
+    with contextlib.closing(CurrentReader(path)) as reader:
+        assert [reader.grant_of_code(sha256_of(tok(number))) for number in (1, 2, 3)] == [grt(1), grt(2), None]
+        assert reader.look_up(sha256_of(tok(1)))[0] is None
+        assert (reader.hit(tok(1)), reader.token_ids(subject=usr(1))) == (None, [tok(3)])
+
+
+def test_code_leaves_after_seven_days_with_a_grant_that_got_no_tokens(writer: CurrentWriter) -> None:
+    writer.apply(LEDGER, codes().raw())
+    assert writer.trim(START + 7 * DAY) == 0
+    assert writer.trim(START + 7 * DAY + timedelta(minutes=1)) == 2
+    assert (writer.dump()["code"], [key for key, _ in writer.dump()["grant"]]) == ([], [raw_id(grt(2))])
+    assert writer.trim(START + 16 * DAY) == 1
+    assert all(found == [] for found in writer.dump().values())
+
+
+def test_renewed_refresh_token_stays_until_its_new_end(writer: CurrentWriter) -> None:
+    history = History(
+        issued(grt(1), minted(tok(1)), minted(tok(2), Kind.REFRESH)),
+        AccessRenewed(
+            **head(),
+            grant_id=grt(1),
+            refresh_token_id=tok(2),
+            tokens=(minted(tok(3)),),
+            refresh_expires_at=START + 2 * DAY,
+        ),
+    )
+    writer.apply(LEDGER, history.raw())
+    assert writer.trim(START + 8 * DAY) == 2
+    assert [raw_id(tok(2))] == [key for key, _ in writer.dump()["token"]]
+    assert writer.trim(START + 9 * DAY) == 1
 
 
 def test_replay_of_an_old_log_is_not_trimmed_before_it_is_complete(writer: CurrentWriter) -> None:
