@@ -6,6 +6,7 @@ import pytest
 
 from tests.attacks import (
     access_tokens,
+    authorization,
     client_authentication,
     following,
     introspection,
@@ -16,7 +17,16 @@ from tests.attacks import (
 from tests.attacks.table import TABLE, Attack, Stage
 from tests.running import Service, StartService
 
-SECTIONS = (transport, client_authentication, refresh, introspection, access_tokens, revocation, following)
+SECTIONS = (
+    transport,
+    client_authentication,
+    authorization,
+    refresh,
+    introspection,
+    access_tokens,
+    revocation,
+    following,
+)
 
 
 @pytest.fixture(scope="session")
