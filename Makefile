@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: up test check bench bench-abuse bench-analytics clean lock
+NODE := tests/thirdparty/node
+
+.PHONY: up test check clients bench bench-abuse bench-analytics clean lock
 .DELETE_ON_ERROR:
 
 up: $(VENV)/.runtime        ## sets everything up and runs the service; Ctrl-C stops it
@@ -11,6 +13,8 @@ up: $(VENV)/.runtime        ## sets everything up and runs the service; Ctrl-C s
 
 test: $(VENV)/.dev          ## runs every test
 	$(BIN)/python -m pytest $(ARGS)
+
+clients: $(NODE)/node_modules/.package-lock.json  ## what Node runs in the tests of other people's clients; needs npm
 
 check: $(VENV)/.dev         ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
@@ -36,7 +40,11 @@ lock:                       ## renews the lock files; needs uv
 		pyproject.toml --extra server --extra client --group dev --group build -o requirements-dev.lock
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(NODE)/node_modules
+
+$(NODE)/node_modules/.package-lock.json: $(NODE)/package.json $(NODE)/package-lock.json
+	npm ci --prefix $(NODE) --ignore-scripts --no-audit --no-fund
+	@touch $@
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

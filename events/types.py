@@ -6,7 +6,7 @@ a default that means "not recorded"; anything else is a new tag, with an upcaste
 Identifiers are a prefix and the 32 hex digits of a UUIDv7: `tok_` token, `grt_` grant, `cli_` client, `usr_` user.
 `fnd_` and 32 hex digits name a finding; they follow from what was found, so that finding it again changes nothing.
 `sealed_*` fields are AES-256-GCM under the key of the person or client they are about (`service/keys.py`).
-`sub_` and `whk_` name a subscriber and a webhook.
+`sub_` and `whk_` name a subscriber and a webhook, `ses_` a person's session in a browser.
 `by` is who did it: the caller's token id, a client id, or `system`.
 
 `gc=False`: these hold no cycles, so that the collector need not walk the millions that a replay makes.
@@ -326,6 +326,50 @@ class UsernameClaimed(Event, frozen=True, kw_only=True, tag="username.claimed/1"
     user_id: str
 
 
+# Sessions of people in browsers: ledger.<tenant>.session.<session_id>. The cookie is no part of it.
+
+
+class SessionStarted(Event, frozen=True, kw_only=True, tag="session.started/1"):
+    """A person signed in. `methods`: how, by names of RFC 8176. It ends at `expires_at` if not before.
+
+    `user_seq`: the last event of the user that was known when they proved who they are. Whatever cuts off the user
+    later than that ends the session, even if it came before this event.
+    """
+
+    session_id: str
+    user_id: str
+    auth_time: Moment
+    expires_at: Moment
+    methods: tuple[str, ...]
+    user_seq: Natural
+
+
+class SessionEnded(Event, frozen=True, kw_only=True, tag="session.ended/1"):
+    """Signed out; `replaced`: somebody signed in anew in the same browser; `admin`: ended by others."""
+
+    session_id: str
+    user_id: str
+    reason: Literal["signed_out", "replaced", "admin"]
+
+
+# What people allowed clients: ledger.<tenant>.consent.<user_id>_<client_id>
+
+
+class ConsentGiven(Event, frozen=True, kw_only=True, tag="consent.given/1"):
+    """`scope`: all that the client may be granted without asking the person, as it stands from now on."""
+
+    user_id: str
+    client_id: str
+    scope: str
+
+
+class ConsentWithdrawn(Event, frozen=True, kw_only=True, tag="consent.withdrawn/1"):
+    """The client is to ask again, and whatever the person granted it before ends."""
+
+    user_id: str
+    client_id: str
+
+
 # Scopes: ledger.<tenant>.scope.<base32 of the name>
 
 
@@ -573,6 +617,10 @@ LedgerEvent = (
     | UserDisabled
     | SubjectErased
     | UsernameClaimed
+    | SessionStarted
+    | SessionEnded
+    | ConsentGiven
+    | ConsentWithdrawn
     | ScopeRegistered
     | ScopeChanged
     | ScopeDisabled

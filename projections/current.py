@@ -13,6 +13,9 @@ Tables, key → value (`array_like` MessagePack unless said otherwise; ids are t
     code_expiry   minute at which the row may go → keys of `code`
     cut           client or user id → registry.Cut, only where there is one
     client, user, username, scope, key               id, user id, keyed hash, name, kid → the row of registry.py
+    session       session id → registry.Session      user_session  user id → session ids
+    session_expiry  minute at which the row may go → session ids
+    consent       user id and client id → registry.Consent
     meta          `state` → position, confirmed (boot time, ns), boot id; `origin` → when the stream was created
 """
 
@@ -40,56 +43,32 @@ from events.types import (
     CHANGING_NO_TOKEN,
     AccessRenewed,
     AuthorizationGranted,
-    ClientChanged,
-    ClientDisabled,
-    ClientRegistered,
-    ClientRevoked,
-    ClientSecretRotated,
     CodeRedeemed,
     CodeRefused,
     CodeReplayed,
     GrantRevoked,
-    KeyActivated,
-    KeyIntroduced,
-    KeyRemoved,
-    KeyRetired,
-    LedgerEvent,
     Recorded,
     RefreshReplayed,
-    ScopeChanged,
-    ScopeDisabled,
-    ScopeRegistered,
-    SubjectErased,
-    SubjectRevoked,
     TokenIssued,
     TokenRefreshed,
     TokenRevoked,
     TokenSuperseded,
-    UserChanged,
-    UserDisabled,
-    UsernameClaimed,
-    UserPasswordChanged,
-    UserRegistered,
 )
 from projections import grants, registry
 from projections.base import boot_time_ns
 from projections.grants import Family, Grant, NoGrant, Token, facts
-from projections.registry import Client, Cut, Row, Scope, SigningKey, User, Username
+from projections.registry import Client, Consent, Cut, Row, Session, User
+from projections.tables import DECODERS, TABLES, Batch, consent_key, open_tables, raw_id, row_key
 
 VERSION = 2
 KEPT_AFTER_EXPIRY = timedelta(days=7)
+_SESSION_KEPT_AFTER_EXPIRY = timedelta(hours=1)
 _MAP_BYTES = 256 * 1024**3  # address space, not disk: the file grows as it is used
 _READERS_MAX = 512
 _TRIM_ROWS_MAX = 500
 _TRIM_SECONDS = 1.0
 _TRIM_AGE_NS_MAX = 10 * 1_000_000_000
 _READER_CHECK_SECONDS = 10
-_DUPLICATES = {"grant_token", "client_token", "subject_token", "expiry", "code_expiry"}
-_TABLES = (
-    *("token", "hash", "grant", "code", "cut", "client", "user", "username", "scope", "key", "meta"),
-    *sorted(_DUPLICATES),
-)
-
 _NO_STATE = (0, 0, bytes(16), False)
 _RECENT_MAX = 4096  # decoded tokens that a reader remembers, as long as nothing changes
 _STATE = struct.Struct("<QQ16s?")  # position, confirmed, boot id, retired
@@ -99,26 +78,11 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode_token = msgspec.msgpack.Decoder(Token).decode
 _decode_grant: Any = msgspec.msgpack.Decoder(tuple[int, Grant]).decode
 _decode_cut = msgspec.msgpack.Decoder(Cut).decode
-_decode_row: dict[str, Any] = {
-    "client": msgspec.msgpack.Decoder(Client).decode,
-    "user": msgspec.msgpack.Decoder(User).decode,
-    "username": msgspec.msgpack.Decoder(Username).decode,
-    "scope": msgspec.msgpack.Decoder(Scope).decode,
-    "key": msgspec.msgpack.Decoder(SigningKey).decode,
-}
 
 
 def view_path(data_dir: Path) -> Path:
     """A changed layout is a new, numbered file, built by replay."""
     return data_dir / "view" / f"current-{VERSION}.mdb"
-
-
-def raw_id(identifier: str) -> bytes:
-    """The 16 bytes of an id such as `tok_…`. Raises: ValueError if it is not one."""
-    raw = bytes.fromhex(identifier[4:])
-    if len(raw) != 16 or raw.hex() != identifier[4:]:  # fromhex is lenient about case and blanks
-        raise ValueError("an id is a prefix and 32 hex digits in lower case")
-    return raw
 
 
 _owner_key = functools.lru_cache(maxsize=10_000)(raw_id)
@@ -171,7 +135,7 @@ def _open(path: Path, *, readonly: bool, sync: bool) -> tuple[lmdb.Environment, 
         with _naming(path, fcntl.LOCK_SH):
             env = _environment(path, readonly=readonly, sync=sync) if path.exists() else None
         if env is not None:
-            return env, _tables(env)
+            return env, open_tables(env)
         with _naming(path, fcntl.LOCK_EX):
             if not path.exists():
                 _take_name(_make_file(path), path)
@@ -181,7 +145,7 @@ def _make_file(path: Path) -> Path:
     """An empty view beside `path`."""
     made = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
     env = _environment(made, readonly=False, sync=True, create=True)
-    _tables(env, create=True)
+    open_tables(env, create=True)
     env.close()
     return made
 
@@ -191,7 +155,7 @@ def _environment(path: Path, *, readonly: bool, sync: bool, create: bool = False
         str(path),
         map_size=_MAP_BYTES,
         subdir=False,
-        max_dbs=len(_TABLES),
+        max_dbs=len(TABLES),
         max_readers=_READERS_MAX,
         readonly=readonly,
         create=create,
@@ -202,61 +166,6 @@ def _environment(path: Path, *, readonly: bool, sync: bool, create: bool = False
         metasync=False,
         readahead=False,
     )
-
-
-def _tables(env: lmdb.Environment, *, create: bool = False) -> dict[str, Any]:
-    """Waits for whoever writes, unless the file was opened to be read."""
-    return {
-        name: env.open_db(name.encode(), create=create, dupsort=name in _DUPLICATES, dupfixed=name in _DUPLICATES)
-        for name in _TABLES
-    }
-
-
-class _Batch:
-    """The rows that one transaction changes: readable at once, written sorted and by the table at its end."""
-
-    def __init__(self, txn: Any, tables: dict[str, Any]) -> None:
-        self._txn = txn
-        self._tables = tables
-        self._rows: dict[str, dict[bytes, bytes | None]] = {name: {} for name in _TABLES if name not in _DUPLICATES}
-        self._added: dict[str, list[tuple[bytes, bytes]]] = {name: [] for name in _DUPLICATES}
-        self._removed: dict[str, list[tuple[bytes, bytes]]] = {name: [] for name in _DUPLICATES}
-
-    def get(self, table: str, key: bytes) -> bytes | None:
-        rows = self._rows[table]
-        if key in rows:
-            return rows[key]
-        value: bytes | None = self._txn.get(key, db=self._tables[table])
-        return value
-
-    def put(self, table: str, key: bytes, value: bytes | None) -> None:
-        """None deletes the row."""
-        self._rows[table][key] = value
-
-    def add(self, table: str, key: bytes, value: bytes) -> None:
-        """One more value for a key of an index."""
-        self._added[table].append((key, value))
-
-    def remove(self, table: str, key: bytes, value: bytes) -> None:
-        """Takes a value from a key of an index."""
-        self._removed[table].append((key, value))
-
-    def write(self) -> None:
-        for name, rows in self._rows.items():
-            kept = sorted((key, value) for key, value in rows.items() if value is not None)
-            self._put(name, kept)
-            for key, value in rows.items():
-                if value is None:
-                    self._txn.delete(key, db=self._tables[name])
-        for name, pairs in self._added.items():
-            self._put(name, sorted(pairs))
-            for key, value in self._removed[name]:
-                self._txn.delete(key, value, db=self._tables[name])
-
-    def _put(self, name: str, items: list[tuple[bytes, bytes]]) -> None:
-        if items:
-            with self._txn.cursor(db=self._tables[name]) as cursor:
-                cursor.putmulti(items)
 
 
 class ViewBusy(RuntimeError):
@@ -344,7 +253,7 @@ class CurrentWriter:
             position = _state(txn, self._db)[0]
             if events[0].seq > position + 1:
                 raise LedgerUnavailable(f"event {position + 1} is missing before {events[0].seq}: reading again")
-            rows = _Batch(txn, self._db)
+            rows = Batch(txn, self._db)
             for recorded in events:
                 if recorded.seq > position:
                     self._fold(rows, recorded)
@@ -375,7 +284,7 @@ class CurrentWriter:
             self._confirmed = asked_at_ns
             self._put_state(txn, position)
 
-    def _fold(self, rows: _Batch, recorded: Recorded) -> None:
+    def _fold(self, rows: Batch, recorded: Recorded) -> None:
         event = recorded.event
         match event:
             case TokenIssued() | CodeRedeemed() | CodeRefused() | CodeReplayed() | RefreshReplayed() | GrantRevoked():
@@ -396,15 +305,18 @@ class CurrentWriter:
             case _:
                 table, key = row_key(event)
                 raw = rows.get(table, key)
-                row = registry.evolve(_decode_row[table](raw) if raw else None, recorded)
+                row = registry.evolve(DECODERS[table](raw) if raw else None, recorded)
                 rows.put(table, key, _encode(row) if row is not None else None)
+                if isinstance(row, Session) and raw is None:
+                    rows.add("user_session", raw_id(row.user_id), key)
+                    rows.add("session_expiry", _session_expiry_key(row), key)
                 if table in {"client", "user"}:
                     old = rows.get("cut", key)
                     cut = registry.cut(_decode_cut(old) if old else None, recorded)
                     if cut is not None:
                         rows.put("cut", key, _encode(cut[1]))
 
-    def _fold_grant(self, rows: _Batch, recorded: Recorded, grant_id: str, token_ids: tuple[str, ...]) -> None:
+    def _fold_grant(self, rows: Batch, recorded: Recorded, grant_id: str, token_ids: tuple[str, ...]) -> None:
         key = raw_id(grant_id)
         raw = rows.get("grant", key)
         seq, grant = _decode_grant(raw) if raw else (0, _NO_GRANT)
@@ -433,20 +345,20 @@ class CurrentWriter:
                 rows.add("expiry", _expiry_key(token), token_key)
 
     def trim(self, now: datetime, *, rows_max: int = _TRIM_ROWS_MAX) -> int:
-        """Drops tokens and codes that expired more than seven days before `now`, up to `rows_max` of each; returns how
-        many."""
-        until = _minute(now)
-        return sum(
-            self._trim(index, until, drop, rows_max)
-            for index, drop in (("expiry", self._drop), ("code_expiry", self._drop_code))
-        )
+        """Drops tokens and codes that expired more than seven days before `now`, and sessions that ended.
 
-    def _trim(self, index: str, until: bytes, drop: Callable[[Any, bytes], None], rows_max: int) -> int:
-        with self.env.begin() as txn, txn.cursor(db=self._db[index]) as cursor:
+        Up to `rows_max` of each; returns how many.
+        """
+        until = _minute(now)
+        tables = {"expiry": self._drop, "code_expiry": self._drop_code, "session_expiry": self._drop_session}
+        return sum(self._trim(table, until, rows_max, drop) for table, drop in tables.items())
+
+    def _trim(self, table: str, until: bytes, rows_max: int, drop: Callable[[Any, bytes], None]) -> int:
+        with self.env.begin() as txn, txn.cursor(db=self._db[table]) as cursor:
             if not cursor.first() or cursor.key() > until:
                 return 0
         dropped = 0
-        with self._write() as txn, txn.cursor(db=self._db[index]) as cursor:
+        with self._write() as txn, txn.cursor(db=self._db[table]) as cursor:
             while dropped < rows_max and cursor.first() and cursor.key() <= until:
                 key = cursor.value()
                 cursor.delete()
@@ -458,6 +370,11 @@ class CurrentWriter:
         grant_key = txn.pop(code_key, db=self._db["code"])
         if grant_key is not None and txn.get(grant_key, db=self._db["grant_token"]) is None:
             txn.delete(grant_key, db=self._db["grant"])
+
+    def _drop_session(self, txn: Any, key: bytes) -> None:
+        raw = txn.pop(key, db=self._db["session"])
+        if raw is not None:
+            txn.delete(raw_id(DECODERS["session"](raw).user_id), key, db=self._db["user_session"])
 
     def _drop(self, txn: Any, token_key: bytes) -> None:
         db = self._db
@@ -477,7 +394,7 @@ class CurrentWriter:
         """Every row of every table but `meta`, to compare two views."""
         with self.env.begin() as txn:
             rows = {}
-            for name in _TABLES:
+            for name in TABLES:
                 if name != "meta":
                     with txn.cursor(db=self._db[name]) as cursor:
                         rows[name] = list(cursor)
@@ -511,7 +428,7 @@ class HeldView:
         Raises: ValueError if the rebuilt file is behind, since what was in force would be taken back.
         """
         env = _environment(built, readonly=True, sync=True)
-        tables = _tables(env)
+        tables = open_tables(env)
         with env.begin() as txn:
             reached = _state(txn, tables)[0]
         env.close()
@@ -566,28 +483,8 @@ def _expiry_key(token: Token) -> bytes:
     return _minute(token.expires_at + KEPT_AFTER_EXPIRY)
 
 
-def row_key(event: LedgerEvent) -> tuple[str, bytes]:
-    """The registry table and key that an event belongs to."""
-    match event:
-        case ClientRegistered() | ClientChanged() | ClientSecretRotated() | ClientRevoked() | ClientDisabled():
-            return "client", raw_id(event.client_id)
-        case (
-            UserRegistered()
-            | UserChanged()
-            | UserPasswordChanged()
-            | SubjectRevoked()
-            | UserDisabled()
-            | SubjectErased()
-        ):
-            return "user", raw_id(event.user_id)
-        case UsernameClaimed():
-            return "username", event.username_hash.encode()
-        case ScopeRegistered() | ScopeChanged() | ScopeDisabled():
-            return "scope", event.name.encode()
-        case KeyIntroduced() | KeyActivated() | KeyRetired() | KeyRemoved():
-            return "key", event.kid.encode()
-        case _:
-            raise TypeError(f"{type(event).__name__} belongs to no registry table")
+def _session_expiry_key(session: Session) -> bytes:
+    return _minute(session.expires_at + _SESSION_KEPT_AFTER_EXPIRY)
 
 
 class CurrentReader:
@@ -733,7 +630,7 @@ class CurrentReader:
         """One row of a registry table. The key is as in the module's table."""
         with self._read() as txn:
             raw = txn.get(key, db=self._db[table])
-        return _decode_row[table](raw) if raw else None
+        return DECODERS[table](raw) if raw else None
 
     def rows(self, table: str, *, after: bytes = b"", limit: int = 1000) -> list[tuple[bytes, Row]]:
         """Rows of a registry table in the order of their keys, from behind `after`."""
@@ -743,7 +640,30 @@ class CurrentReader:
             while on_row and len(found) < limit:
                 found.append(cursor.item())
                 on_row = cursor.next()
-        return [(key, _decode_row[table](raw)) for key, raw in found]
+        return [(key, DECODERS[table](raw)) for key, raw in found]
+
+    def session(self, session_id: str) -> Session | None:
+        """None too for what is not a session id."""
+        row = self._by_id("session", session_id, "ses_")
+        return row if isinstance(row, Session) else None
+
+    def sessions_of(self, user_id: str, *, limit: int = 1000) -> list[Session]:
+        """Those of a user that have not been dropped, oldest first."""
+        with self._read() as txn:
+            keys = _values(txn, self._db["user_session"], raw_id(user_id), limit=limit)
+            found = [txn.get(key, db=self._db["session"]) for key in keys]
+        return [DECODERS["session"](raw) for raw in found if raw is not None]
+
+    def consent(self, user_id: str, client_id: str) -> Consent | None:
+        """What the user allows the client, or once did. Raises: ValueError if either is not an id."""
+        row = self.row("consent", consent_key(user_id, client_id))
+        return row if isinstance(row, Consent) else None
+
+    def consents_of(self, user_id: str, *, limit: int = 1000) -> list[Consent]:
+        """All of a user, those that were withdrawn too."""
+        key = raw_id(user_id)
+        rows = self.rows("consent", after=key, limit=limit)
+        return [row for at, row in rows if at.startswith(key) and isinstance(row, Consent)]
 
     def client(self, client_id: str) -> Client | None:
         """None too for what is not a client id."""
@@ -802,10 +722,10 @@ class CurrentReader:
         """Rows by table, bytes in use, and the last sequence applied."""
         info, page = self.env.info(), self.env.stat()["psize"]
         with self._read() as txn:
-            counts = {name: txn.stat(self._db[name])["entries"] for name in _TABLES}
+            counts = {name: txn.stat(self._db[name])["entries"] for name in TABLES}
             used = sum(
                 txn.stat(self._db[name])[kind] * page
-                for name in _TABLES
+                for name in TABLES
                 for kind in ("branch_pages", "leaf_pages", "overflow_pages")
             )
         return counts | {"bytes_used": used, "bytes_file": (info["last_pgno"] + 1) * page}
@@ -829,4 +749,4 @@ def _values(txn: Any, table: Any, key: bytes, *, after: bytes | None = None, lim
     return found
 
 
-__all__ = ["CurrentReader", "CurrentWriter", "Freshness", "HeldView", "Hit", "ViewBusy", "view_path"]
+__all__ = ["CurrentReader", "CurrentWriter", "Freshness", "HeldView", "Hit", "ViewBusy", "raw_id", "view_path"]

@@ -1,4 +1,7 @@
-"""The folds of what is registered: clients, users, usernames, scopes and signing keys. Pure and total."""
+"""The folds of what is registered: clients, users, usernames, scopes, signing keys; of sessions and consents.
+
+Pure and total.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from events.types import (
     ClientRegistered,
     ClientRevoked,
     ClientSecretRotated,
+    ConsentGiven,
+    ConsentWithdrawn,
     KeyActivated,
     KeyIntroduced,
     KeyRemoved,
@@ -25,6 +30,8 @@ from events.types import (
     ScopeChanged,
     ScopeDisabled,
     ScopeRegistered,
+    SessionEnded,
+    SessionStarted,
     SubjectErased,
     SubjectRevoked,
     UserChanged,
@@ -99,7 +106,38 @@ class SigningKey(Struct, frozen=True, array_like=True, gc=False):
     purpose: Literal["access", "id"] = "access"
 
 
-Row = Client | User | Username | Scope | SigningKey
+class Session(Struct, frozen=True, array_like=True, gc=False):
+    """A person's session in a browser. `seq` is the last sequence of its subject.
+
+    A cut-off of the user that is later than `user_seq` ends it.
+    """
+
+    session_id: str
+    user_id: str
+    auth_time: datetime
+    expires_at: datetime
+    methods: tuple[str, ...]
+    user_seq: int
+    seq: int
+    ended_at: datetime | None = None
+    reason: Literal["signed_out", "replaced", "admin"] | None = None
+
+
+class Consent(Struct, frozen=True, array_like=True, gc=False):
+    """What a person allows a client; `scope` is empty since it was withdrawn.
+
+    Grants that began before `withdrawn_seq`, the last withdrawal, are revoked.
+    """
+
+    user_id: str
+    client_id: str
+    scope: str
+    changed_at: datetime
+    seq: int
+    withdrawn_seq: int = 0
+
+
+Row = Client | User | Username | Scope | SigningKey | Session | Consent
 
 
 class Cut(Struct, frozen=True, array_like=True, gc=False):
@@ -125,6 +163,10 @@ def evolve(row: Row | None, recorded: Recorded) -> Row | None:
             return _scope(row, event, recorded)
         case SigningKey():
             return _key(row, event, recorded)
+        case Session():
+            return _session(row, event, recorded)
+        case Consent():
+            return _consent(row, event, recorded)
         case Username():
             return row
 
@@ -152,6 +194,18 @@ def _created(event: LedgerEvent, recorded: Recorded) -> Row | None:
             return Scope(event.name, event.description, event.audience, event.implies, seq)
         case KeyIntroduced():
             return SigningKey(event.kid, event.alg, event.public_jwk, "announced", at, seq, purpose=event.purpose)
+        case SessionStarted():
+            return Session(
+                event.session_id,
+                event.user_id,
+                event.auth_time,
+                event.expires_at,
+                event.methods,
+                event.user_seq,
+                seq,
+            )
+        case ConsentGiven():
+            return Consent(event.user_id, event.client_id, event.scope, at, seq)
         case _:
             return None
 
@@ -207,6 +261,26 @@ def _key(row: SigningKey, event: LedgerEvent, recorded: Recorded) -> SigningKey 
             return replace(row, state="retired", retired_at=recorded.recorded_at, remove_at=event.remove_at)
         case KeyRemoved():
             return None
+        case _:
+            return row
+
+
+def _session(row: Session, event: LedgerEvent, recorded: Recorded) -> Session:
+    row = replace(row, seq=recorded.seq)
+    match event:
+        case SessionEnded() if row.ended_at is None:
+            return replace(row, ended_at=recorded.recorded_at, reason=event.reason)
+        case _:
+            return row
+
+
+def _consent(row: Consent, event: LedgerEvent, recorded: Recorded) -> Consent:
+    row = replace(row, seq=recorded.seq, changed_at=recorded.recorded_at)
+    match event:
+        case ConsentGiven():
+            return replace(row, scope=event.scope)
+        case ConsentWithdrawn():
+            return replace(row, scope="", withdrawn_seq=recorded.seq)
         case _:
             return row
 

@@ -85,7 +85,7 @@ def sha256(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
-def new_id(prefix: Literal["tok", "grt", "cli", "usr", "fnd", "sub", "whk"]) -> str:
+def new_id(prefix: Literal["tok", "grt", "cli", "usr", "fnd", "sub", "whk", "ses"]) -> str:
     """A new identifier: the prefix and a UUIDv7 (RFC 9562 §5.7) in hex, so that ids sort by time."""
     return f"{prefix}_{uuid7_hex()}"
 
@@ -99,7 +99,7 @@ def uuid7_hex() -> str:
     return f"{value:032x}"
 
 
-def is_id(identifier: str, prefix: Literal["tok", "grt", "cli", "usr", "fnd", "sub", "whk"]) -> bool:
+def is_id(identifier: str, prefix: Literal["tok", "grt", "cli", "usr", "fnd", "sub", "whk", "ses"]) -> bool:
     """Whether this is an identifier with this prefix, to the letter."""
     return (
         len(identifier) == 36

@@ -24,6 +24,8 @@ from events.types import (
     CodeRedeemed,
     CodeRefused,
     CodeReplayed,
+    ConsentGiven,
+    ConsentWithdrawn,
     Evidence,
     FindingAcknowledged,
     FindingDismissed,
@@ -42,6 +44,8 @@ from events.types import (
     ScopeChanged,
     ScopeDisabled,
     ScopeRegistered,
+    SessionEnded,
+    SessionStarted,
     SubjectErased,
     SubjectRevoked,
     SubscriberRegistered,
@@ -202,6 +206,35 @@ def joined(user_id: str, *, kind: Any = "person", password: str | None = None) -
     )
 
 
+def ses(number: int) -> str:
+    return f"ses_{number:032x}"
+
+
+def signed_in(session_id: str, user_id: str, **changes: Any) -> SessionStarted:
+    """For twelve hours, with a password, knowing all of the user's events, unless said otherwise."""
+    fields = head() | {
+        "session_id": session_id,
+        "user_id": user_id,
+        "auth_time": START,
+        "expires_at": START + DAY / 2,
+        "methods": ("pwd",),
+        "user_seq": 1,
+    }
+    return SessionStarted(**fields | changes)
+
+
+def signed_out(session_id: str, user_id: str, reason: Any = "signed_out") -> SessionEnded:
+    return SessionEnded(**head(), session_id=session_id, user_id=user_id, reason=reason)
+
+
+def consented(user_id: str, client_id: str, scope: str = "a b") -> ConsentGiven:
+    return ConsentGiven(**head(), user_id=user_id, client_id=client_id, scope=scope)
+
+
+def withdrawn(user_id: str, client_id: str) -> ConsentWithdrawn:
+    return ConsentWithdrawn(**head(), user_id=user_id, client_id=client_id)
+
+
 def scope(name: str, *, implies: tuple[str, ...] = ()) -> ScopeRegistered:
     return ScopeRegistered(**head(), name=name, description="", audience=(), implies=implies)
 
@@ -228,6 +261,10 @@ def subject_of(event: LedgerEvent) -> str:
             | SubjectErased()
         ):
             return f"ledger.main.user.{event.user_id}"
+        case SessionStarted() | SessionEnded():
+            return f"ledger.main.session.{event.session_id}"
+        case ConsentGiven() | ConsentWithdrawn():
+            return f"ledger.main.consent.{event.user_id}_{event.client_id}"
         case ScopeRegistered() | ScopeChanged() | ScopeDisabled():
             return f"ledger.main.scope.{event.name.encode().hex()}"
         case KeyIntroduced() | KeyActivated() | KeyRetired() | KeyRemoved():
@@ -381,5 +418,11 @@ def everything() -> History:
         FindingAcknowledged(**head(), finding_id=fnd(1), sealed_reason=b"reason"),
         found(fnd(2), token_id=tok(12), grant_id=grt(1)),
         FindingDismissed(**head(), finding_id=fnd(2)),
+        signed_in(ses(1), usr(1)),
+        signed_in(ses(2), usr(1)),
+        signed_out(ses(2), usr(1)),
+        consented(usr(1), cli(1)),
+        consented(usr(1), cli(2)),
+        withdrawn(usr(1), cli(2)),
     )
     return history

@@ -23,6 +23,8 @@ from events.types import (
     CodeRedeemed,
     CodeRefused,
     CodeReplayed,
+    ConsentGiven,
+    ConsentWithdrawn,
     FindingAcknowledged,
     FindingDismissed,
     GrantRevoked,
@@ -37,6 +39,8 @@ from events.types import (
     ScopeChanged,
     ScopeDisabled,
     ScopeRegistered,
+    SessionEnded,
+    SessionStarted,
     SubjectErased,
     SubjectRevoked,
     SubscriberRegistered,
@@ -178,8 +182,10 @@ def named(event: LedgerEvent) -> Named:
             return Named(subject=event.client_id, client_id=event.client_id)
         case UserRegistered() | UserChanged() | UserPasswordChanged() | SubjectRevoked() | UserDisabled():
             return Named(subject=event.user_id, user_id=event.user_id)
-        case SubjectErased() | UsernameClaimed():
+        case SubjectErased() | UsernameClaimed() | SessionStarted() | SessionEnded():
             return Named(subject=event.user_id, user_id=event.user_id)
+        case ConsentGiven() | ConsentWithdrawn():
+            return Named(event.user_id, event.client_id, event.user_id)
         case ScopeRegistered() | ScopeChanged() | ScopeDisabled():
             return Named()
         case KeyIntroduced() | KeyActivated() | KeyRetired() | KeyRemoved():

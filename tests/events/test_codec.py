@@ -161,6 +161,7 @@ TEXTS = {
     "subscriber_name": r".{1,200}",  # of a machine
     "public_key": r"U[A-Z2-7]{55}",
     "webhook_id": ID,
+    "methods": r"[a-z]+",
     "webhook_name": r".{1,200}",
     "owner": ID,
     "origin": r"https?://[^/@?#]+:[0-9]+",

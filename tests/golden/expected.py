@@ -26,6 +26,8 @@ from events.types import (
     CodeRedeemed,
     CodeRefused,
     CodeReplayed,
+    ConsentGiven,
+    ConsentWithdrawn,
     Context,
     Evidence,
     FindingAcknowledged,
@@ -47,6 +49,8 @@ from events.types import (
     ScopeChanged,
     ScopeDisabled,
     ScopeRegistered,
+    SessionEnded,
+    SessionStarted,
     SubjectErased,
     SubjectRevoked,
     SubscriberRegistered,
@@ -91,6 +95,7 @@ ADMIN = "tok_0198f0a0c0de7000800000000000000f"
 SUBSCRIBER = "sub_0198f0a0c0de7000800000000000001b"
 WEBHOOK = "whk_0198f0a0c0de7000800000000000001c"
 FINDING = "fnd_0198f0a0c0de70008000000000000001"
+SESSION = "ses_0198f0a0c0de7000800000000000001d"
 NAME_HASH = "5e" * 32
 
 METADATA = ClientMetadata(
@@ -334,6 +339,18 @@ def _expected() -> dict[str, LedgerEvent]:
             tokens=tokens[:1],
             refresh_expires_at=LATER,
         ),
+        "session.started/1": SessionStarted(
+            **_event(34, USER),
+            session_id=SESSION,
+            user_id=USER,
+            auth_time=AT,
+            expires_at=LATER,
+            methods=("pwd",),
+            user_seq=12,
+        ),
+        "session.ended/1": SessionEnded(**_event(35, USER), session_id=SESSION, user_id=USER, reason="signed_out"),
+        "consent.given/1": ConsentGiven(**_event(36, USER), user_id=USER, client_id=CLIENT, scope="openid orders:read"),
+        "consent.withdrawn/1": ConsentWithdrawn(**_event(37, USER), user_id=USER, client_id=CLIENT),
     }
 
 

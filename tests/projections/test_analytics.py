@@ -233,6 +233,15 @@ EXAMPLES: list[tuple[t.LedgerEvent, tuple[str | None, str | None, str | None, st
     (t.UserDisabled(**common(user_id=USER, reason=t.Reason.DISABLED)), (USER, None, USER, None, [])),
     (t.SubjectErased(**common(user_id=USER)), (USER, None, USER, None, [])),
     (t.UsernameClaimed(**common(username_hash="h", user_id=USER)), (USER, None, USER, None, [])),
+    (
+        t.SessionStarted(
+            **common(session_id="ses_1", user_id=USER, auth_time=NOW, expires_at=NOW, methods=("pwd",), user_seq=1)
+        ),
+        (USER, None, USER, None, []),
+    ),
+    (t.SessionEnded(**common(session_id="ses_1", user_id=USER, reason="signed_out")), (USER, None, USER, None, [])),
+    (t.ConsentGiven(**common(user_id=USER, client_id=CLIENT, scope="a")), (USER, CLIENT, USER, None, [])),
+    (t.ConsentWithdrawn(**common(user_id=USER, client_id=CLIENT)), (USER, CLIENT, USER, None, [])),
     (t.ScopeRegistered(**common(**SCOPE)), (None, None, None, None, [])),
     (t.ScopeChanged(**common(**SCOPE)), (None, None, None, None, [])),
     (t.ScopeDisabled(**common(name="orders:read")), (None, None, None, None, [])),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import reduce
 
 import pytest
+from msgspec.structs import replace
 
 from events.types import (
     ClientChanged,
@@ -27,8 +28,26 @@ from events.types import (
     UserPasswordChanged,
 )
 from projections import registry
-from projections.registry import Client, Cut, Row, Scope, Secret, SigningKey, User, Username
-from tests.making import DAY, START, History, after, cli, everything, head, joined, metadata, registered, scope, usr
+from projections.registry import Client, Consent, Cut, Row, Scope, Secret, Session, SigningKey, User, Username
+from tests.making import (
+    DAY,
+    START,
+    History,
+    after,
+    cli,
+    consented,
+    everything,
+    head,
+    joined,
+    metadata,
+    registered,
+    scope,
+    ses,
+    signed_in,
+    signed_out,
+    usr,
+    withdrawn,
+)
 
 
 def given(*events: LedgerEvent) -> Row | None:
@@ -121,6 +140,25 @@ def test_scope_follows_its_changes_and_stays_disabled() -> None:
     assert row == Scope("b", "d", ("x",), (), 4, after(2))
 
 
+def test_session_lasts_until_it_is_ended_and_the_first_ending_counts() -> None:
+    begun = Session(ses(1), usr(1), START, START + DAY / 2, ("pwd",), 1, 1)
+    assert given(signed_in(ses(1), usr(1))) == begun
+    ended = given(signed_in(ses(1), usr(1)), signed_out(ses(1), usr(1)), signed_out(ses(1), usr(1), "admin"))
+    assert ended == replace(begun, seq=3, ended_at=after(2), reason="signed_out")
+
+
+def test_consent_is_what_was_given_last() -> None:
+    row = given(consented(usr(1), cli(1), "a"), consented(usr(1), cli(1), "a b"))
+    assert row == Consent(usr(1), cli(1), "a b", after(2), 2)
+
+
+def test_withdrawn_consent_is_empty_and_remembers_when_although_it_is_given_again() -> None:
+    row = given(consented(usr(1), cli(1)), withdrawn(usr(1), cli(1)))
+    assert row == Consent(usr(1), cli(1), "", after(2), 2, withdrawn_seq=2)
+    row = given(consented(usr(1), cli(1)), withdrawn(usr(1), cli(1)), consented(usr(1), cli(1), "a"))
+    assert row == Consent(usr(1), cli(1), "a", after(3), 3, withdrawn_seq=2)
+
+
 KEY = KeyIntroduced(**head(), kid="ed-1", alg="EdDSA", public_jwk="{}")
 ACTIVATED = KeyActivated(**head(), kid="ed-1")
 RETIRED = KeyRetired(**head(), kid="ed-1", remove_at=START + DAY)
@@ -150,6 +188,7 @@ def test_retired_key_is_never_active_again(later: LedgerEvent) -> None:
 def test_fold_is_total_for_what_was_never_registered() -> None:
     """Events whose first one this log does not have make no row and raise nothing."""
     creating = {"ClientRegistered", "UserRegistered", "UsernameClaimed", "ScopeRegistered", "KeyIntroduced"}
+    creating |= {"SessionStarted", "ConsentGiven"}
     for recorded in everything().recorded:
         made = registry.evolve(None, recorded)
         assert (made is not None) == (type(recorded.event).__name__ in creating)

@@ -1,0 +1,145 @@
+"""The view's tables: their names, how a transaction writes them, and which event belongs to which row of which."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lmdb
+import msgspec
+
+from events.types import (
+    ClientChanged,
+    ClientDisabled,
+    ClientRegistered,
+    ClientRevoked,
+    ClientSecretRotated,
+    ConsentGiven,
+    ConsentWithdrawn,
+    KeyActivated,
+    KeyIntroduced,
+    KeyRemoved,
+    KeyRetired,
+    LedgerEvent,
+    ScopeChanged,
+    ScopeDisabled,
+    ScopeRegistered,
+    SessionEnded,
+    SessionStarted,
+    SubjectErased,
+    SubjectRevoked,
+    UserChanged,
+    UserDisabled,
+    UsernameClaimed,
+    UserPasswordChanged,
+    UserRegistered,
+)
+from projections.registry import Client, Consent, Scope, Session, SigningKey, User, Username
+
+DECODERS: dict[str, Any] = {
+    "client": msgspec.msgpack.Decoder(Client).decode,
+    "user": msgspec.msgpack.Decoder(User).decode,
+    "username": msgspec.msgpack.Decoder(Username).decode,
+    "scope": msgspec.msgpack.Decoder(Scope).decode,
+    "session": msgspec.msgpack.Decoder(Session).decode,
+    "consent": msgspec.msgpack.Decoder(Consent).decode,
+    "key": msgspec.msgpack.Decoder(SigningKey).decode,
+}
+_INDEXES = ("grant_token", "client_token", "subject_token", "user_session")
+DUPLICATES = {*_INDEXES, "expiry", "code_expiry", "session_expiry"}
+TABLES = ("token", "hash", "grant", "code", "cut", *DECODERS, "meta", *sorted(DUPLICATES))
+
+
+def open_tables(env: lmdb.Environment, *, create: bool = False) -> dict[str, Any]:
+    """Waits for whoever writes, unless the file was opened to be read."""
+    return {
+        name: env.open_db(name.encode(), create=create, dupsort=name in DUPLICATES, dupfixed=name in DUPLICATES)
+        for name in TABLES
+    }
+
+
+class Batch:
+    """The rows that one transaction changes: readable at once, written sorted and by the table at its end."""
+
+    def __init__(self, txn: Any, tables: dict[str, Any]) -> None:
+        self._txn = txn
+        self._tables = tables
+        self._rows: dict[str, dict[bytes, bytes | None]] = {name: {} for name in TABLES if name not in DUPLICATES}
+        self._added: dict[str, list[tuple[bytes, bytes]]] = {name: [] for name in DUPLICATES}
+        self._removed: dict[str, list[tuple[bytes, bytes]]] = {name: [] for name in DUPLICATES}
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        rows = self._rows[table]
+        if key in rows:
+            return rows[key]
+        value: bytes | None = self._txn.get(key, db=self._tables[table])
+        return value
+
+    def put(self, table: str, key: bytes, value: bytes | None) -> None:
+        """None deletes the row."""
+        self._rows[table][key] = value
+
+    def add(self, table: str, key: bytes, value: bytes) -> None:
+        """One more value for a key of an index."""
+        self._added[table].append((key, value))
+
+    def remove(self, table: str, key: bytes, value: bytes) -> None:
+        """Takes a value from a key of an index."""
+        self._removed[table].append((key, value))
+
+    def write(self) -> None:
+        for name, rows in self._rows.items():
+            kept = sorted((key, value) for key, value in rows.items() if value is not None)
+            self._put(name, kept)
+            for key, value in rows.items():
+                if value is None:
+                    self._txn.delete(key, db=self._tables[name])
+        for name, pairs in self._added.items():
+            self._put(name, sorted(pairs))
+            for key, value in self._removed[name]:
+                self._txn.delete(key, value, db=self._tables[name])
+
+    def _put(self, name: str, items: list[tuple[bytes, bytes]]) -> None:
+        if items:
+            with self._txn.cursor(db=self._tables[name]) as cursor:
+                cursor.putmulti(items)
+
+
+def raw_id(identifier: str) -> bytes:
+    """The 16 bytes of an id such as `tok_…`. Raises: ValueError if it is not one."""
+    raw = bytes.fromhex(identifier[4:])
+    if len(raw) != 16 or raw.hex() != identifier[4:]:  # fromhex is lenient about case and blanks
+        raise ValueError("an id is a prefix and 32 hex digits in lower case")
+    return raw
+
+
+def consent_key(user_id: str, client_id: str) -> bytes:
+    """Those of one user stand together. Raises: ValueError if either is not an id."""
+    return raw_id(user_id) + raw_id(client_id)
+
+
+def row_key(event: LedgerEvent) -> tuple[str, bytes]:
+    """The registry table and key that an event belongs to."""
+    match event:
+        case ClientRegistered() | ClientChanged() | ClientSecretRotated() | ClientRevoked() | ClientDisabled():
+            return "client", raw_id(event.client_id)
+        case (
+            UserRegistered()
+            | UserChanged()
+            | UserPasswordChanged()
+            | SubjectRevoked()
+            | UserDisabled()
+            | SubjectErased()
+        ):
+            return "user", raw_id(event.user_id)
+        case UsernameClaimed():
+            return "username", event.username_hash.encode()
+        case SessionStarted() | SessionEnded():
+            return "session", raw_id(event.session_id)
+        case ConsentGiven() | ConsentWithdrawn():
+            return "consent", consent_key(event.user_id, event.client_id)
+        case ScopeRegistered() | ScopeChanged() | ScopeDisabled():
+            return "scope", event.name.encode()
+        case KeyIntroduced() | KeyActivated() | KeyRetired() | KeyRemoved():
+            return "key", event.kid.encode()
+        case _:
+            raise TypeError(f"{type(event).__name__} belongs to no registry table")
