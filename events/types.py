@@ -7,7 +7,7 @@ Identifiers are a prefix and the 32 hex digits of a UUIDv7: `tok_` token, `grt_`
 `fnd_` and 32 hex digits name a finding; they follow from what was found, so that finding it again changes nothing.
 `sealed_*` fields are AES-256-GCM under the key of the person or client they are about (`service/keys.py`).
 `sub_` and `whk_` name a subscriber and a webhook, `ses_` a person's session in a browser.
-`by` is who did it: the caller's token id, a client id, or `system`.
+`by` is who did it: the caller's token id, a client id, the id of a person in their browser, or `system`.
 
 `gc=False`: these hold no cycles, so that the collector need not walk the millions that a replay makes.
 """

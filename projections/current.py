@@ -11,6 +11,7 @@ Tables, key → value (`array_like` MessagePack unless said otherwise; ids are t
     expiry        minute at which the row may go → token ids
     code          SHA-256 of an authorization code → grant id: no door that takes tokens looks here
     code_expiry   minute at which the row may go → keys of `code`
+    user_code     user id → grant ids, while the code is not redeemed and so no token leads to the grant
     cut           client or user id → registry.Cut, only where there is one
     client, user, username, scope, key               id, user id, keyed hash, name, kid → the row of registry.py
     session       session id → registry.Session      user_session  user id → session ids
@@ -287,13 +288,20 @@ class CurrentWriter:
     def _fold(self, rows: Batch, recorded: Recorded) -> None:
         event = recorded.event
         match event:
-            case TokenIssued() | CodeRedeemed() | CodeRefused() | CodeReplayed() | RefreshReplayed() | GrantRevoked():
+            case TokenIssued() | CodeRefused() | CodeReplayed() | RefreshReplayed() | GrantRevoked():
                 self._fold_grant(rows, recorded, event.grant_id, ())
+            case CodeRedeemed():
+                self._fold_grant(rows, recorded, event.grant_id, ())
+                key = raw_id(event.grant_id)
+                known = facts(_decode_grant(raw)[1]) if (raw := rows.get("grant", key)) else None
+                if known is not None:
+                    rows.remove("user_code", _owner_key(known.subject), key)
             case AuthorizationGranted():
                 self._fold_grant(rows, recorded, event.grant_id, ())
                 key = bytes.fromhex(event.code.sha256)
                 rows.put("code", key, raw_id(event.grant_id))
                 rows.add("code_expiry", _minute(event.code.expires_at + KEPT_AFTER_EXPIRY), key)
+                rows.add("user_code", _owner_key(event.subject), raw_id(event.grant_id))
             case AccessRenewed():
                 self._fold_grant(rows, recorded, event.grant_id, (event.refresh_token_id,))
             case TokenRefreshed():
@@ -366,15 +374,18 @@ class CurrentWriter:
                 dropped += 1
         return dropped
 
-    def _drop_code(self, txn: Any, code_key: bytes) -> None:
-        grant_key = txn.pop(code_key, db=self._db["code"])
-        if grant_key is not None and txn.get(grant_key, db=self._db["grant_token"]) is None:
-            txn.delete(grant_key, db=self._db["grant"])
-
     def _drop_session(self, txn: Any, key: bytes) -> None:
         raw = txn.pop(key, db=self._db["session"])
         if raw is not None:
             txn.delete(raw_id(DECODERS["session"](raw).user_id), key, db=self._db["user_session"])
+
+    def _drop_code(self, txn: Any, code_key: bytes) -> None:
+        grant_key = txn.pop(code_key, db=self._db["code"])
+        if grant_key is not None and txn.get(grant_key, db=self._db["grant_token"]) is None:
+            raw = txn.pop(grant_key, db=self._db["grant"])
+            known = facts(_decode_grant(raw)[1]) if raw else None
+            if known is not None:
+                txn.delete(_owner_key(known.subject), grant_key, db=self._db["user_code"])
 
     def _drop(self, txn: Any, token_key: bytes) -> None:
         db = self._db
@@ -653,6 +664,12 @@ class CurrentReader:
             keys = _values(txn, self._db["user_session"], raw_id(user_id), limit=limit)
             found = [txn.get(key, db=self._db["session"]) for key in keys]
         return [DECODERS["session"](raw) for raw in found if raw is not None]
+
+    def unredeemed_of(self, user_id: str, *, limit: int = 10_000) -> list[str]:
+        """Ids of a user's grants whose codes have not been redeemed, whatever became of them, oldest first."""
+        with self._read() as txn:
+            keys = _values(txn, self._db["user_code"], raw_id(user_id), limit=limit)
+        return ["grt_" + key.hex() for key in keys]
 
     def consent(self, user_id: str, client_id: str) -> Consent | None:
         """What the user allows the client, or once did. Raises: ValueError if either is not an id."""

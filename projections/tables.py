@@ -44,7 +44,7 @@ DECODERS: dict[str, Any] = {
     "consent": msgspec.msgpack.Decoder(Consent).decode,
     "key": msgspec.msgpack.Decoder(SigningKey).decode,
 }
-_INDEXES = ("grant_token", "client_token", "subject_token", "user_session")
+_INDEXES = ("grant_token", "client_token", "subject_token", "user_code", "user_session")
 DUPLICATES = {*_INDEXES, "expiry", "code_expiry", "session_expiry"}
 TABLES = ("token", "hash", "grant", "code", "cut", *DECODERS, "meta", *sorted(DUPLICATES))
 

@@ -23,6 +23,7 @@ from service.errors import TooManyRequests, Unavailable
 from service.feed import Feed
 from service.keys import Bucket, MasterKey, SubjectKeys
 from service.settings import Settings
+from service.signin.delays import Delays
 from service.signing import SigningKeys
 from service.snapshots import Snapshots
 
@@ -185,6 +186,8 @@ class Runtime:
         self.idempotency = Bucket(nc, IDEMPOTENCY)
         self.pushed = Bucket(nc, PUSHED)
         self.client_failures = RateLimiter(settings.client_auth_failures_per_minute_max)
+        self.account_delays = Delays(settings.sign_in_failures_free, settings.sign_in_delay_seconds_max)
+        self.address_delays = Delays(settings.sign_in_failures_of_address_free, settings.sign_in_delay_seconds_max)
         self.unknown_tokens = RateLimiter(settings.unknown_tokens_per_minute_max)
         self.pushes = RateLimiter(settings.pushed_requests_per_minute_max, of="pushed requests")
         self.callers: dict[str, RememberedCaller] = {}  # by Authorization header
