@@ -21,6 +21,7 @@ from service.findings import serve_actions
 from service.incoming import Incoming
 from service.keys import MasterKeyMismatch
 from service.lifeline import on_stop
+from service.oauth.authorize import authorize, authorize_by_post, consent
 from service.oauth.introspection import introspect
 from service.oauth.metadata import jwks, metadata, well_known_paths
 from service.oauth.pushed import push
@@ -30,6 +31,7 @@ from service.outgoing import Response
 from service.pages.render import assets, begin
 from service.runtime import Runtime
 from service.settings import Settings
+from service.signin.door import sign_in
 from service.subscribers import keep_consumers
 
 log = structlog.get_logger()
@@ -52,6 +54,9 @@ def _doors(issuer: str) -> Doors:
         "/oauth2/introspect": {"POST": introspect},
         "/oauth2/revoke": {"POST": revoke},
         "/oauth2/par": {"POST": push},
+        "/sign-in": {"POST": sign_in},
+        "/oauth2/authorize": {"GET": authorize, "POST": authorize_by_post},
+        "/oauth2/consent": {"POST": consent},
         "/oauth2/jwks": {"GET": jwks},
     }
     doors |= {path: {"GET": metadata} for path in well_known_paths(issuer)}
