@@ -105,6 +105,9 @@ class Browser:
         self.service = service
         self.http = service.caller(source=source)
 
+    def __del__(self) -> None:
+        self.http.close()
+
     def get(self, url: str) -> Page:
         """A link is followed, or an address typed."""
         return self._follow("GET", url, {"Sec-Fetch-Site": "none"}, None, None)
