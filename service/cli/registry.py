@@ -54,6 +54,16 @@ def client() -> None:
 @click.option("--refresh-token-max-ttl", "refresh_token_max_ttl_seconds", type=Duration(), help="[default: 90d]")
 @click.option("--audience", multiple=True, help="Who the tokens are for; repeatable. [default: the issuer]")
 @click.option("--may-introspect", is_flag=True, default=None, help="It may introspect tokens for its audience.")
+@click.option("--post-logout-redirect-uri", "post_logout_redirect_uris", multiple=True, help="Repeatable.")
+@click.option(
+    "--require-pushed-authorization-requests", is_flag=True, default=None, help="It must push what it asks people for."
+)
+@click.option("--id-token-signed-response-alg", type=click.Choice(["RS256", "ES256", "EdDSA"]), help="[default: RS256]")
+@click.option(
+    "--refresh-token-rotation/--no-refresh-token-rotation",
+    default=None,
+    help="Whether each refresh gives a new refresh token. [default: it does]",
+)
 @repeatable
 @asks_service
 def client_create(session: Session, idempotency_key: str | None, **metadata: Any) -> None:

@@ -131,7 +131,6 @@ EXPORTED = {
 }
 EXAMPLES: list[tuple[t.LedgerEvent, tuple[str | None, str | None, str | None, str | None, list[str]]]] = [
     (issued(rotated_from=SUCCESSOR), (USER, CLIENT, USER, GRANT, [TOKEN, SUCCESSOR])),
-    (refreshed(GRANT, REFRESH, (SUCCESSOR,)), (USER, CLIENT, USER, GRANT, [REFRESH, SUCCESSOR])),
     (
         t.AuthorizationGranted(
             **common(
@@ -178,6 +177,7 @@ EXAMPLES: list[tuple[t.LedgerEvent, tuple[str | None, str | None, str | None, st
         ),
         (USER, CLIENT, USER, GRANT, [REFRESH, TOKEN]),
     ),
+    (refreshed(GRANT, REFRESH, (SUCCESSOR,)), (USER, CLIENT, USER, GRANT, [REFRESH, SUCCESSOR])),
     (
         t.RefreshReplayed(**common(grant_id=GRANT, token_id=REFRESH, answered=True)),
         (USER, CLIENT, USER, GRANT, [REFRESH]),
