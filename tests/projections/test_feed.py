@@ -50,8 +50,8 @@ from projections.revocations import (
     revocation,
     serve_position,
 )
-from service.errors import InvalidRequest, Unavailable
-from service.feed import CursorTooOld, Entry, Filters, ask_position, matches
+from service.errors import Unavailable
+from service.feed import CursorTooOld, Entry, FeedChanged, Filters, ask_position, matches
 from service.feed import Feed as Following
 from tests.logs import LIMITS, connected, kill, paused, server_with_streams, until
 from tests.making import (
@@ -624,7 +624,7 @@ async def test_follower_with_a_cursor_beyond_the_log_is_refused(
     async with connected(server) as nc, feeding(server, tmp_path):
         seqs = await append(Ledger(nc), 1, 1)
         assert (await following.read(seqs[-1], 10)).entries == []
-        with pytest.raises(InvalidRequest, match="another one stands behind"):
+        with pytest.raises(FeedChanged, match="the log ends at"):
             await following.read(seqs[-1] + 1, 10)
 
 
