@@ -25,7 +25,7 @@ from service.oauth.id_tokens import IdTokenFor, mint_id_token, read_id_token_hin
 from service.oauth.pushed import Loaded, held_by, load, spend
 from service.outgoing import Headers, Response
 from service.pages.render import ANYWHERE, destination_of, form_post, is_local, onward, page
-from service.pages.values import Consent, Continue, Hidden, ScopeShown, SignIn
+from service.pages.values import Consent, Continue, Hidden, ScopeShown
 from service.registry import profile_of
 from service.rules.authorization import (
     OFFLINE_ACCESS,
@@ -62,12 +62,11 @@ from service.signin.browser import (
     read_page_form,
     seal_request,
 )
+from service.signin.door import SEALED, Waiting, sign_in_page
 from service.signin.sessions import session_of
 from service.tokens import now
 
 PATH = "/oauth2/authorize"
-SEALED = "request"  # the form field
-SIGN_IN = "sign-in"  # the purpose of its form
 _BEGUN = "begun"  # says, sealed, that a pushed request was taken up in time by this browser
 _NO_STORE: Headers = (("cache-control", "no-store"), ("pragma", "no-cache"), ("referrer-policy", "no-referrer"))
 _DESCRIPTIONS = {
@@ -263,14 +262,8 @@ def _must_consent(runtime: Runtime, asked: Asked, granting: Granting) -> bool:
 
 def _sign_in_page(runtime: Runtime, incoming: Incoming, asked: Asked) -> Response:
     browser, cookies = known_browser(runtime, incoming)
-    hidden = [
-        (SEALED, seal_request(runtime, browser, _resumed(runtime, browser, asked))),
-        (CSRF, csrf_token(runtime, browser, SIGN_IN)),
-    ]
-    values = SignIn(
-        app=asked.client.metadata.client_name, username=asked.request.login_hint or "", problem=None, hidden=hidden
-    )
-    return page("sign_in", values, redirects_to=asked.request.target.redirect_uri, cookies=cookies)
+    waiting = Waiting(asked.client.metadata.client_name, _resumed(runtime, browser, asked))
+    return sign_in_page(runtime, browser, waiting, username=asked.request.login_hint or "", cookies=cookies)
 
 
 async def _consent_page(runtime: Runtime, incoming: Incoming, asked: Asked, granting: Granting) -> Response:
@@ -291,7 +284,7 @@ async def _consent_page(runtime: Runtime, incoming: Incoming, asked: Asked, gran
             (CSRF, csrf_token(runtime, browser, _purpose(granting.session))),
         ],
     )
-    return page("consent", values, redirects_to=redirect_uri, cookies=cookies)
+    return page("consent", values, cookies=cookies)
 
 
 def _scopes_shown(runtime: Runtime, scope: str) -> list[ScopeShown]:
