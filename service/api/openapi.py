@@ -173,6 +173,15 @@ class PushedAnswer(Struct, frozen=True):
     expires_in: int
 
 
+class SignInForm(Struct, frozen=True):
+    """What the sign-in page sends."""
+
+    request: str
+    csrf: str
+    username: str
+    password: str
+
+
 class ConsentForm(Struct, frozen=True):
     """What the consent page sends: `decision` is `allow` or `deny`."""
 
@@ -193,6 +202,7 @@ _STRUCTS = (
     AuthorizationForm,
     PushedForm,
     PushedAnswer,
+    SignInForm,
     ConsentForm,
     ValidateRequest,
     ValidateAnswer,
@@ -493,10 +503,19 @@ def _browsers() -> dict[str, dict[str, Any]]:
                 requestBody=_body(AuthorizationForm, _FORM),
             ),
         },
+        "/sign-in": {
+            "post": _door(
+                "sign_in",
+                "people",
+                "Take name and password, from the page that asked",
+                _pages(200, 303, 403) | errors | _pages(408, 413, 415),
+                requestBody=_body(SignInForm, _FORM),
+            )
+        },
         "/oauth2/consent": {
             "post": _door(
                 "consent",
-                "oauth",
+                "people",
                 "Take what a person decided, from the page that asked",
                 _pages(200, 303, 403) | errors | _pages(408, 413, 415),
                 requestBody=_body(ConsentForm, _FORM),
