@@ -52,6 +52,7 @@ class Reason(StrEnum):
     CLIENT_REQUEST = "client_request"
     CODE_REPLAYED = "code_replayed"
     CONSENT_WITHDRAWN = "consent_withdrawn"
+    OWNER_REQUEST = "owner_request"
 
 
 class Event(Struct, frozen=True, kw_only=True, tag_field="type", gc=False):

@@ -48,6 +48,7 @@ from events.types import (
     CodeRefused,
     CodeReplayed,
     GrantRevoked,
+    Kind,
     Recorded,
     RefreshReplayed,
     TokenIssued,
@@ -734,6 +735,17 @@ class CurrentReader:
                         keys.append(cursor.key())
                         on_row = cursor.next()
         return ["tok_" + key.hex() for key in keys]
+
+    def token_ids_of_kind(
+        self, user_id: str, kind: Kind, *, after: str | None = None, limit: int = 1000
+    ) -> tuple[list[str], str | None]:
+        """Those of a kind among the next `limit` tokens of a user, oldest first; where to go on, None at the end."""
+        start = raw_id(after) if after else None
+        with self._read() as txn:
+            keys = _values(txn, self._db["subject_token"], raw_id(user_id), after=start, limit=limit)
+            rows = [(key, txn.get(key, db=self._token)) for key in keys]
+        found = ["tok_" + key.hex() for key, raw in rows if raw is not None and _decode_token(raw).kind is kind]
+        return found, "tok_" + keys[-1].hex() if len(keys) == limit else None
 
     def stats(self) -> dict[str, int]:
         """Rows by table, bytes in use, and the last sequence applied."""

@@ -28,6 +28,7 @@ from service.oauth.pushed import push
 from service.oauth.revocation import revoke
 from service.oauth.token import token
 from service.outgoing import Response
+from service.pages import account
 from service.pages.render import assets, begin
 from service.runtime import Runtime
 from service.settings import Settings
@@ -58,6 +59,11 @@ def _doors(issuer: str) -> Doors:
         "/oauth2/authorize": {"GET": authorize, "POST": authorize_by_post},
         "/oauth2/consent": {"POST": consent},
         "/oauth2/jwks": {"GET": jwks},
+        "/account": {"GET": account.show},
+        "/account/tokens": {"POST": account.issue},
+        "/account/tokens/revoke": {"POST": account.revoke},
+        "/account/apps/withdraw": {"POST": account.withdraw},
+        "/account/sign-out-everywhere": {"POST": account.sign_out_everywhere},
     }
     doors |= {path: {"GET": metadata} for path in well_known_paths(issuer)}
     doors |= {path: {"GET": asset} for path, asset in assets().items()}

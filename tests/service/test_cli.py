@@ -18,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -327,9 +328,10 @@ def test_nats_config_writes_a_cluster_readable_by_its_owner_only(bare: Run, tmp_
 
 
 def test_cli_every_command_explains_itself_and_takes_output_json(bare: Run) -> None:
-    def commands(group: Any, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
-        for name, command in group.commands.items():
-            if hasattr(command, "commands"):
+    def commands(group: click.Group, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+        for name in group.list_commands(click.Context(group)):
+            command: Any = group.get_command(click.Context(group), name)
+            if isinstance(command, click.Group):
                 yield from commands(command, *path, name)
             else:
                 yield (*path, name), command
