@@ -685,7 +685,7 @@ class TokenUsed(Struct, frozen=True, array_like=True, gc=False):
     `occurred_at_us`: microseconds since 1970, UTC. `token_id` is None when the token is unknown; `token_sha256` is
     then the hash of what was presented, and None otherwise. `caller`: the token or client id that asked.
     `scope`, `audience`: what was asked for, empty if nothing. `endpoint`: `validate`, `batch`, `introspect`,
-    `forward-auth`, `api`, or `reported` for what the caller decided by itself and told afterwards.
+    `forward-auth`, `api`, `userinfo`, or `reported` for what the caller decided by itself and told afterwards.
     """
 
     occurred_at_us: int
@@ -702,7 +702,8 @@ class TokenUsed(Struct, frozen=True, array_like=True, gc=False):
 class RefusedCount(Struct, frozen=True, array_like=True):
     """Requests that named no known token, counted per caller, address, outcome and minute.
 
-    `minute`: minutes since 1970, UTC. For `invalid_client`, `caller` is the client whose secret was not the right one.
+    `minute`: minutes since 1970, UTC. For `invalid_client`, `caller` is the client whose secret was not the right one;
+    for `invalid_password` the user whose password was not, if there is one.
     """
 
     minute: int

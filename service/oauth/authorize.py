@@ -25,7 +25,8 @@ from service.oauth.id_tokens import IdTokenFor, mint_id_token, read_id_token_hin
 from service.oauth.pushed import Loaded, held_by, load, spend
 from service.outgoing import Headers, Response
 from service.pages.render import ANYWHERE, destination_of, form_post, is_local, onward, page
-from service.pages.values import Consent, Continue, Hidden, ScopeShown
+from service.pages.scopes import scopes_shown
+from service.pages.values import Consent, Continue, Hidden, SignIn
 from service.registry import profile_of
 from service.rules.authorization import (
     OFFLINE_ACCESS,
@@ -33,6 +34,7 @@ from service.rules.authorization import (
     REQUEST_URI_PREFIX,
     AuthorizationRequest,
     Parameters,
+    after_sign_in,
     is_of_native_app,
     location,
     needs_sign_in,
@@ -62,19 +64,13 @@ from service.signin.browser import (
     read_page_form,
     seal_request,
 )
-from service.signin.door import SEALED, Waiting, sign_in_page
+from service.signin.doors import REQUEST, SIGN_IN
 from service.signin.sessions import session_of
 from service.tokens import now
 
 PATH = "/oauth2/authorize"
 _BEGUN = "begun"  # says, sealed, that a pushed request was taken up in time by this browser
 _NO_STORE: Headers = (("cache-control", "no-store"), ("pragma", "no-cache"), ("referrer-policy", "no-referrer"))
-_DESCRIPTIONS = {
-    "openid": "Know who you are, by an id that says nothing else",
-    "profile": "See your name",
-    "email": "See your e-mail address",
-    OFFLINE_ACCESS: "Keep this access while you are away",
-}
 
 
 class Asked(Struct, frozen=True):
@@ -148,7 +144,7 @@ async def consent(runtime: Runtime, incoming: Incoming) -> Response:
     form = await read_page_form(runtime, incoming)
     session = await session_of(runtime, incoming)
     browser = check_csrf(runtime, incoming, form, _purpose(session))
-    shown = _decode_shown(open_request(runtime, browser, form.need(SEALED)))
+    shown = _decode_shown(open_request(runtime, browser, form.need(REQUEST)))
     again = Response(303, b"", (*_NO_STORE, ("location", _again(runtime, shown.query))))
     if session is None or session.session_id != shown.session_id:
         return again
@@ -262,8 +258,14 @@ def _must_consent(runtime: Runtime, asked: Asked, granting: Granting) -> bool:
 
 def _sign_in_page(runtime: Runtime, incoming: Incoming, asked: Asked) -> Response:
     browser, cookies = known_browser(runtime, incoming)
-    waiting = Waiting(asked.client.metadata.client_name, _resumed(runtime, browser, asked))
-    return sign_in_page(runtime, browser, waiting, username=asked.request.login_hint or "", cookies=cookies)
+    query = after_sign_in(Parameters(parse_form(_resumed(runtime, browser, asked).encode())))
+    values = SignIn(
+        app=asked.client.metadata.client_name,
+        username=asked.request.login_hint or "",
+        problem=None,
+        hidden=[(REQUEST, seal_request(runtime, browser, query)), (CSRF, csrf_token(runtime, browser, SIGN_IN))],
+    )
+    return page("sign_in", values, cookies=cookies)
 
 
 async def _consent_page(runtime: Runtime, incoming: Incoming, asked: Asked, granting: Granting) -> Response:
@@ -275,25 +277,16 @@ async def _consent_page(runtime: Runtime, incoming: Incoming, asked: Asked, gran
     values = Consent(
         app=client.metadata.client_name,
         person=(profile.display_name or profile.username) if profile is not None else "",
-        scopes=_scopes_shown(runtime, _union(before, granting.scope)),
+        scopes=scopes_shown(runtime, _union(before, granting.scope)),
         destination=destination_of(redirect_uri),
         local=is_local(redirect_uri),
         known=bool(before),
         hidden=[
-            (SEALED, seal_request(runtime, browser, msgspec.json.encode(shown).decode())),
+            (REQUEST, seal_request(runtime, browser, msgspec.json.encode(shown).decode())),
             (CSRF, csrf_token(runtime, browser, _purpose(granting.session))),
         ],
     )
     return page("consent", values, cookies=cookies)
-
-
-def _scopes_shown(runtime: Runtime, scope: str) -> list[ScopeShown]:
-    scopes = known_scopes(runtime)
-
-    def words(name: str) -> str:
-        return scopes[name].description if name in scopes else _DESCRIPTIONS.get(name, "")
-
-    return [ScopeShown(name=name, description=words(name), keeps=name == OFFLINE_ACCESS) for name in scope.split()]
 
 
 def _purpose(session: Session | None) -> str:

@@ -83,9 +83,19 @@ async def begin(
 async def end(
     runtime: Runtime, session: Session, reason: rules.Reason, *, by: str, request_id: str | None = None
 ) -> Cookie:
+    """As `end_session`, and has the browser drop its cookie. Raises: Unavailable."""
+    await end_session(runtime, session, reason, by=by, request_id=request_id)
+    return drop_cookie(runtime, _COOKIE)
+
+
+async def end_session(
+    runtime: Runtime, session: Session, reason: rules.Reason, *, by: str, request_id: str | None = None
+) -> int:
     """Ends a session and what was granted in it, but for what is to last while the person is away.
 
-    A call that was cut off is completed by the next, or by `service/endings.py`. Raises: Unavailable.
+    Returns the sequence of its end. A call that was cut off is completed by the next, or by `service/endings.py`.
+
+    Raises: Unavailable.
     """
     mark = stamp(by, request_id)
 
@@ -106,7 +116,8 @@ async def end(
         by=by,
         request_id=request_id,
     )
-    return drop_cookie(runtime, _COOKIE)
+    row = runtime.view.session(session.session_id)
+    return row.seq if row is not None else outcome.seq
 
 
 async def _load(runtime: Runtime, session_id: str, *, fresh: bool) -> Session | None:

@@ -36,6 +36,10 @@ SURFACE = {
     ("GET", "/v1/users/{user_id}"),
     ("PATCH", "/v1/users/{user_id}"),
     ("DELETE", "/v1/users/{user_id}"),
+    ("GET", "/v1/users/{user_id}/sessions"),
+    ("DELETE", "/v1/users/{user_id}/sessions"),
+    ("GET", "/v1/users/{user_id}/consents"),
+    ("DELETE", "/v1/users/{user_id}/consents"),
     ("POST", "/v1/scopes"),
     ("GET", "/v1/scopes"),
     ("PATCH", "/v1/scopes/{name}"),
@@ -457,6 +461,10 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
         ("POST", "/v1/audit/backtests"): lambda: [Call(body=ended_backtest())],
         ("GET", "/v1/audit/backtests/{backtest_id}"): lambda: [Call(backtest())],
         ("DELETE", "/v1/audit/backtests/{backtest_id}"): lambda: [Call(backtest())],
+        ("GET", "/v1/users/{user_id}/sessions"): lambda: [Call({"user_id": ground.user["user_id"]})],
+        ("DELETE", "/v1/users/{user_id}/sessions"): lambda: [Call({"user_id": ground.user["user_id"]})],
+        ("GET", "/v1/users/{user_id}/consents"): lambda: [Call({"user_id": ground.user["user_id"]})],
+        ("DELETE", "/v1/users/{user_id}/consents"): list,  # see tests/signin/test_consents.py
         ("GET", "/v1/keys"): lambda: everywhere,
         ("POST", "/v1/keys/rotate"): lambda: [Call(body={})],
         ("POST", "/v1/subscribers"): lambda: [
