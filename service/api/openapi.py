@@ -559,7 +559,7 @@ def _browsers() -> dict[str, dict[str, Any]]:
         "/account": {"get": _seen("account", "Show a person what they allow, and their tokens", 200)},
         "/account/tokens": {"post": _sent("issue_own_token", "Issue a personal access token", 200, 303)},
         "/account/tokens/revoke": {"post": _sent("revoke_own_token", "Revoke one's own token", 303, 404)},
-        "/account/apps/withdraw": {"post": _sent("withdraw_consent", "Withdraw what an app was allowed", 303, 404)},
+        "/account/apps/withdraw": {"post": _sent("withdraw_own_consent", "Withdraw what an app was allowed", 303, 404)},
         "/account/sign-out-everywhere": {
             "post": _sent("sign_out_everywhere", "End every session of one's own", 200, 303)
         },

@@ -18,6 +18,7 @@ from .errors import LedgerClientError, Unreachable
 log = logging.getLogger("token_ledger")
 
 _KEYS_MAX = 64
+_ID_TOKENS = "id-"  # so begin the ids of the keys that sign ID tokens, and nothing that is taken here
 _RSA_BITS_MIN = 2048
 _REFRESH_SECONDS = 300.0
 COOL_DOWN_SECONDS = 10.0
@@ -103,8 +104,9 @@ def _keys_of(document: Any) -> dict[str, PublicKey]:
     found: dict[str, PublicKey] = {}
     for one in listed:
         key = _key_of(one) if isinstance(one, dict) else None
-        if key is not None and isinstance(one.get("kid"), str):
-            found[one["kid"]] = key
+        kid = one.get("kid") if key is not None else None
+        if key is not None and isinstance(kid, str) and not kid.startswith(_ID_TOKENS):
+            found[kid] = key
     return found
 
 

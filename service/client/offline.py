@@ -192,6 +192,8 @@ class Offline:
         """The token behind a string that is new here, or what is wrong with it. None if its key must be fetched."""
         try:
             jwt = read(token)
+            if self._knowledge.revoked.has_key(jwt.kid):  # its signature proves nothing any more
+                return "revoked"
             key = self._keys.get(jwt.kid)
             if key is None:
                 return None if self._keys.may_come else "unknown"

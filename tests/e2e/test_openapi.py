@@ -282,6 +282,13 @@ class Ground:
         page = browser.sign_in(browser.get(flow(self.service, self.web_app).url), person(self.service))
         return Call(form={**page.form.fields, "decision": decision}, browser=browser)
 
+    def consenting(self) -> str:
+        """The id of a person who allows our app something."""
+        somebody = person(self.service)
+        assert "code" in Browser(self.service).visit(flow(self.service, self.web_app).url, somebody).answer
+        user_id: str = somebody["user_id"]
+        return user_id
+
     def on(self, path: str, action: str, **fields: str) -> Call:
         """Of a person who looks at this page of ours and presses a button: one who has an app and a token."""
         browser, somebody = Browser(self.service), person(self.service, scope=self.scope)
@@ -495,7 +502,9 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
         ("GET", "/v1/users/{user_id}/sessions"): lambda: [Call({"user_id": ground.user["user_id"]})],
         ("DELETE", "/v1/users/{user_id}/sessions"): lambda: [Call({"user_id": ground.user["user_id"]})],
         ("GET", "/v1/users/{user_id}/consents"): lambda: [Call({"user_id": ground.user["user_id"]})],
-        ("DELETE", "/v1/users/{user_id}/consents"): list,  # see tests/signin/test_consents.py
+        ("DELETE", "/v1/users/{user_id}/consents"): lambda: [
+            Call({"user_id": ground.consenting()}, {"client_id": ground.web_app.client_id})
+        ],
         ("GET", "/v1/keys"): lambda: everywhere,
         ("POST", "/v1/keys/rotate"): lambda: [Call(body={})],
         ("POST", "/v1/subscribers"): lambda: [
@@ -546,7 +555,6 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
         ("GET", "/account"): lambda: [Call()],
         ("POST", "/account/tokens"): lambda: [
             ground.on("/account", "/account/tokens", name="x", days="30", **{f"scope {ground.scope}": "on"}),
-            ground.on("/account", "/account/tokens", name="", days="30"),
         ],
         ("POST", "/account/tokens/revoke"): lambda: [ground.on("/account", "/account/tokens/revoke")],
         ("POST", "/account/apps/withdraw"): lambda: [ground.on("/account", "/account/apps/withdraw")],
