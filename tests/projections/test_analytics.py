@@ -248,6 +248,7 @@ EXAMPLES: list[tuple[t.LedgerEvent, tuple[str | None, str | None, str | None, st
     (t.KeyIntroduced(**common(kid="k1", alg="EdDSA", public_jwk="{}")), (None, None, None, None, [])),
     (t.KeyActivated(**common(kid="k1")), (None, None, None, None, [])),
     (t.KeyRetired(**common(kid="k1", remove_at=NOW)), (None, None, None, None, [])),
+    (t.KeyRevoked(**common(kid="k1", reason=t.Reason.COMPROMISED)), (None, None, None, None, [])),
     (t.KeyRemoved(**common(kid="k1")), (None, None, None, None, [])),
     (
         t.AbuseDetected(

@@ -28,6 +28,7 @@ from events.types import (
     ClientDisabled,
     ClientRevoked,
     GrantRevoked,
+    KeyRevoked,
     Kind,
     LedgerEvent,
     Reason,
@@ -136,6 +137,11 @@ ANNOUNCED: dict[str, tuple[LedgerEvent, str, dict[str, Any]]] = {
         UserPasswordChanged(**head(), user_id=usr(1), password_hash=None),
         "subject",
         {"subject": usr(1), "reason": Reason.PASSWORD_CHANGED} | BROAD,
+    ),
+    "key": (
+        KeyRevoked(**head(), kid="ed-1", reason=Reason.COMPROMISED),
+        "key",
+        {"kid": "ed-1", "reason": Reason.COMPROMISED} | BROAD,
     ),
 }
 REVOKING = {type(event) for event, _, _ in ANNOUNCED.values()}

@@ -757,6 +757,15 @@ def test_cli_key_rotation_admin_token_and_rebuild_on_a_service_of_their_own(own_
     states = {key["kid"]: key["state"] for key in done("key", "list")["items"]}
     assert (states[rotated["kid"]], states[rotated["retired_kid"]]) == ("active", "retired")
 
+    again = done("key", "rotate", "--now", "--revoke")
+    assert again["revoked_kids"] == [rotated["retired_kid"], rotated["kid"]]
+    states = {key["kid"]: key["state"] for key in done("key", "list")["items"]}
+    assert [states[kid] for kid in (*again["revoked_kids"], again["kid"])] == ["revoked", "revoked", "active"]
+    assert done("key", "rotate", "--purpose", "id", "--alg", "ES256")["kid"].startswith("id-es-1-")
+    purposes = {key["kid"].startswith("id-"): key["purpose"] for key in done("key", "list")["items"]}
+    assert purposes == {True: "id", False: "access"}
+    assert bare("key", "rotate", "--purpose", "other", environ=environ).exit_code == WRONG_USE
+
     new = done("admin-token")
     token = new.get("token") or new["admin_token"]
     assert token != service.admin_token
