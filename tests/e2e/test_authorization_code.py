@@ -73,7 +73,8 @@ def test_person_signs_in_consents_and_the_client_gets_refreshes_and_uses_tokens(
     made = flow(service, app, scope="openid profile offline_access")
     before = int(time.time())
     page = browser.get(made.url)
-    assert (page.status, page.title.split(" - ")[0].split(" · ")[0]) == (200, PASSWORD_ASKED)
+    assert page.status == 200
+    assert page.title.startswith(PASSWORD_ASKED)
     page = browser.sign_in(page, somebody)
     assert page.title.startswith(CONSENT_ASKED)
     assert app.metadata["client_name"] in page.text
@@ -306,12 +307,12 @@ def allowed_twice(browser: Browser, page: Page, *, at_once: bool) -> list[Page]:
     if not at_once:
         return [browser.consent(page), browser.consent(page)]
     sent = {**page.form.fields, "decision": "allow"}
-    headers = {"Origin": browser.service.issuer, "Sec-Fetch-Site": "same-origin"}
-    cookies = dict(browser.http.cookies)
+    cookies = "; ".join(f"{name}={value}" for name, value in browser.http.cookies.items())
+    headers = {"Origin": browser.service.issuer, "Sec-Fetch-Site": "same-origin", "Cookie": cookies}
 
     def send(_: int) -> httpx.Response:
         with browser.service.caller() as http:
-            return http.post(page.form.action, data=sent, headers=headers, cookies=cookies)
+            return http.post(page.form.action, data=sent, headers=headers)
 
     with ThreadPoolExecutor(2) as pool:
         answers = list(pool.map(send, range(2)))
@@ -336,9 +337,9 @@ def test_double_click_on_allow_leaves_one_chain(
     assert first != second
     tokens = redeem(service, made, second)
     assert tokens.status_code == 200
-    live = service.items("/v1/tokens", subject=somebody["user_id"], status="active")
-    assert {one["kind"] for one in live} <= {"access", "refresh"}
-    assert len({one["grant_id"] for one in service.items("/v1/tokens", subject=somebody["user_id"])}) == 1
+    live = list(service.items("/v1/tokens", subject=somebody["user_id"]))
+    assert sorted(one["kind"] for one in live) == ["access", "refresh"]
+    assert len({one["grant_id"] for one in live}) == 1
 
 
 def test_two_tabs_sign_in_one_after_the_other(
