@@ -66,6 +66,10 @@ class PublicKeys:
         """Whether a key that is not known may yet be one of the ledger's."""
         return self.failed or self._fetching.locked() or self.may_fetch or not self._keys
 
+    def renew(self) -> None:
+        """What is known of them is out of date: they may be fetched again at once, by whoever lacks one."""
+        self._asked_at = -float("inf")
+
     @property
     def _pause_seconds(self) -> float:
         return self._cool_down_seconds if self._keys else min(_FIRST_PAUSE_SECONDS, self._cool_down_seconds)

@@ -208,6 +208,11 @@ class RevokedSet:
         """Whether a revocation can concern a JWT that is still alive. `now` is by the ledger's clock."""
         return one.what == "key" or one.revoked_at.timestamp() >= now - _KEPT_SECONDS
 
+    @property
+    def keys(self) -> int:
+        """How many keys are revoked."""
+        return len(self._keys)
+
     def has_key(self, kid: str) -> bool:
         """Whether the key is revoked, and with it whatever it signs."""
         return kid in self._keys

@@ -120,6 +120,21 @@ def instant(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
+async def test_successor_of_a_revoked_key_is_fetched_once_without_waiting_for_the_cool_down() -> None:
+    made = Validator()
+    made.document = {"keys": [made.public("EdDSA")]}
+    await made.keys.fetch()
+    token = made.token(by="ES256")
+    assert made.check(token).code == "unknown"  # whoever makes up key ids has to wait
+    made.knowledge.apply(announcement(9, "key", now(), kid="EdDSA"))
+    assert made.offline.check(token, Asked()) is None
+    made.document = {"keys": [made.public("ES256")]}
+    await made.keys.fetch()
+    assert made.check(token).valid
+    assert made.check(made.signed(claims(), {"alg": "ES256", "kid": "made-up", "typ": "at+jwt"})).code == "unknown"
+    assert made.asked == 2
+
+
 async def test_token_by_a_revoked_key_that_is_new_here_is_not_believed_in_anything() -> None:
     made = await ready()
     made.knowledge.apply(announcement(9, "key", now(), kid="EdDSA"))
