@@ -528,6 +528,18 @@ def test_cli_client_is_made_as_asked_listed_and_disabled(run: Run, done: Callabl
     assert done("client", "show", made["client_id"])["status"] == "disabled"
 
 
+def test_cli_client_that_people_sign_in_to_is_made_as_asked(done: Callable[..., Any]) -> None:
+    options = ["--grant-type", "authorization_code", "--grant-type", "refresh_token", "--scope", "openid"]
+    options += ["--redirect-uri", "https://shop.example/back", "--post-logout-redirect-uri", "https://shop.example/"]
+    options += ["--response-type", "code", "--response-type", "code id_token", "--no-refresh-token-rotation"]
+    options += ["--require-pushed-authorization-requests", "--id-token-signed-response-alg", "EdDSA"]
+    made = done("client", "create", unique("app"), *options)
+    assert made["response_types"] == ["code", "code id_token"]
+    assert made["post_logout_redirect_uris"] == ["https://shop.example/"]
+    assert (made["require_pushed_authorization_requests"], made["refresh_token_rotation"]) == (True, False)
+    assert made["id_token_signed_response_alg"] == "EdDSA"
+
+
 def test_cli_user_is_made_with_a_password_from_stdin_and_disabled(run: Run, done: Callable[..., Any]) -> None:
     username, password = unique(CANARY_USERNAME), unique(CANARY_PASSWORD)
     made = done("user", "create", username, "--kind", "person", "--password", "-", stdin=password)
@@ -536,6 +548,13 @@ def test_cli_user_is_made_with_a_password_from_stdin_and_disabled(run: Run, done
     assert "ledger_seq" in done("user", "disable", made["user_id"], "--erase")
     shown = run("user", "show", made["user_id"])
     assert username not in shown.output
+
+
+def test_cli_user_is_shown_where_they_are_signed_in_and_signed_out(done: Callable[..., Any]) -> None:
+    made = done("user", "create", unique(CANARY_USERNAME), "--password", "-", stdin=unique(CANARY_PASSWORD))
+    assert done("user", "sessions", made["user_id"])["items"] == []
+    assert done("user", "consents", made["user_id"])["items"] == []
+    assert done("user", "sign-out", made["user_id"])["ended"] == 0
 
 
 def test_cli_token_rotation_gives_a_successor_and_an_overlap(run: Run, done: Callable[..., Any]) -> None:
