@@ -22,6 +22,7 @@ from service.findings import serve_actions
 from service.incoming import Incoming
 from service.keys import MasterKeyMismatch
 from service.lifeline import on_stop
+from service.oauth.authorize import authorize, authorize_by_post, consent
 from service.oauth.introspection import introspect
 from service.oauth.metadata import jwks, metadata, well_known_paths
 from service.oauth.pushed import push
@@ -56,6 +57,8 @@ def _doors(issuer: str) -> Doors:
         "/oauth2/introspect": {"POST": introspect},
         "/oauth2/revoke": {"POST": revoke},
         "/oauth2/par": {"POST": push},
+        "/oauth2/authorize": {"GET": authorize, "POST": authorize_by_post},
+        "/oauth2/consent": {"POST": consent},
         "/oauth2/jwks": {"GET": jwks},
         "/oauth2/userinfo": {"GET": userinfo, "POST": userinfo, "OPTIONS": preflight},
         "/oauth2/logout": {"GET": log_out, "POST": log_out_by_post},

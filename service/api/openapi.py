@@ -22,6 +22,7 @@ _STATUS_TEXTS = {
     200: "Done",
     201: "Created",
     202: "Begun",
+    303: "Go on there",
     400: "Malformed",
     401: "Not authenticated",
     403: "Not allowed",
@@ -93,19 +94,100 @@ class KeySet(Struct, frozen=True):
 
 
 class ServerMetadata(Struct, frozen=True, kw_only=True):
-    """RFC 8414 §2."""
+    """RFC 8414 §2, OpenID Connect Discovery §3, RFC 9126 §5, RFC 9207 §3."""
 
     issuer: str
+    authorization_endpoint: str
+    pushed_authorization_request_endpoint: str
     token_endpoint: str
     introspection_endpoint: str
     revocation_endpoint: str
     jwks_uri: str
     scopes_supported: list[str]
     response_types_supported: list[str]
+    response_modes_supported: list[str]
     grant_types_supported: list[str]
+    code_challenge_methods_supported: list[str]
+    authorization_response_iss_parameter_supported: bool
+    prompt_values_supported: list[str]
+    subject_types_supported: list[str]
+    id_token_signing_alg_values_supported: list[str]
+    claims_supported: list[str]
+    claims_parameter_supported: bool
+    request_parameter_supported: bool
+    request_uri_parameter_supported: bool
     token_endpoint_auth_methods_supported: list[str]
     introspection_endpoint_auth_methods_supported: list[str]
     revocation_endpoint_auth_methods_supported: list[str]
+
+
+class AuthorizationForm(Struct, frozen=True, kw_only=True):
+    """RFC 6749 §4.1.1, RFC 7636 §4.3, RFC 8707 §2, OpenID Connect Core §3.1.2.1, §3.3.2.1.
+
+    `resource` may be repeated, other parameters are ignored. A client that pushed its request sends `client_id` and
+    `request_uri` only.
+    """
+
+    client_id: str
+    redirect_uri: str | UnsetType = UNSET
+    response_type: str | UnsetType = UNSET
+    code_challenge: str | UnsetType = UNSET
+    code_challenge_method: str | UnsetType = UNSET
+    scope: str | UnsetType = UNSET
+    state: str | UnsetType = UNSET
+    nonce: str | UnsetType = UNSET
+    response_mode: str | UnsetType = UNSET
+    prompt: str | UnsetType = UNSET
+    max_age: str | UnsetType = UNSET
+    login_hint: str | UnsetType = UNSET
+    id_token_hint: str | UnsetType = UNSET
+    resource: str | list[str] | UnsetType = UNSET
+    request_uri: str | UnsetType = UNSET
+
+
+class PushedForm(Struct, frozen=True, kw_only=True):
+    """RFC 9126 §2.1: the parameters of an authorization request, and the client's credentials as at the token
+    endpoint."""
+
+    redirect_uri: str
+    response_type: str
+    code_challenge: str
+    code_challenge_method: str
+    client_id: str | UnsetType = UNSET
+    client_secret: str | UnsetType = UNSET
+    scope: str | UnsetType = UNSET
+    state: str | UnsetType = UNSET
+    nonce: str | UnsetType = UNSET
+    response_mode: str | UnsetType = UNSET
+    prompt: str | UnsetType = UNSET
+    max_age: str | UnsetType = UNSET
+    login_hint: str | UnsetType = UNSET
+    id_token_hint: str | UnsetType = UNSET
+    resource: str | list[str] | UnsetType = UNSET
+
+
+class PushedAnswer(Struct, frozen=True):
+    """RFC 9126 §2.2."""
+
+    request_uri: str
+    expires_in: int
+
+
+class SignInForm(Struct, frozen=True):
+    """What the sign-in page sends."""
+
+    request: str
+    csrf: str
+    username: str
+    password: str
+
+
+class ConsentForm(Struct, frozen=True):
+    """What the consent page sends: `decision` is `allow` or `deny`."""
+
+    request: str
+    csrf: str
+    decision: str
 
 
 _STRUCTS = (
@@ -117,6 +199,11 @@ _STRUCTS = (
     Introspection,
     KeySet,
     ServerMetadata,
+    AuthorizationForm,
+    PushedForm,
+    PushedAnswer,
+    SignInForm,
+    ConsentForm,
     ValidateRequest,
     ValidateAnswer,
     BatchRequest,
@@ -275,6 +362,14 @@ def _doors() -> dict[str, dict[str, Any]]:
                 {"200": _response(200, ServerMetadata)} | _open(),
             )
         },
+        "/.well-known/openid-configuration": {
+            "get": _door(
+                "openid_configuration",
+                "oauth",
+                "The same, where OpenID Connect Discovery has it",
+                {"200": _response(200, ServerMetadata)} | _open(),
+            )
+        },
         "/health/live": {"get": _door("live", "health", "Say that the process answers", {"200": _response(200, Live)})},
         "/health/ready": {
             "get": _door(
@@ -286,6 +381,7 @@ def _doors() -> dict[str, dict[str, Any]]:
         },
         "/metrics": {"get": _door("metrics", "health", "Numbers for Prometheus", text)},
         **_oauth(),
+        **_browsers(),
     }
 
 
@@ -338,6 +434,16 @@ def _oauth() -> dict[str, dict[str, Any]]:
                 requestBody=_body(TokenForm, _FORM),
             )
         },
+        "/oauth2/par": {
+            "post": _door(
+                "push_authorization_request",
+                "oauth",
+                "Push an authorization request: RFC 9126",
+                {"201": _response(201, PushedAnswer)} | errors,
+                **client,
+                requestBody=_body(PushedForm, _FORM),
+            )
+        },
         "/oauth2/introspect": {
             "post": _door(
                 "introspect",
@@ -356,6 +462,63 @@ def _oauth() -> dict[str, dict[str, Any]]:
                 {"200": _response(200)} | errors,
                 **client,
                 requestBody=_body(TokenParameterForm, _FORM),
+            )
+        },
+    }
+
+
+_PAGE = {"text/html": {"schema": {"type": "string"}}}
+
+
+def _pages(*statuses: int) -> dict[str, Any]:
+    """Answers of doors that people's browsers ask: pages, and redirects."""
+    answers = {str(status): _response(status) | ({"content": _PAGE} if status != 303 else {}) for status in statuses}
+    if "303" in answers:
+        answers["303"]["headers"] = {"Location": {"schema": {"type": "string"}}}
+    return answers
+
+
+def _browsers() -> dict[str, dict[str, Any]]:
+    schema = msgspec.json.schema_components([AuthorizationForm], ref_template=_REF)[1]["AuthorizationForm"]
+    query = [
+        {"name": name, "in": "query", "required": name in schema["required"], "schema": member}
+        for name, member in schema["properties"].items()
+    ]
+    errors = _pages(400, 429, 500, 503)
+    return {
+        "/oauth2/authorize": {
+            "get": _door(
+                "authorize",
+                "oauth",
+                "Ask a person to grant access: RFC 6749 §4.1.1",
+                _pages(200, 303) | errors,
+                description="A page for signing in or consenting, or the redirect back to the client.",
+                parameters=query,
+            ),
+            "post": _door(
+                "authorize_by_form",
+                "oauth",
+                "The same by a form: OpenID Connect Core §3.1.2.1",
+                _pages(303) | errors | _pages(408, 413, 415),
+                requestBody=_body(AuthorizationForm, _FORM),
+            ),
+        },
+        "/sign-in": {
+            "post": _door(
+                "sign_in",
+                "people",
+                "Take name and password, from the page that asked",
+                _pages(200, 303, 403) | errors | _pages(408, 413, 415),
+                requestBody=_body(SignInForm, _FORM),
+            )
+        },
+        "/oauth2/consent": {
+            "post": _door(
+                "consent",
+                "people",
+                "Take what a person decided, from the page that asked",
+                _pages(200, 303, 403) | errors | _pages(408, 413, 415),
+                requestBody=_body(ConsentForm, _FORM),
             )
         },
     }

@@ -33,13 +33,14 @@ from service.oauth.forms import Form
 from service.outgoing import Response
 from service.pages.render import page, see_other
 from service.pages.scopes import scopes_shown
-from service.pages.values import Account, AppShown, Draft, Hidden, Issued, SessionShown, SignedOut, SignIn, TokenShown
+from service.pages.values import Account, AppShown, Draft, Hidden, Issued, SessionShown, SignedOut, TokenShown
 from service.registry import profile_of, read_sealed
 from service.revocations import ending_of
 from service.rules.registry import is_plain
 from service.rules.sessions import is_live
 from service.runtime import Runtime
-from service.signin.browser import CSRF, check_csrf, csrf_token, known_browser, read_page_form, seal_request
+from service.signin.browser import CSRF, check_csrf, csrf_token, known_browser, read_page_form
+from service.signin.doors import sign_in_page
 from service.signin.sessions import end, session_of
 from service.tokens import is_id, now
 from service.validation import scope_of
@@ -74,7 +75,7 @@ async def show(runtime: Runtime, incoming: Incoming) -> Response:
     """`GET /account`."""
     person = await _person(runtime, incoming)
     if person is None:
-        return _sign_in(runtime, incoming)
+        return await sign_in_page(runtime, incoming)  # which leads back here
     done = dict(parse_form(incoming.query_string)).get("done", "")
     return await _shown(runtime, incoming, person, said=_SAID.get(done))
 
@@ -147,13 +148,6 @@ async def sign_out_everywhere(runtime: Runtime, incoming: Incoming) -> Response:
 
 def _purpose(session: Session) -> str:
     return f"account {session.session_id}"
-
-
-def _sign_in(runtime: Runtime, incoming: Incoming) -> Response:
-    """Without a request behind it: who has signed in comes back here."""
-    browser, cookies = known_browser(runtime, incoming)
-    hidden = [("request", seal_request(runtime, browser, "")), (CSRF, csrf_token(runtime, browser, "sign-in"))]
-    return page("sign_in", SignIn(app=None, username="", problem=None, hidden=hidden), cookies=cookies)
 
 
 async def _person(runtime: Runtime, incoming: Incoming) -> Person | None:

@@ -6,6 +6,7 @@ import pytest
 
 from tests.attacks import (
     access_tokens,
+    authorization,
     client_authentication,
     codes,
     following,
@@ -17,7 +18,17 @@ from tests.attacks import (
 from tests.attacks.table import TABLE, Attack, Stage
 from tests.running import Service, StartService
 
-SECTIONS = (transport, client_authentication, codes, refresh, introspection, access_tokens, revocation, following)
+SECTIONS = (
+    transport,
+    client_authentication,
+    codes,
+    refresh,
+    introspection,
+    access_tokens,
+    revocation,
+    following,
+    authorization,
+)
 
 
 @pytest.fixture(scope="session")

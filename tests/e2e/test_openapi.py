@@ -19,6 +19,7 @@ import httpx
 import jsonschema
 import pytest
 
+from tests.people import Browser, flow, person, web_app
 from tests.running import CANARY_NAME, CANARY_USERNAME, RECEIVERS_ADDRESS, App, Service, unique, until
 
 METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
@@ -103,8 +104,23 @@ SURFACE = {
     ("POST", "/oauth2/revoke"),
     ("GET", "/oauth2/jwks"),
     ("GET", "/.well-known/oauth-authorization-server"),
+    ("GET", "/.well-known/openid-configuration"),
+    ("POST", "/oauth2/par"),
+    ("GET", "/oauth2/authorize"),
+    ("POST", "/oauth2/authorize"),
+    ("POST", "/oauth2/consent"),
+    ("POST", "/sign-in"),
 }
-OPEN = {"/health/live", "/health/ready", "/metrics", "/oauth2/jwks", "/.well-known/oauth-authorization-server"}
+OPEN = {
+    "/health/live",
+    "/health/ready",
+    "/metrics",
+    "/oauth2/jwks",
+    "/.well-known/oauth-authorization-server",
+    "/.well-known/openid-configuration",
+}
+# What people's browsers are sent to: answered by pages and redirects, to whoever asks.
+BROWSERS = {"/oauth2/authorize", "/oauth2/consent", "/sign-in"}
 
 
 class Surface:
@@ -230,6 +246,27 @@ class Ground:
         name: str = found["finding_id"]
         return name
 
+    @cached_property
+    def web_app(self) -> App:
+        return web_app(self.service)
+
+    @property
+    def flow(self) -> dict[str, str]:
+        return flow(self.service, self.web_app).parameters
+
+    def at_sign_in(self) -> Call:
+        """Of a person before the sign-in page."""
+        browser, somebody = Browser(self.service), person(self.service)
+        page = browser.get(flow(self.service, self.web_app).url)
+        told = {"username": somebody["username"], "password": somebody["password"]}
+        return Call(form={**page.form.fields, **told}, browser=browser)
+
+    def at_consent(self, decision: str) -> Call:
+        """Of a person before the consent page."""
+        browser = Browser(self.service)
+        page = browser.sign_in(browser.get(flow(self.service, self.web_app).url), person(self.service))
+        return Call(form={**page.form.fields, "decision": decision}, browser=browser)
+
     @property
     def token(self) -> dict[str, Any]:
         return self.service.issue(self.user["user_id"], self.scope)
@@ -237,7 +274,10 @@ class Ground:
 
 @dataclass
 class Call:
-    """A valid request. `path` fills the parameters of the path; `form` is for OAuth endpoints."""
+    """A valid request. `path` fills the parameters of the path; `form` is for OAuth endpoints and pages.
+
+    `browser`: whose cookies go with it.
+    """
 
     path: Mapping[str, str] = field(default_factory=dict)
     query: Mapping[str, str] = field(default_factory=dict)
@@ -245,6 +285,7 @@ class Call:
     form: dict[str, str] | None = None
     auth: tuple[str, str] | None = None
     token: str | None = ""
+    browser: Browser | None = None
     endless: bool = False  # an answer of which only the first part is waited for
 
     def send(self, service: Service, method: str, template: str) -> httpx.Response:
@@ -255,7 +296,8 @@ class Call:
         if self.body is not None:
             more["json"] = self.body
         if self.form is not None:
-            return service.http.request(method, path, data=self.form, params=more["params"], auth=self.auth)
+            http = self.browser.http if self.browser is not None else service.http
+            return http.request(method, path, data=self.form, params=more["params"], auth=self.auth)
         if self.endless and self.token is not None:
             headers = {"Authorization": f"Bearer {self.token or service.admin_token}"}
             with service.http.stream(method, path, headers=headers, **more) as answer:
@@ -458,6 +500,11 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
             Call(form={"token": service.grant(ground.app)["access_token"]}, auth=ground.app.basic),
             Call(form={"token": "garbage"}, auth=ground.app.basic),
         ],
+        ("POST", "/oauth2/par"): lambda: [Call(form=ground.flow, auth=ground.web_app.basic)],
+        ("GET", "/oauth2/authorize"): lambda: [Call(query=ground.flow), Call(query={**ground.flow, "prompt": "none"})],
+        ("POST", "/oauth2/authorize"): lambda: [Call(form=ground.flow)],
+        ("POST", "/oauth2/consent"): lambda: [ground.at_consent("allow"), ground.at_consent("deny")],
+        ("POST", "/sign-in"): lambda: [ground.at_sign_in()],
         ("POST", "/oauth2/revoke"): lambda: [Call(form={"token": "garbage"}, auth=ground.app.basic)],
         **{("GET", path): lambda: [Call()] for path in OPEN},
     }
@@ -506,7 +553,9 @@ def test_valid_call_is_answered_as_documented(
             assert schema is not None, "the body is not documented"
             surface.fits(call.body, schema)
         answer = call.send(service, *key)
-        assert answer.is_success or key[1] == "/v1/forward-auth", answer.text
+        assert (
+            answer.is_success or key[1] == "/v1/forward-auth" or (answer.has_redirect_location and key[1] in BROWSERS)
+        ), answer.text
         surface.check(key, answer)
 
 
@@ -593,7 +642,9 @@ def test_missing_rights_are_answered_as_documented(
         surface.check(key, answer)
 
 
-@pytest.mark.parametrize("key", sorted(key for key in SURFACE if key[0] == "POST" and "oauth2" in key[1]), ids=identity)
+@pytest.mark.parametrize(
+    "key", sorted(key for key in SURFACE if key[0] == "POST" and not key[1].startswith("/v1/")), ids=identity
+)
 def test_invalid_form_is_answered_as_documented(
     service: Service, surface: Surface, calls: dict[tuple[str, str], Any], key: tuple[str, str]
 ) -> None:
@@ -603,6 +654,8 @@ def test_invalid_form_is_answered_as_documented(
         changed = copy.copy(call)
         changed.form = form
         surface.check(key, changed.send(service, *key))
+    if key[1] in BROWSERS:
+        return
     changed = copy.copy(call)
     changed.auth = (call.auth[0] if call.auth else "", "wrong")
     try:
