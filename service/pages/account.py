@@ -110,7 +110,7 @@ async def revoke(runtime: Runtime, incoming: Incoming) -> Response:
         return see_other(PATH)
     check_csrf(runtime, incoming, form, _purpose(session))
     token_id = form.get("token_id") or ""
-    hit = await find_hit(runtime, token_id)
+    hit = await find_hit(runtime, token_id) if is_id(token_id, "tok") else None
     if hit is None or hit.token.kind is not Kind.PAT or _owner(hit) != session.user_id:
         raise NotFound("you have no such token", fix=_GO_BACK)
     await revoke_token(

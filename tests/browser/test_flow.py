@@ -290,6 +290,25 @@ def test_a_person_withdraws_what_they_allowed(
     heading(page, "Allow access?")
 
 
+def test_a_person_signs_out(
+    service: Service, new_page: NewPage, ada: dict[str, Any], asked: Flow, client: Client
+) -> None:
+    page = new_page()
+    page.goto(asked.url)
+    sign_in(page, ada)
+    allow(page)
+    returned(page)
+    token = redeem(service, asked, client.told.pop()["code"]).json()["access_token"]
+    page.goto(f"{service.url}/account")
+    page.get_by_role("link", name="Sign out").click()
+    heading(page, "Sign out?")
+    page.get_by_role("button", name="Sign out").click()
+    heading(page, "You are signed out")
+    assert service.code(token) == "revoked"
+    page.get_by_role("link", name="Sign in again").click()
+    heading(page, "Sign in")
+
+
 def test_signing_out_everywhere_ends_every_browser(service: Service, new_page: NewPage, ada: dict[str, Any]) -> None:
     pages = [new_page(), new_page()]
     for page in pages:
