@@ -430,6 +430,13 @@ class KeyRemoved(Event, frozen=True, kw_only=True, tag="key.removed/1"):
     kid: str
 
 
+class KeyRevoked(Event, frozen=True, kw_only=True, tag="key.revoked/1"):
+    """The key left the JWKS at once, and every token that it signed, or will ever be found to have signed, ended."""
+
+    kid: str
+    reason: Reason
+
+
 # Findings of abuse: ledger.<tenant>.finding.<finding_id>, the first event with expected sequence 0. They are kept for
 # ever, so no address or user agent stands in them: the evidence points at uses, which are kept for a limited time.
 
@@ -629,6 +636,7 @@ LedgerEvent = (
     | KeyActivated
     | KeyRetired
     | KeyRemoved
+    | KeyRevoked
     | AbuseDetected
     | FindingAcknowledged
     | FindingDismissed

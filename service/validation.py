@@ -88,6 +88,8 @@ def evaluate(hit: Hit, asked: Asked, moment: datetime) -> Code:
         return Code.REVOKED
     if token.kind is Kind.REFRESH and grant.refresh is not None and grant.refresh.current != hit.token_id:
         return Code.REVOKED  # spent
+    if hit.key_cut is not None:
+        return Code.REVOKED
     if hit.client_cut is not None or hit.subject_cut is not None:
         by_client = _cut_code(grant, hit.client_cut, Code.CLIENT_DISABLED)
         by_subject = _cut_code(grant, hit.subject_cut, Code.SUBJECT_DISABLED)

@@ -102,6 +102,8 @@ class ServerMetadata(Struct, frozen=True, kw_only=True):
     token_endpoint: str
     introspection_endpoint: str
     revocation_endpoint: str
+    userinfo_endpoint: str
+    end_session_endpoint: str
     jwks_uri: str
     scopes_supported: list[str]
     response_types_supported: list[str]
@@ -173,6 +175,24 @@ class PushedAnswer(Struct, frozen=True):
     expires_in: int
 
 
+class UserInfo(Struct, frozen=True, kw_only=True):
+    """OpenID Connect Core §5.3.2. What the token's scope holds: `profile`, `email`."""
+
+    sub: str
+    name: str | UnsetType = UNSET
+    preferred_username: str | UnsetType = UNSET
+    email: str | UnsetType = UNSET
+
+
+class LogoutForm(Struct, frozen=True, kw_only=True):
+    """OpenID Connect RP-Initiated Logout 1.0 §2."""
+
+    id_token_hint: str | UnsetType = UNSET
+    client_id: str | UnsetType = UNSET
+    post_logout_redirect_uri: str | UnsetType = UNSET
+    state: str | UnsetType = UNSET
+
+
 class SignInForm(Struct, frozen=True):
     """What the sign-in page sends."""
 
@@ -202,6 +222,8 @@ _STRUCTS = (
     AuthorizationForm,
     PushedForm,
     PushedAnswer,
+    UserInfo,
+    LogoutForm,
     SignInForm,
     ConsentForm,
     ValidateRequest,
@@ -422,6 +444,8 @@ def _forward_auth() -> dict[str, Any]:
 def _oauth() -> dict[str, dict[str, Any]]:
     errors = {str(status): _response(status, OAuthErrorBody) for status in sorted({*_ALWAYS, *_WITH_BODY})}
     client: dict[str, Any] = {"security": [{"client": []}, {}]}
+    openid: dict[str, Any] = {"security": [{"bearer": ["openid"]}]}
+    told = {"200": _response(200, UserInfo)} | {name: errors[name] for name in map(str, _ALWAYS)}
     introspect: dict[str, Any] = {"security": [{"client": []}, {"bearer": ["ledger:validate"]}]}
     return {
         "/oauth2/token": {
@@ -443,6 +467,10 @@ def _oauth() -> dict[str, dict[str, Any]]:
                 **client,
                 requestBody=_body(PushedForm, _FORM),
             )
+        },
+        "/oauth2/userinfo": {
+            "get": _door("userinfo", "oauth", "Say who the person is: OpenID Connect Core §5.3", told, **openid),
+            "post": _door("userinfo_by_post", "oauth", "The same by POST", told | errors, **openid),
         },
         "/oauth2/introspect": {
             "post": _door(
@@ -478,47 +506,61 @@ def _pages(*statuses: int) -> dict[str, Any]:
     return answers
 
 
-def _browsers() -> dict[str, dict[str, Any]]:
-    schema = msgspec.json.schema_components([AuthorizationForm], ref_template=_REF)[1]["AuthorizationForm"]
-    query = [
-        {"name": name, "in": "query", "required": name in schema["required"], "schema": member}
+def _seen(identity: str, summary: str, *statuses: int, **more: Any) -> dict[str, Any]:
+    """A page that is looked at."""
+    return _door(identity, "people", summary, _pages(*statuses, 400, 429, 500, 503), **more)
+
+
+def _sent(identity: str, summary: str, *statuses: int, form: Any = None) -> dict[str, Any]:
+    """What a page's form sends, which carries what that page was shown with."""
+    body = _body(form, _FORM) if form is not None else {"content": {_FORM: {"schema": {"type": "object"}}}}
+    return _seen(identity, summary, *statuses, 403, 408, 413, 415, requestBody=body)
+
+
+def _in_query(form: Any) -> list[dict[str, Any]]:
+    schema = msgspec.json.schema_components([form], ref_template=_REF)[1][form.__name__]
+    return [
+        {"name": name, "in": "query", "required": name in schema.get("required", ()), "schema": member}
         for name, member in schema["properties"].items()
     ]
-    errors = _pages(400, 429, 500, 503)
+
+
+def _browsers() -> dict[str, dict[str, Any]]:
+    authorize = _seen(
+        "authorize",
+        "Ask a person to grant access: RFC 6749 §4.1.1",
+        200,
+        303,
+        description="A page for signing in or consenting, or the redirect back to the client.",
+        parameters=_in_query(AuthorizationForm),
+    )
+    by_form = "The same by a form: OpenID Connect Core §3.1.2.1"
+    log_out = "Sign out for an app: RP-Initiated Logout 1.0"
     return {
         "/oauth2/authorize": {
-            "get": _door(
-                "authorize",
-                "oauth",
-                "Ask a person to grant access: RFC 6749 §4.1.1",
-                _pages(200, 303) | errors,
-                description="A page for signing in or consenting, or the redirect back to the client.",
-                parameters=query,
-            ),
-            "post": _door(
-                "authorize_by_form",
-                "oauth",
-                "The same by a form: OpenID Connect Core §3.1.2.1",
-                _pages(303) | errors | _pages(408, 413, 415),
-                requestBody=_body(AuthorizationForm, _FORM),
-            ),
-        },
-        "/sign-in": {
-            "post": _door(
-                "sign_in",
-                "people",
-                "Take name and password, from the page that asked",
-                _pages(200, 303, 403) | errors | _pages(408, 413, 415),
-                requestBody=_body(SignInForm, _FORM),
-            )
+            "get": authorize,
+            "post": _sent("authorize_by_form", by_form, 303, form=AuthorizationForm),
         },
         "/oauth2/consent": {
-            "post": _door(
-                "consent",
-                "people",
-                "Take what a person decided, from the page that asked",
-                _pages(200, 303, 403) | errors | _pages(408, 413, 415),
-                requestBody=_body(ConsentForm, _FORM),
-            )
+            "post": _sent("consent", "Take what a person decided, from the page that asked", 200, 303, form=ConsentForm)
+        },
+        "/oauth2/logout": {
+            "get": _seen("log_out", log_out, 200, 303, parameters=_in_query(LogoutForm)),
+            "post": _sent("log_out_by_form", "The same by a form", 303, form=LogoutForm),
+        },
+        "/sign-in": {
+            "get": _seen("sign_in_page", "Show the page for signing in", 200, 303),
+            "post": _sent("sign_in", "Take name and password, from the page that asked", 200, 303, form=SignInForm),
+        },
+        "/sign-out": {
+            "get": _seen("sign_out_page", "Show the page for signing out", 200),
+            "post": _sent("sign_out", "End the session, from the page that asked", 200, 303),
+        },
+        "/account": {"get": _seen("account", "Show a person what they allow, and their tokens", 200)},
+        "/account/tokens": {"post": _sent("issue_own_token", "Issue a personal access token", 200, 303)},
+        "/account/tokens/revoke": {"post": _sent("revoke_own_token", "Revoke one's own token", 303, 404)},
+        "/account/apps/withdraw": {"post": _sent("withdraw_own_consent", "Withdraw what an app was allowed", 303, 404)},
+        "/account/sign-out-everywhere": {
+            "post": _sent("sign_out_everywhere", "End every session of one's own", 200, 303)
         },
     }

@@ -24,6 +24,10 @@ OPENID_CONFIGURATION = "/.well-known/openid-configuration"
 # Anybody may read these from any page, and caches may keep them for a short while.
 _PUBLIC = (*JSON, ("access-control-allow-origin", "*"), ("cache-control", "public, max-age=300"))
 _AUTH_METHODS = ["client_secret_basic", "client_secret_post"]
+_CLAIMS = (
+    *("iss", "sub", "aud", "exp", "iat", "auth_time", "nonce", "amr", "at_hash", "c_hash"),
+    *("name", "preferred_username", "email"),
+)
 _SCOPES_MAX = 10_000
 
 _rendered: dict[str, tuple[int, bytes]] = {}  # by issuer, at this position of the view
@@ -62,6 +66,8 @@ def _members(runtime: Runtime) -> dict[str, Any]:
         "token_endpoint": f"{issuer}/oauth2/token",
         "introspection_endpoint": f"{issuer}/oauth2/introspect",
         "revocation_endpoint": f"{issuer}/oauth2/revoke",
+        "userinfo_endpoint": f"{issuer}/oauth2/userinfo",
+        "end_session_endpoint": f"{issuer}/oauth2/logout",
         "jwks_uri": f"{issuer}/oauth2/jwks",
         "scopes_supported": scopes,
         "response_types_supported": list(RESPONSE_TYPES),
@@ -72,7 +78,7 @@ def _members(runtime: Runtime) -> dict[str, Any]:
         "prompt_values_supported": list(PROMPTS),
         "subject_types_supported": ["public"],
         "id_token_signing_alg_values_supported": sorted(get_args(Algorithm), key="RS256".__ne__),
-        "claims_supported": ["iss", "sub", "aud", "exp", "iat", "auth_time", "nonce", "amr", "at_hash", "c_hash"],
+        "claims_supported": [*_CLAIMS],
         "claims_parameter_supported": False,
         "request_parameter_supported": False,
         "request_uri_parameter_supported": False,

@@ -21,13 +21,13 @@ from tests.running import Service, StartService
 SECTIONS = (
     transport,
     client_authentication,
+    authorization,
     codes,
     refresh,
     introspection,
     access_tokens,
     revocation,
     following,
-    authorization,
 )
 
 

@@ -19,7 +19,7 @@ import httpx
 import jsonschema
 import pytest
 
-from tests.people import Browser, flow, person, web_app
+from tests.people import Browser, flow, person, redeem, web_app
 from tests.running import CANARY_NAME, CANARY_USERNAME, RECEIVERS_ADDRESS, App, Service, unique, until
 
 METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
@@ -109,7 +109,19 @@ SURFACE = {
     ("GET", "/oauth2/authorize"),
     ("POST", "/oauth2/authorize"),
     ("POST", "/oauth2/consent"),
+    ("GET", "/oauth2/userinfo"),
+    ("POST", "/oauth2/userinfo"),
+    ("GET", "/oauth2/logout"),
+    ("POST", "/oauth2/logout"),
+    ("GET", "/sign-in"),
     ("POST", "/sign-in"),
+    ("GET", "/sign-out"),
+    ("POST", "/sign-out"),
+    ("GET", "/account"),
+    ("POST", "/account/tokens"),
+    ("POST", "/account/tokens/revoke"),
+    ("POST", "/account/apps/withdraw"),
+    ("POST", "/account/sign-out-everywhere"),
 }
 OPEN = {
     "/health/live",
@@ -120,7 +132,10 @@ OPEN = {
     "/.well-known/openid-configuration",
 }
 # What people's browsers are sent to: answered by pages and redirects, to whoever asks.
-BROWSERS = {"/oauth2/authorize", "/oauth2/consent", "/sign-in"}
+BROWSERS = {
+    *("/oauth2/authorize", "/oauth2/consent", "/oauth2/logout", "/sign-in", "/sign-out", "/account"),
+    *("/account/tokens", "/account/tokens/revoke", "/account/apps/withdraw", "/account/sign-out-everywhere"),
+}
 
 
 class Surface:
@@ -266,6 +281,29 @@ class Ground:
         browser = Browser(self.service)
         page = browser.sign_in(browser.get(flow(self.service, self.web_app).url), person(self.service))
         return Call(form={**page.form.fields, "decision": decision}, browser=browser)
+
+    def consenting(self) -> str:
+        """The id of a person who allows our app something."""
+        somebody = person(self.service)
+        assert "code" in Browser(self.service).visit(flow(self.service, self.web_app).url, somebody).answer
+        user_id: str = somebody["user_id"]
+        return user_id
+
+    def on(self, path: str, action: str, **fields: str) -> Call:
+        """Of a person who looks at this page of ours and presses a button: one who has an app and a token."""
+        browser, somebody = Browser(self.service), person(self.service, scope=self.scope)
+        assert "code" in browser.visit(flow(self.service, self.web_app).url, somebody).answer
+        self.service.issue(somebody["user_id"], self.scope)
+        form = next(one for one in browser.get(path).forms if one.action == action)
+        return Call(form={**form.fields, **fields}, browser=browser)
+
+    @cached_property
+    def access_token(self) -> str:
+        """Of a person, for userinfo."""
+        made = flow(self.service, self.web_app, scope="openid profile email")
+        code = Browser(self.service).visit(made.url, person(self.service)).answer["code"]
+        token: str = redeem(self.service, made, code).json()["access_token"]
+        return token
 
     @property
     def token(self) -> dict[str, Any]:
@@ -464,7 +502,9 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
         ("GET", "/v1/users/{user_id}/sessions"): lambda: [Call({"user_id": ground.user["user_id"]})],
         ("DELETE", "/v1/users/{user_id}/sessions"): lambda: [Call({"user_id": ground.user["user_id"]})],
         ("GET", "/v1/users/{user_id}/consents"): lambda: [Call({"user_id": ground.user["user_id"]})],
-        ("DELETE", "/v1/users/{user_id}/consents"): list,  # see tests/signin/test_consents.py
+        ("DELETE", "/v1/users/{user_id}/consents"): lambda: [
+            Call({"user_id": ground.consenting()}, {"client_id": ground.web_app.client_id})
+        ],
         ("GET", "/v1/keys"): lambda: everywhere,
         ("POST", "/v1/keys/rotate"): lambda: [Call(body={})],
         ("POST", "/v1/subscribers"): lambda: [
@@ -504,7 +544,21 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
         ("GET", "/oauth2/authorize"): lambda: [Call(query=ground.flow), Call(query={**ground.flow, "prompt": "none"})],
         ("POST", "/oauth2/authorize"): lambda: [Call(form=ground.flow)],
         ("POST", "/oauth2/consent"): lambda: [ground.at_consent("allow"), ground.at_consent("deny")],
+        ("GET", "/oauth2/userinfo"): lambda: [Call(token=ground.access_token)],
+        ("POST", "/oauth2/userinfo"): lambda: [Call(form={"access_token": ground.access_token})],
+        ("GET", "/oauth2/logout"): lambda: [Call(), Call(query={"client_id": ground.web_app.client_id})],
+        ("POST", "/oauth2/logout"): lambda: [Call(form={"client_id": ground.web_app.client_id})],
+        ("GET", "/sign-in"): lambda: [Call()],
         ("POST", "/sign-in"): lambda: [ground.at_sign_in()],
+        ("GET", "/sign-out"): lambda: [Call()],
+        ("POST", "/sign-out"): lambda: [ground.on("/sign-out", "/sign-out")],
+        ("GET", "/account"): lambda: [Call()],
+        ("POST", "/account/tokens"): lambda: [
+            ground.on("/account", "/account/tokens", name="x", days="30", **{f"scope {ground.scope}": "on"}),
+        ],
+        ("POST", "/account/tokens/revoke"): lambda: [ground.on("/account", "/account/tokens/revoke")],
+        ("POST", "/account/apps/withdraw"): lambda: [ground.on("/account", "/account/apps/withdraw")],
+        ("POST", "/account/sign-out-everywhere"): lambda: [ground.on("/account", "/account/sign-out-everywhere")],
         ("POST", "/oauth2/revoke"): lambda: [Call(form={"token": "garbage"}, auth=ground.app.basic)],
         **{("GET", path): lambda: [Call()] for path in OPEN},
     }
@@ -654,7 +708,7 @@ def test_invalid_form_is_answered_as_documented(
         changed = copy.copy(call)
         changed.form = form
         surface.check(key, changed.send(service, *key))
-    if key[1] in BROWSERS:
+    if key[1] in BROWSERS or key[1] == "/oauth2/userinfo":
         return
     changed = copy.copy(call)
     changed.auth = (call.auth[0] if call.auth else "", "wrong")

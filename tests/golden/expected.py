@@ -37,6 +37,7 @@ from events.types import (
     KeyIntroduced,
     KeyRemoved,
     KeyRetired,
+    KeyRevoked,
     Kind,
     LedgerEvent,
     MintedToken,
@@ -223,6 +224,7 @@ def _expected() -> dict[str, LedgerEvent]:
         ),
         "key.activated/1": KeyActivated(**_event(23, "system"), kid="ed-1-0a1b2c3d"),
         "key.retired/1": KeyRetired(**_event(24, "system"), kid="ed-1-0a1b2c3d", remove_at=LATER),
+        "key.revoked/1": KeyRevoked(**_event(37, "system"), kid="ed-1-0a1b2c3d", reason=Reason.COMPROMISED),
         "key.removed/1": KeyRemoved(**_event(25, "system"), kid="ed-1-0a1b2c3d"),
         "abuse.detected/1": AbuseDetected(
             **_event(26, "system"),

@@ -572,7 +572,7 @@ def test_every_token_is_found_by_its_hash_and_its_id_as_the_fold_has_it(reader: 
         grant_id = getattr(recorded.event, "grant_id", None)
         if grant_id is not None:
             families[grant_id] = evolve(families.get(grant_id, EMPTY), recorded)
-    assert len(families) == 16
+    assert len(families) == 18
     for grant_id, family in families.items():
         assert family == reader.family(grant_id, None)
         assert family.tokens.keys() == set(reader.token_ids(grant_id=grant_id))
@@ -609,12 +609,28 @@ def test_hit_carries_the_cuts_of_client_and_subject(reader: CurrentReader) -> No
     assert both.seq > 0
 
 
+def test_cut_off_of_a_key_is_read_with_what_it_signed(reader: CurrentReader) -> None:
+    """Also with what was recorded after it, and with nothing else."""
+    for number in (350, 360):
+        hit = reader.hit(tok(number))
+        assert hit is not None
+        assert hit.key_cut is not None
+        assert (hit.token.kid, hit.key_cut.reason) == ("es-1", Reason.COMPROMISED)
+    hits = [reader.hit(token_id) for token_id in reader.token_ids()]
+    assert [hit.token_id for hit in hits if hit is not None and hit.key_cut is not None] == [tok(350), tok(360)]
+
+
 def test_registered_things_are_found(reader: CurrentReader) -> None:
     assert isinstance(reader.client(cli(2)), Client)
     assert isinstance(reader.user(usr(1)), User)
-    assert reader.row("username", sha256_of(usr(1)).hex().encode()) == Username(usr(1), 21)
+    assert reader.row("username", sha256_of(usr(1)).hex().encode()) == Username(usr(1), 24)
     assert isinstance(reader.row("scope", b"b"), Scope)
-    assert [key for key, row in reader.rows("key") if isinstance(row, SigningKey)] == [b"ed-1", b"ed-2"]
+    assert [key for key, row in reader.rows("key") if isinstance(row, SigningKey)] == [
+        b"ed-1",
+        b"ed-2",
+        b"es-1",
+        b"id-rs-1",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -689,7 +705,7 @@ def test_tokens_behind_one_that_was_trimmed_are_still_listed(reader: CurrentRead
 
 def test_stats_count_rows_and_bytes(reader: CurrentReader) -> None:
     stats = reader.stats()
-    assert (stats["token"], stats["scope"], stats["key"]) == (len(reader.token_ids()), 3, 2)
+    assert (stats["token"], stats["scope"], stats["key"]) == (len(reader.token_ids()), 3, 4)
     assert 0 < stats["bytes_used"] <= stats["bytes_file"]
 
 
