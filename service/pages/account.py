@@ -160,7 +160,8 @@ async def _person(runtime: Runtime, incoming: Incoming) -> Person | None:
     disabled = {name for name, row in scopes.items() if row.disabled_at is not None}
     held = tuple(name for name in expand(scopes, user.scope).split() if name not in disabled)
     profile = await profile_of(runtime, user)
-    return Person(session, profile.username if profile is not None else user.user_id, held)
+    name = profile.display_name or profile.username if profile is not None else user.user_id
+    return Person(session, name, held)
 
 
 # A new token
