@@ -12,7 +12,7 @@ Tables, key → value (`array_like` MessagePack unless said otherwise; ids are t
     code          SHA-256 of an authorization code → grant id: no door that takes tokens looks here
     code_expiry   minute at which the row may go → keys of `code`
     user_code     user id → grant ids, while the code is not redeemed and so no token leads to the grant
-    cut           client or user id → registry.Cut, only where there is one
+    cut           client or user id, or `kid ` and a key's id → registry.Cut, only where there is one
     client, user, username, scope, key               id, user id, keyed hash, name, kid → the row of registry.py
     session       session id → registry.Session      user_session  user id → session ids
     session_expiry  minute at which the row may go → session ids
@@ -60,7 +60,7 @@ from projections import grants, registry
 from projections.base import boot_time_ns
 from projections.grants import Family, Grant, NoGrant, Token, facts
 from projections.registry import Client, Consent, Cut, Row, Session, User
-from projections.tables import DECODERS, TABLES, Batch, consent_key, open_tables, raw_id, row_key
+from projections.tables import DECODERS, KID, TABLES, Batch, consent_key, open_tables, raw_id, row_key
 
 VERSION = 2
 KEPT_AFTER_EXPIRY = timedelta(days=7)
@@ -96,13 +96,17 @@ def boot_id() -> bytes:
 
 
 class Hit(Struct, frozen=True, gc=False):
-    """What the view knows of one token, read in one transaction. The two cuts are None where there is none."""
+    """What the view knows of one token, read in one transaction. The cuts are None where there is none.
+
+    `key_cut`: of the key that signed it.
+    """
 
     token_id: str
     token: Token
     grant: Grant
     client_cut: Cut | None
     subject_cut: Cut | None
+    key_cut: Cut | None = None
 
 
 class Freshness(Struct, frozen=True, gc=False):
@@ -319,11 +323,12 @@ class CurrentWriter:
                 if isinstance(row, Session) and raw is None:
                     rows.add("user_session", raw_id(row.user_id), key)
                     rows.add("session_expiry", _session_expiry_key(row), key)
-                if table in {"client", "user"}:
-                    old = rows.get("cut", key)
+                if table in {"client", "user", "key"}:
+                    owner = KID + key if table == "key" else key
+                    old = rows.get("cut", owner)
                     cut = registry.cut(_decode_cut(old) if old else None, recorded)
                     if cut is not None:
-                        rows.put("cut", key, _encode(cut[1]))
+                        rows.put("cut", owner, _encode(cut[1]))
 
     def _fold_grant(self, rows: Batch, recorded: Recorded, grant_id: str, token_ids: tuple[str, ...]) -> None:
         key = raw_id(grant_id)
@@ -592,7 +597,11 @@ class CurrentReader:
             else:
                 raw = txn.get(bytes.fromhex(known.subject[4:]), db=self._cut)
                 subject_cut = _decode_cut(raw) if raw is not None else None
-        return Hit("tok_" + token_key.hex(), token, grant, client_cut, subject_cut)
+        if token.kid is None:
+            return Hit("tok_" + token_key.hex(), token, grant, client_cut, subject_cut)
+        raw = txn.get(KID + token.kid.encode(), db=self._cut)
+        key_cut = _decode_cut(raw) if raw is not None else None
+        return Hit("tok_" + token_key.hex(), token, grant, client_cut, subject_cut, key_cut)
 
     def freshness(self) -> Freshness:
         """How fresh the view is now."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec import Struct
+
 from events.ledger import Append
 from events.types import Reason
 from projections.registry import Consent, Row
@@ -34,8 +36,17 @@ async def give(
     )
 
 
-async def withdraw(runtime: Runtime, user_id: str, client_id: str, *, by: str, request_id: str | None = None) -> int:
-    """Ends all that the person ever granted the client; how many grants. The client must ask again.
+class Withdrawn(Struct, frozen=True):
+    """`grants`: how many were revoked now. `seq`: of the withdrawal, 0 where nothing was ever allowed."""
+
+    grants: int
+    seq: int
+
+
+async def withdraw(
+    runtime: Runtime, user_id: str, client_id: str, *, by: str, request_id: str | None = None
+) -> Withdrawn:
+    """Ends all that the person ever granted the client, which must ask again.
 
     A call that was cut off is completed by the next, or by `service/endings.py`. Raises: Unavailable.
     """
@@ -43,9 +54,10 @@ async def withdraw(runtime: Runtime, user_id: str, client_id: str, *, by: str, r
     await _change(runtime, user_id, client_id, lambda consent: decide_withdraw(mark, consent))
     consent = runtime.view.consent(user_id, client_id)
     if consent is None:
-        return 0
+        return Withdrawn(0, 0)
     reason = Reason.CONSENT_WITHDRAWN
-    return await end_grants(runtime, user_id, consented_before(consent), reason, by=by, request_id=request_id)
+    grants = await end_grants(runtime, user_id, consented_before(consent), reason, by=by, request_id=request_id)
+    return Withdrawn(grants, consent.withdrawn_seq)
 
 
 async def _change(runtime: Runtime, user_id: str, client_id: str, decide: Any) -> int:

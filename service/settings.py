@@ -492,7 +492,7 @@ class Settings(Struct, frozen=True, kw_only=True):
             "How long a pushed authorization request (RFC 9126) waits for its person; who has begun to sign in by then "
             "may take longer.",
             _integer(5, 600),
-            unit="s",
+            unit="seconds",
         ),
     ] = 90
     pushed_requests_per_minute_max: Annotated[

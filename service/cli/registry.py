@@ -29,7 +29,17 @@ CLIENT_COLUMNS = (
 )
 USER_COLUMNS = ("user_id", "username", "display_name", "kind", "status", "scope", "created_at")
 SCOPE_COLUMNS = ("name", "description", "status", "audience", "implies")
-KEY_COLUMNS = ("kid", "purpose", "alg", "state", "introduced_at", "activated_at", "retired_at", "remove_at")
+KEY_COLUMNS = (
+    "kid",
+    "purpose",
+    "alg",
+    "state",
+    "introduced_at",
+    "activated_at",
+    "retired_at",
+    "remove_at",
+    "revoked_at",
+)
 
 
 @click.group()
@@ -208,7 +218,10 @@ def key_list(session: Session, paging: dict[str, Any]) -> None:
     type=click.Choice(["EdDSA", "ES256", "RS256"]),
     help="[default: the first of the settings; for ID tokens RS256]",
 )
+@click.option("--now", is_flag=True, help="With a key made for it, not the announced one that verifiers know already.")
+@click.option("--revoke", is_flag=True, help="Refuse at once all that earlier keys signed: one was stolen.")
 @asks_service
-def key_rotate(session: Session, purpose: str | None, alg: str | None) -> None:
-    """Sign with a new key from now on. Tokens that the old one signed stay valid."""
-    session.show(session.call("POST", "/v1/keys/rotate", {"alg": alg, "purpose": purpose}))
+def key_rotate(session: Session, purpose: str | None, alg: str | None, now: bool, revoke: bool) -> None:
+    """Sign with a new key from now on. Tokens that the old one signed stay valid, unless it is revoked."""
+    asked = {"alg": alg, "purpose": purpose, "now": now or None, "revoke": revoke or None}
+    session.show(session.call("POST", "/v1/keys/rotate", asked))

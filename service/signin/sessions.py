@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 from datetime import timedelta
+from typing import Literal
 
 from events.ledger import Append
 from events.types import Reason
@@ -12,7 +13,6 @@ from service.commands import execute, load_row, raw_id, subject
 from service.endings import begun_in, end_grants
 from service.grants import stamp
 from service.incoming import Incoming
-from service.rules import sessions as rules
 from service.rules.grants import Stamp
 from service.rules.sessions import StartSession, decide_end, decide_start, is_live
 from service.runtime import Runtime
@@ -21,6 +21,7 @@ from service.signin.passwords import Proof
 from service.tokens import is_id, new_id, now
 
 _COOKIE = "session"
+Ended = Literal["signed_out", "admin"]
 
 
 async def session_of(runtime: Runtime, incoming: Incoming) -> Session | None:
@@ -80,12 +81,20 @@ async def begin(
     return session, set_cookie(runtime, _COOKIE, _signed(runtime, session.session_id))
 
 
-async def end(
-    runtime: Runtime, session: Session, reason: rules.Reason, *, by: str, request_id: str | None = None
-) -> Cookie:
+async def end(runtime: Runtime, session: Session, reason: Ended, *, by: str, request_id: str | None = None) -> Cookie:
+    """As `end_session`, and has the browser drop its cookie. Raises: Unavailable."""
+    await end_session(runtime, session, reason, by=by, request_id=request_id)
+    return drop_cookie(runtime, _COOKIE)
+
+
+async def end_session(
+    runtime: Runtime, session: Session, reason: Ended, *, by: str, request_id: str | None = None
+) -> int:
     """Ends a session and what was granted in it, but for what is to last while the person is away.
 
-    A call that was cut off is completed by the next, or by `service/endings.py`. Raises: Unavailable.
+    Returns the sequence of its end. A call that was cut off is completed by the next, or by `service/endings.py`.
+
+    Raises: Unavailable.
     """
     mark = stamp(by, request_id)
 
@@ -106,7 +115,8 @@ async def end(
         by=by,
         request_id=request_id,
     )
-    return drop_cookie(runtime, _COOKIE)
+    row = runtime.view.session(session.session_id)
+    return row.seq if row is not None else outcome.seq
 
 
 async def _load(runtime: Runtime, session_id: str, *, fresh: bool) -> Session | None:

@@ -7,6 +7,9 @@ from functools import reduce
 from typing import Any
 
 import pytest
+from hypothesis import given as drawn
+from hypothesis import settings
+from hypothesis import strategies as st
 
 from events.types import (
     ClientDisabled,
@@ -20,6 +23,7 @@ from events.types import (
     Kind,
     LedgerEvent,
     Reason,
+    Recorded,
     SessionEnded,
     SessionStarted,
     SubjectRevoked,
@@ -27,7 +31,7 @@ from events.types import (
     UserPasswordChanged,
 )
 from projections import grants, registry
-from projections.grants import EMPTY, AuthorizedGrant
+from projections.grants import EMPTY, AuthorizedGrant, RevokedGrant
 from projections.registry import Consent, Cut, Session
 from service.errors import InvalidGrant, InvalidRequest
 from service.rules.codes import (
@@ -293,3 +297,56 @@ def test_replay_after_a_race_still_ends_the_grant() -> None:
     judged = Given(GRANTED, REDEEMED, raced).when(after(5))
     assert isinstance(judged, Replayed)
     assert judged.ends
+
+
+# Whatever comes in whatever order
+
+ATTEMPTS = st.tuples(
+    st.sampled_from(
+        [{}, {}, {"code_verifier": "w" * 43}, {"redirect_uri": "https://other.example"}, {"client_id": cli(2)}]
+    ),
+    st.integers(0, 3),  # how many events its worker has not seen yet
+    st.sampled_from([0.0, 0.3, 1.0, 70.0]),  # seconds since the attempt before
+)
+
+
+@settings(max_examples=300, deadline=None)
+@drawn(attempts=st.lists(ATTEMPTS, max_size=12))
+def test_whatever_attempts_come_there_is_one_set_of_tokens_and_no_way_back(attempts: list[Any]) -> None:
+    """Workers that have seen less than there is append nothing: the log compares the sequence that they expect."""
+    log: list[LedgerEvent] = [GRANTED]
+    times, clock = [START], START
+    for number, (proofs, unseen, seconds) in enumerate(attempts):
+        clock += timedelta(seconds=seconds)
+        for known in (max(1, len(log) - unseen), len(log)):  # as it looks to the worker, then from the log itself
+            family = reduce(grants.evolve, recorded_at(log[:known], times), EMPTY)
+            try:
+                judged = judge_code(presented(clock, **proofs), family.grant)
+            except InvalidGrant:
+                break
+            events: tuple[LedgerEvent, ...]
+            if isinstance(judged, Fresh):
+                minted_now = Exchange(tokens=(minted(tok(100 + number)),))
+                events = (decide_redeem(presented(clock, **proofs), judged, minted_now),)
+            else:
+                events = judged.events
+            conditional = isinstance(judged, Fresh) or judged.ends or isinstance(judged, Refused)
+            if known == len(log) or not conditional:
+                log += events
+                times += [clock] * len(events)
+                break
+    family = reduce(grants.evolve, recorded_at(log, times), EMPTY)
+    spent = [event for event in log if isinstance(event, CodeRedeemed)]
+    late = [event for event in log if isinstance(event, CodeReplayed) and not event.raced]
+    assert len(spent) <= 1
+    assert len(family.tokens) == len(spent)
+    assert sum(isinstance(event, GrantRevoked) for event in log) <= 1
+    assert isinstance(family.grant, RevokedGrant) == any(isinstance(event, GrantRevoked) for event in log)
+    assert not late or isinstance(family.grant, RevokedGrant)
+
+
+def recorded_at(events: list[LedgerEvent], times: list[datetime]) -> list[Recorded]:
+    return [
+        Recorded(seq=seq, recorded_at=times[seq - 1], subject=f"ledger.main.grant.{G}", event=event)
+        for seq, event in enumerate(events, 1)
+    ]
