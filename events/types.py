@@ -7,7 +7,7 @@ Identifiers are a prefix and the 32 hex digits of a UUIDv7: `tok_` token, `grt_`
 `fnd_` and 32 hex digits name a finding; they follow from what was found, so that finding it again changes nothing.
 `sealed_*` fields are AES-256-GCM under the key of the person or client they are about (`service/keys.py`).
 `sub_` and `whk_` name a subscriber and a webhook, `ses_` a person's session in a browser.
-`by` is who did it: the caller's token id, a client id, or `system`.
+`by` is who did it: the caller's token id, a client id, the id of a person in their browser, or `system`.
 
 `gc=False`: these hold no cycles, so that the collector need not walk the millions that a replay makes.
 """
@@ -52,6 +52,7 @@ class Reason(StrEnum):
     CLIENT_REQUEST = "client_request"
     CODE_REPLAYED = "code_replayed"
     CONSENT_WITHDRAWN = "consent_withdrawn"
+    OWNER_REQUEST = "owner_request"
 
 
 class Event(Struct, frozen=True, kw_only=True, tag_field="type", gc=False):
@@ -429,6 +430,13 @@ class KeyRemoved(Event, frozen=True, kw_only=True, tag="key.removed/1"):
     kid: str
 
 
+class KeyRevoked(Event, frozen=True, kw_only=True, tag="key.revoked/1"):
+    """The key left the JWKS at once, and every token that it signed, or will ever be found to have signed, ended."""
+
+    kid: str
+    reason: Reason
+
+
 # Findings of abuse: ledger.<tenant>.finding.<finding_id>, the first event with expected sequence 0. They are kept for
 # ever, so no address or user agent stands in them: the evidence points at uses, which are kept for a limited time.
 
@@ -628,6 +636,7 @@ LedgerEvent = (
     | KeyActivated
     | KeyRetired
     | KeyRemoved
+    | KeyRevoked
     | AbuseDetected
     | FindingAcknowledged
     | FindingDismissed
@@ -684,7 +693,7 @@ class TokenUsed(Struct, frozen=True, array_like=True, gc=False):
     `occurred_at_us`: microseconds since 1970, UTC. `token_id` is None when the token is unknown; `token_sha256` is
     then the hash of what was presented, and None otherwise. `caller`: the token or client id that asked.
     `scope`, `audience`: what was asked for, empty if nothing. `endpoint`: `validate`, `batch`, `introspect`,
-    `forward-auth`, `api`, or `reported` for what the caller decided by itself and told afterwards.
+    `forward-auth`, `api`, `userinfo`, or `reported` for what the caller decided by itself and told afterwards.
     """
 
     occurred_at_us: int
@@ -701,7 +710,8 @@ class TokenUsed(Struct, frozen=True, array_like=True, gc=False):
 class RefusedCount(Struct, frozen=True, array_like=True):
     """Requests that named no known token, counted per caller, address, outcome and minute.
 
-    `minute`: minutes since 1970, UTC. For `invalid_client`, `caller` is the client whose secret was not the right one.
+    `minute`: minutes since 1970, UTC. For `invalid_client`, `caller` is the client whose secret was not the right one;
+    for `invalid_password` the user whose password was not, if there is one.
     """
 
     minute: int

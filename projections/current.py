@@ -11,7 +11,8 @@ Tables, key → value (`array_like` MessagePack unless said otherwise; ids are t
     expiry        minute at which the row may go → token ids
     code          SHA-256 of an authorization code → grant id: no door that takes tokens looks here
     code_expiry   minute at which the row may go → keys of `code`
-    cut           client or user id → registry.Cut, only where there is one
+    user_code     user id → grant ids, while the code is not redeemed and so no token leads to the grant
+    cut           client or user id, or `kid ` and a key's id → registry.Cut, only where there is one
     client, user, username, scope, key               id, user id, keyed hash, name, kid → the row of registry.py
     session       session id → registry.Session      user_session  user id → session ids
     session_expiry  minute at which the row may go → session ids
@@ -47,6 +48,7 @@ from events.types import (
     CodeRefused,
     CodeReplayed,
     GrantRevoked,
+    Kind,
     Recorded,
     RefreshReplayed,
     TokenIssued,
@@ -58,7 +60,7 @@ from projections import grants, registry
 from projections.base import boot_time_ns
 from projections.grants import Family, Grant, NoGrant, Token, facts
 from projections.registry import Client, Consent, Cut, Row, Session, User
-from projections.tables import DECODERS, TABLES, Batch, consent_key, open_tables, raw_id, row_key
+from projections.tables import DECODERS, KID, TABLES, Batch, consent_key, open_tables, raw_id, row_key
 
 VERSION = 2
 KEPT_AFTER_EXPIRY = timedelta(days=7)
@@ -94,13 +96,17 @@ def boot_id() -> bytes:
 
 
 class Hit(Struct, frozen=True, gc=False):
-    """What the view knows of one token, read in one transaction. The two cuts are None where there is none."""
+    """What the view knows of one token, read in one transaction. The cuts are None where there is none.
+
+    `key_cut`: of the key that signed it.
+    """
 
     token_id: str
     token: Token
     grant: Grant
     client_cut: Cut | None
     subject_cut: Cut | None
+    key_cut: Cut | None = None
 
 
 class Freshness(Struct, frozen=True, gc=False):
@@ -287,13 +293,20 @@ class CurrentWriter:
     def _fold(self, rows: Batch, recorded: Recorded) -> None:
         event = recorded.event
         match event:
-            case TokenIssued() | CodeRedeemed() | CodeRefused() | CodeReplayed() | RefreshReplayed() | GrantRevoked():
+            case TokenIssued() | CodeRefused() | CodeReplayed() | RefreshReplayed() | GrantRevoked():
                 self._fold_grant(rows, recorded, event.grant_id, ())
+            case CodeRedeemed():
+                self._fold_grant(rows, recorded, event.grant_id, ())
+                key = raw_id(event.grant_id)
+                known = facts(_decode_grant(raw)[1]) if (raw := rows.get("grant", key)) else None
+                if known is not None:
+                    rows.remove("user_code", _owner_key(known.subject), key)
             case AuthorizationGranted():
                 self._fold_grant(rows, recorded, event.grant_id, ())
                 key = bytes.fromhex(event.code.sha256)
                 rows.put("code", key, raw_id(event.grant_id))
                 rows.add("code_expiry", _minute(event.code.expires_at + KEPT_AFTER_EXPIRY), key)
+                rows.add("user_code", _owner_key(event.subject), raw_id(event.grant_id))
             case AccessRenewed():
                 self._fold_grant(rows, recorded, event.grant_id, (event.refresh_token_id,))
             case TokenRefreshed():
@@ -310,11 +323,12 @@ class CurrentWriter:
                 if isinstance(row, Session) and raw is None:
                     rows.add("user_session", raw_id(row.user_id), key)
                     rows.add("session_expiry", _session_expiry_key(row), key)
-                if table in {"client", "user"}:
-                    old = rows.get("cut", key)
+                if table in {"client", "user", "key"}:
+                    owner = KID + key if table == "key" else key
+                    old = rows.get("cut", owner)
                     cut = registry.cut(_decode_cut(old) if old else None, recorded)
                     if cut is not None:
-                        rows.put("cut", key, _encode(cut[1]))
+                        rows.put("cut", owner, _encode(cut[1]))
 
     def _fold_grant(self, rows: Batch, recorded: Recorded, grant_id: str, token_ids: tuple[str, ...]) -> None:
         key = raw_id(grant_id)
@@ -366,15 +380,18 @@ class CurrentWriter:
                 dropped += 1
         return dropped
 
-    def _drop_code(self, txn: Any, code_key: bytes) -> None:
-        grant_key = txn.pop(code_key, db=self._db["code"])
-        if grant_key is not None and txn.get(grant_key, db=self._db["grant_token"]) is None:
-            txn.delete(grant_key, db=self._db["grant"])
-
     def _drop_session(self, txn: Any, key: bytes) -> None:
         raw = txn.pop(key, db=self._db["session"])
         if raw is not None:
             txn.delete(raw_id(DECODERS["session"](raw).user_id), key, db=self._db["user_session"])
+
+    def _drop_code(self, txn: Any, code_key: bytes) -> None:
+        grant_key = txn.pop(code_key, db=self._db["code"])
+        if grant_key is not None and txn.get(grant_key, db=self._db["grant_token"]) is None:
+            raw = txn.pop(grant_key, db=self._db["grant"])
+            known = facts(_decode_grant(raw)[1]) if raw else None
+            if known is not None:
+                txn.delete(_owner_key(known.subject), grant_key, db=self._db["user_code"])
 
     def _drop(self, txn: Any, token_key: bytes) -> None:
         db = self._db
@@ -580,7 +597,11 @@ class CurrentReader:
             else:
                 raw = txn.get(bytes.fromhex(known.subject[4:]), db=self._cut)
                 subject_cut = _decode_cut(raw) if raw is not None else None
-        return Hit("tok_" + token_key.hex(), token, grant, client_cut, subject_cut)
+        if token.kid is None:
+            return Hit("tok_" + token_key.hex(), token, grant, client_cut, subject_cut)
+        raw = txn.get(KID + token.kid.encode(), db=self._cut)
+        key_cut = _decode_cut(raw) if raw is not None else None
+        return Hit("tok_" + token_key.hex(), token, grant, client_cut, subject_cut, key_cut)
 
     def freshness(self) -> Freshness:
         """How fresh the view is now."""
@@ -654,6 +675,12 @@ class CurrentReader:
             found = [txn.get(key, db=self._db["session"]) for key in keys]
         return [DECODERS["session"](raw) for raw in found if raw is not None]
 
+    def unredeemed_of(self, user_id: str, *, limit: int = 10_000) -> list[str]:
+        """Ids of a user's grants whose codes have not been redeemed, whatever became of them, oldest first."""
+        with self._read() as txn:
+            keys = _values(txn, self._db["user_code"], raw_id(user_id), limit=limit)
+        return ["grt_" + key.hex() for key in keys]
+
     def consent(self, user_id: str, client_id: str) -> Consent | None:
         """What the user allows the client, or once did. Raises: ValueError if either is not an id."""
         row = self.row("consent", consent_key(user_id, client_id))
@@ -717,6 +744,17 @@ class CurrentReader:
                         keys.append(cursor.key())
                         on_row = cursor.next()
         return ["tok_" + key.hex() for key in keys]
+
+    def token_ids_of_kind(
+        self, user_id: str, kind: Kind, *, after: str | None = None, limit: int = 1000
+    ) -> tuple[list[str], str | None]:
+        """Those of a kind among the next `limit` tokens of a user, oldest first; where to go on, None at the end."""
+        start = raw_id(after) if after else None
+        with self._read() as txn:
+            keys = _values(txn, self._db["subject_token"], raw_id(user_id), after=start, limit=limit)
+            rows = [(key, txn.get(key, db=self._token)) for key in keys]
+        found = ["tok_" + key.hex() for key, raw in rows if raw is not None and _decode_token(raw).kind is kind]
+        return found, "tok_" + keys[-1].hex() if len(keys) == limit else None
 
     def stats(self) -> dict[str, int]:
         """Rows by table, bytes in use, and the last sequence applied."""

@@ -24,6 +24,7 @@ from events.types import (
     KeyIntroduced,
     KeyRemoved,
     KeyRetired,
+    KeyRevoked,
     LedgerEvent,
     Reason,
     Recorded,
@@ -92,18 +93,22 @@ class Scope(Struct, frozen=True, array_like=True, gc=False):
 
 
 class SigningKey(Struct, frozen=True, array_like=True, gc=False):
-    """`state` goes announced, active, retired; a removed key has no row. `purpose`: what tokens it signs."""
+    """`state` goes announced, active, retired, and revoked from any of them; a removed key has no row.
+
+    `purpose`: what tokens it signs.
+    """
 
     kid: str
     alg: str
     public_jwk: str
-    state: Literal["announced", "active", "retired"]
+    state: Literal["announced", "active", "retired", "revoked"]
     introduced_at: datetime
     seq: int
     activated_at: datetime | None = None
     retired_at: datetime | None = None
     remove_at: datetime | None = None
     purpose: Literal["access", "id"] = "access"
+    revoked_at: datetime | None = None
 
 
 class Session(Struct, frozen=True, array_like=True, gc=False):
@@ -141,7 +146,10 @@ Row = Client | User | Username | Scope | SigningKey | Session | Consent
 
 
 class Cut(Struct, frozen=True, array_like=True, gc=False):
-    """Every grant of a client or subject that began before `seq` is revoked. `disabled`: the owner itself ended."""
+    """Every grant of a client or subject that began before `seq` is revoked. `disabled`: the owner itself ended.
+
+    Of a key: whatever it signed is revoked, before `seq` or after it.
+    """
 
     seq: int
     at: datetime
@@ -257,8 +265,10 @@ def _key(row: SigningKey, event: LedgerEvent, recorded: Recorded) -> SigningKey 
     match event:
         case KeyActivated() if row.state == "announced":
             return replace(row, state="active", activated_at=recorded.recorded_at)
-        case KeyRetired() if row.state != "retired":
+        case KeyRetired() if row.state in {"announced", "active"}:
             return replace(row, state="retired", retired_at=recorded.recorded_at, remove_at=event.remove_at)
+        case KeyRevoked() if row.state != "revoked":
+            return replace(row, state="revoked", revoked_at=recorded.recorded_at, remove_at=None)
         case KeyRemoved():
             return None
         case _:
@@ -286,7 +296,7 @@ def _consent(row: Consent, event: LedgerEvent, recorded: Recorded) -> Consent:
 
 
 def cut(old: Cut | None, recorded: Recorded) -> tuple[str, Cut] | None:
-    """The client or user that an event cuts off, and its cut from then on; None for events that cut nothing off.
+    """The client, user or key that an event cuts off, and its cut from then on; None for events that cut nothing off.
 
     A disabled owner stays disabled. Its tokens end through the mark and not through `seq`, so that the answer can
     tell a disabled owner from a revocation.
@@ -300,5 +310,7 @@ def cut(old: Cut | None, recorded: Recorded) -> tuple[str, Cut] | None:
             return owner, Cut(recorded.seq, at, Reason.PASSWORD_CHANGED, disabled)
         case ClientDisabled(client_id=owner, reason=reason) | UserDisabled(user_id=owner, reason=reason):
             return owner, Cut(seq, at, reason, disabled=True)
+        case KeyRevoked(kid=kid, reason=reason):
+            return kid, old or Cut(recorded.seq, at, reason)
         case _:
             return None

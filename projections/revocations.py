@@ -46,6 +46,7 @@ from events.types import (
     ClientRevoked,
     CodeRedeemed,
     GrantRevoked,
+    KeyRevoked,
     Reason,
     Recorded,
     SubjectRevoked,
@@ -83,7 +84,8 @@ What = Literal["token", "grant", "client", "subject", "key"]
 class Revocation(Struct, frozen=True, kw_only=True, gc=False):
     """What an announcement says: what is good no more, and since when. No personal data.
 
-    `token_sha256`: hex, of the token string. `issued_before`: all that the client, subject or key was given until then.
+    `token_sha256`: hex, of the token string. `issued_before`: all that the client or subject was given until then. What
+    a revoked key signed is good no more, whenever it says that it was issued: who stole the key can write any time.
     `revoked_at` lies in the future for a token that was rotated with an overlap: it is refused from then on.
     """
 
@@ -175,6 +177,8 @@ def revocation(recorded: Recorded, known: Known) -> tuple[What, Revocation] | No
             return "subject", _of_subject(user_id, reason, recorded)
         case UserPasswordChanged(user_id=user_id):
             return "subject", _of_subject(user_id, Reason.PASSWORD_CHANGED, recorded)
+        case KeyRevoked(kid=kid, reason=reason):
+            return "key", Revocation(kid=kid, issued_before=at, reason=reason, revoked_at=at, ledger_seq=seq)
         case _:
             return None
 

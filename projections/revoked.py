@@ -1,7 +1,7 @@
 """Everything that is revoked and could still matter, from the current-token view.
 
 Followers of the feed begin with it, or begin anew when the feed no longer reaches back to where they stood. What has
-expired matters to nobody, and clients and users that are cut off are told however long ago that was.
+expired matters to nobody, and clients, users and keys that are cut off are told however long ago that was.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from projections.current import CurrentReader, Freshness
 from projections.grants import ActiveGrant, Ended, Grant, RevokedGrant, Token, facts
 from projections.registry import Client, Cut, User
 from projections.revocations import Revocation, What
+from projections.tables import KID
 
 SKEW = timedelta(minutes=5)  # a clock that is late takes a token for good so much longer
 _ROWS = 50  # looked at in one go, half a millisecond if all of them are revoked
@@ -33,7 +34,7 @@ _decode_owner: dict[str, Any] = {
 
 
 class Revoked(Revocation, frozen=True, kw_only=True, gc=False):
-    """As an announcement says it. `what`: token, grant, client or subject.
+    """As an announcement says it. `what`: token, grant, client, subject or key.
 
     `ledger_seq`: of the event that revoked it; of a disabled client or user, that of its last event.
     """
@@ -137,6 +138,9 @@ class _Scan:
 
     def _cut(self, key: bytes, raw: bytes) -> list[Revoked]:
         cut = _decode_cut(raw)
+        if key.startswith(KID):
+            kid = key.removeprefix(KID).decode()
+            return [Revoked(what="key", kid=kid, **_since(cut), ledger_seq=cut.seq)]
         table, name, prefix = ("client", "client_id", "cli_")
         owner = self._get(table, key)
         if owner is None:
@@ -148,7 +152,7 @@ class _Scan:
         seq = _decode_owner[table](owner).seq if cut.disabled else cut.seq
         told: dict[str, Any] = {name: prefix + key.hex()}
         what: What = "client" if table == "client" else "subject"
-        return [Revoked(what=what, **told, issued_before=cut.at, reason=cut.reason, revoked_at=cut.at, ledger_seq=seq)]
+        return [Revoked(what=what, **told, **_since(cut), ledger_seq=seq)]
 
 
 def _of_token(key: bytes, token: Token, known: ActiveGrant | None, ended: Ended) -> Revoked:
@@ -162,6 +166,10 @@ def _of_token(key: bytes, token: Token, known: ActiveGrant | None, ended: Ended)
         revoked_at=ended.at,
         ledger_seq=ended.seq,
     )
+
+
+def _since(cut: Cut) -> dict[str, Any]:
+    return {"issued_before": cut.at, "reason": cut.reason, "revoked_at": cut.at}
 
 
 def _owners(known: ActiveGrant | None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from events.types import (
     KeyIntroduced,
     KeyRemoved,
     KeyRetired,
+    KeyRevoked,
     LedgerEvent,
     ScopeChanged,
     ScopeDisabled,
@@ -44,7 +45,8 @@ DECODERS: dict[str, Any] = {
     "consent": msgspec.msgpack.Decoder(Consent).decode,
     "key": msgspec.msgpack.Decoder(SigningKey).decode,
 }
-_INDEXES = ("grant_token", "client_token", "subject_token", "user_session")
+KID = b"kid "  # before a key's id in `cut`, where the other keys are 16 bytes of an id
+_INDEXES = ("grant_token", "client_token", "subject_token", "user_code", "user_session")
 DUPLICATES = {*_INDEXES, "expiry", "code_expiry", "session_expiry"}
 TABLES = ("token", "hash", "grant", "code", "cut", *DECODERS, "meta", *sorted(DUPLICATES))
 
@@ -139,7 +141,7 @@ def row_key(event: LedgerEvent) -> tuple[str, bytes]:
             return "consent", consent_key(event.user_id, event.client_id)
         case ScopeRegistered() | ScopeChanged() | ScopeDisabled():
             return "scope", event.name.encode()
-        case KeyIntroduced() | KeyActivated() | KeyRetired() | KeyRemoved():
+        case KeyIntroduced() | KeyActivated() | KeyRetired() | KeyRemoved() | KeyRevoked():
             return "key", event.kid.encode()
         case _:
             raise TypeError(f"{type(event).__name__} belongs to no registry table")

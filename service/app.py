@@ -16,20 +16,25 @@ from service import asgi, metrics
 from service.api import litestar_app, manage
 from service.api.problems import render
 from service.doors import forward_auth, validate, validate_batch
+from service.endings import keep_finishing
 from service.errors import MethodNotAllowed, Unavailable
 from service.findings import serve_actions
 from service.incoming import Incoming
 from service.keys import MasterKeyMismatch
 from service.lifeline import on_stop
+from service.oauth.authorize import authorize, authorize_by_post, consent
 from service.oauth.introspection import introspect
 from service.oauth.metadata import jwks, metadata, well_known_paths
 from service.oauth.pushed import push
 from service.oauth.revocation import revoke
 from service.oauth.token import token
+from service.oauth.userinfo import preflight, userinfo
 from service.outgoing import Response
+from service.pages import account
 from service.pages.render import assets, begin
 from service.runtime import Runtime
 from service.settings import Settings
+from service.signin.doors import log_out, log_out_by_post, sign_in, sign_in_page, sign_out, sign_out_page
 from service.subscribers import keep_consumers
 
 log = structlog.get_logger()
@@ -52,7 +57,18 @@ def _doors(issuer: str) -> Doors:
         "/oauth2/introspect": {"POST": introspect},
         "/oauth2/revoke": {"POST": revoke},
         "/oauth2/par": {"POST": push},
+        "/oauth2/authorize": {"GET": authorize, "POST": authorize_by_post},
+        "/oauth2/consent": {"POST": consent},
         "/oauth2/jwks": {"GET": jwks},
+        "/oauth2/userinfo": {"GET": userinfo, "POST": userinfo, "OPTIONS": preflight},
+        "/oauth2/logout": {"GET": log_out, "POST": log_out_by_post},
+        "/sign-in": {"GET": sign_in_page, "POST": sign_in},
+        "/sign-out": {"GET": sign_out_page, "POST": sign_out},
+        "/account": {"GET": account.show},
+        "/account/tokens": {"POST": account.issue},
+        "/account/tokens/revoke": {"POST": account.revoke},
+        "/account/apps/withdraw": {"POST": account.withdraw},
+        "/account/sign-out-everywhere": {"POST": account.sign_out_everywhere},
     }
     doors |= {path: {"GET": metadata} for path in well_known_paths(issuer)}
     doors |= {path: {"GET": asset} for path, asset in assets().items()}
@@ -67,7 +83,7 @@ class App:
         self._runtime: Runtime | None = None
         self._why_not = "the service is starting"
         self._starting: asyncio.Task[None] | None = None
-        self._keeping: asyncio.Task[None] | None = None
+        self._keeping: list[asyncio.Task[None]] = []
         metrics.bind(self.runtime)
         begin(settings.issuer)
         self._litestar = litestar_app(self.runtime)
@@ -132,7 +148,7 @@ class App:
 
     async def end(self) -> None:
         """Writes what is held and closes."""
-        for task in (self._starting, self._keeping):
+        for task in (self._starting, *self._keeping):
             if task is not None:
                 task.cancel()
         if self._runtime is not None:
@@ -148,7 +164,7 @@ class App:
                 await serve_actions(runtime)
                 self._runtime = runtime
                 on_stop(asyncio.get_running_loop(), runtime.stopping.set)
-                self._keeping = asyncio.create_task(keep_consumers(runtime))
+                self._keeping = [asyncio.create_task(one(runtime)) for one in (keep_consumers, keep_finishing)]
             except (LedgerError, MasterKeyMismatch) as error:
                 self._why_not = f"the log cannot be used: {error}"
                 if self._why_not != told:

@@ -43,9 +43,9 @@ from projections.current import CurrentReader, view_path
 from service.cli.connection import Api, locate
 from service.cli.output import Failed, moment_of
 from service.keys import MasterKey
-from service.runtime import stream_limits
 from service.settings import Settings, SettingsError, is_loopback
 from service.signing import ID_ALGORITHM
+from service.streams import stream_limits
 
 State = Literal["ok", "warning", "problem"]
 

@@ -92,6 +92,12 @@ class ForeignOrigin(ServiceError):
     fix = "follow the feed from a program of your own; one that is no page sends no Origin"
 
 
+class Forbidden(ServiceError):
+    """A form that was not sent from one of our pages, or a decision that is not theirs to make."""
+
+    status, code, title = 403, "forbidden", "This is not allowed"
+
+
 class NotFound(ServiceError):
     status, code, title = 404, "not_found", "Not found"
 

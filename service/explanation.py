@@ -14,6 +14,7 @@ from events.types import (
     CodeRedeemed,
     CodeReplayed,
     GrantRevoked,
+    KeyRevoked,
     Kind,
     Reason,
     Recorded,
@@ -116,6 +117,8 @@ def _decided_by(recorded: Recorded, hit: Hit) -> tuple[str, str] | None:
             return Code.REVOKED, f"all of user {event.user_id} was revoked by {event.by}: {_why(event.reason)}"
         case UserPasswordChanged() if later:
             return Code.REVOKED, f"the password of user {event.user_id} was changed by {event.by}, which revokes all"
+        case KeyRevoked():
+            return Code.REVOKED, f"key {event.kid}, which signed it, was revoked by {event.by}: {_why(event.reason)}"
         case ClientDisabled():
             return Code.CLIENT_DISABLED, f"client {event.client_id} was disabled by {event.by}: {_why(event.reason)}"
         case UserDisabled():
@@ -169,6 +172,7 @@ def _checks_of_ends(past: Past, decided: dict[str, Deciding]) -> list[Check]:
     revoked = (
         hit.token.ended is not None
         or not isinstance(hit.grant, ActiveGrant)
+        or hit.key_cut is not None
         or any(cut is not None and cut.seq > first_seq for cut in (hit.client_cut, hit.subject_cut))
     )
     client = known.client_id if known else None
@@ -183,7 +187,7 @@ def _checks_of_ends(past: Past, decided: dict[str, Deciding]) -> list[Check]:
     of_client = f"client {client} was not disabled" if client else no_client
     of_user = no_user if own else f"user {known.subject if known else ''} was not disabled"
     return [
-        check(Code.REVOKED, revoked, "neither it nor its grant, client or subject had been revoked"),
+        check(Code.REVOKED, revoked, "neither it nor its grant, client, subject or key had been revoked"),
         check(Code.CLIENT_DISABLED, _disabled(hit.client_cut), of_client),
         check(Code.SUBJECT_DISABLED, _disabled(hit.subject_cut), of_user),
     ]

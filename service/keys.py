@@ -61,6 +61,9 @@ class MasterKey:
     def __init__(self, secret: bytes) -> None:
         self._sealing = derive(secret, "seal")
         self._usernames = derive(secret, "usernames")
+        self.sessions = derive(secret, "session cookies")
+        self.forms = derive(secret, "forms")
+        self.requests = derive(secret, "requests that wait for a sign-in")
         self.deployment = derive(secret, "deployment")[:4].hex()
 
     @classmethod

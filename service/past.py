@@ -24,7 +24,7 @@ _EVENTS_MAX = 50_000  # of one subject: some seconds of reading
 class Past(Struct, frozen=True):
     """A token as it stood at ledger sequence `position`, to be judged at `moment`.
 
-    `events`: all up to there of its grant, its client and its user, in the order of the ledger.
+    `events`: all up to there of its grant, its client, its user and the key that signed it, in the order of the ledger.
     """
 
     hit: Hit
@@ -41,14 +41,14 @@ class Issue(Struct, frozen=True):
 
 
 def fold(token_id: str, events: Sequence[Recorded]) -> Hit | None:
-    """Pure. What the view would know of the token after these events of its grant, client and user, in order."""
+    """Pure. What the view would know of the token after these events of its grant, client, user and key, in order."""
     family = EMPTY
     for recorded in events:
         family = grants.evolve(family, recorded)
     if token_id not in family.tokens:
         return None
     client_cut, user_cut = _cut(events, ".client."), _cut(events, ".user.")
-    return Hit(token_id, family.tokens[token_id], family.grant, client_cut, user_cut)
+    return Hit(token_id, family.tokens[token_id], family.grant, client_cut, user_cut, _cut(events, ".key."))
 
 
 def _cut(events: Sequence[Recorded], kind: str) -> Cut | None:
@@ -71,7 +71,7 @@ async def past_of(runtime: Runtime, token_id: str, issue: Issue, at: datetime | 
         position = await (runtime.ledger.last_seq() if at is None else runtime.ledger.position_at(at))
         if issue.seq > position:
             raise NotFound("the token had not been issued at that time")
-        events = await _read(runtime, issue, position)
+        events = await _read(runtime, token_id, issue, position)
     except LedgerError as error:
         raise refused(error) from error
     hit = fold(token_id, events)
@@ -80,7 +80,7 @@ async def past_of(runtime: Runtime, token_id: str, issue: Issue, at: datetime | 
     return Past(hit, tuple(events), position, at or moment)
 
 
-async def _read(runtime: Runtime, issue: Issue, position: int) -> list[Recorded]:
+async def _read(runtime: Runtime, token_id: str, issue: Issue, position: int) -> list[Recorded]:
     """Raises: LedgerError, Unavailable."""
     events = await _subject(runtime, subject("grant", issue.grant_id), position)
     if all(one.seq != issue.seq for one in events):
@@ -92,7 +92,12 @@ async def _read(runtime: Runtime, issue: Issue, position: int) -> list[Recorded]
         events += await _subject(runtime, subject("client", began.client_id), position)
     if began is not None and began.subject != began.client_id:
         events += await _subject(runtime, subject("user", began.subject), position)
-    return sorted(events, key=lambda one: one.seq)
+    events.sort(key=lambda one: one.seq)
+    hit = fold(token_id, events)
+    if hit is not None and hit.token.kid is not None:
+        events += await _subject(runtime, subject("key", hit.token.kid), position)
+        events.sort(key=lambda one: one.seq)
+    return events
 
 
 async def _subject(runtime: Runtime, name: str, position: int) -> list[Recorded]:

@@ -25,7 +25,7 @@ from service.errors import InvalidGrant, Unavailable
 from service.grants import AccessFor, mint_access, minted_token, stamp, whole_second
 from service.keys import derive, seal, unseal
 from service.oauth.codes import narrowed_audience, remaining_scope
-from service.oauth.identity import consent_withdrawn_seq, id_token
+from service.oauth.identity import id_token, person_behind
 from service.rules.grants import (
     AnsweredAgain,
     Refresh,
@@ -100,7 +100,7 @@ def _check(runtime: Runtime, command: Refresh, family: Family) -> tuple[ActiveGr
         family,
         client_cut=runtime.view.cut(command.client_id),
         subject_cut=runtime.view.cut(known.subject) if known is not None and of_subject else None,
-        consent_withdrawn_seq=consent_withdrawn_seq(runtime, known),
+        person=person_behind(runtime, known),
     )
 
 

@@ -6,14 +6,12 @@ returns: durable, and in force on this host.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
 import msgspec
-from argon2 import PasswordHasher
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -25,6 +23,7 @@ from service.caller import Caller
 from service.commands import Outcome, Prepared, execute, known_scopes, load_row, raw_id, refused, scope_subject, subject
 from service.errors import NotFound
 from service.grants import seal_text, stamp
+from service.hashing import passwords
 from service.rules.registry import (
     SCOPE_NAME_CHARS_MAX,
     ChangeClient,
@@ -57,9 +56,6 @@ R = TypeVar("R", Client, User, Scope)
 Load = Callable[[bool], Awaitable[R | None]]
 Decide = Callable[[R | None], list[LedgerEvent]]
 
-_hasher = PasswordHasher()
-_hashing = asyncio.Semaphore(1)  # one hash takes 64 MiB
-
 
 class Asker(Struct, frozen=True):
     """Who asks for a command, in which request. `caller` is None for the system itself."""
@@ -70,12 +66,6 @@ class Asker(Struct, frozen=True):
     @property
     def by(self) -> str:
         return self.caller.token_id if self.caller else "system"
-
-
-async def hash_password(password: str) -> str:
-    """Argon2id (RFC 9106), beside the event loop."""
-    async with _hashing:
-        return await asyncio.to_thread(_hasher.hash, password)
 
 
 def _loader(runtime: Runtime, kind: type[R], table: str, key: bytes, of: str) -> Load[R]:
@@ -243,7 +233,7 @@ def user_registration(runtime: Runtime, asker: Asker, new: NewUser) -> Callable[
         # A name that is taken makes no key for somebody who will never be.
         check_username_is_free(claimed)
         if new.password is not None and not hashed:
-            hashed.append(await hash_password(new.password))
+            hashed.append(await passwords.make(new.password))
         user_id = new_id("usr")
         command = RegisterUser(
             stamp=stamp(asker.by, asker.request_id, events=2),
@@ -322,7 +312,7 @@ async def change_user(runtime: Runtime, asker: Asker, user_id: str, change: User
         caller=asker.caller,
         scope=(change.scope or "") if "scope" in change.names else None,
         sets_password="password" in change.names,
-        password_hash=await hash_password(change.password) if change.password is not None else None,
+        password_hash=await passwords.make(change.password) if change.password is not None else None,
     )
     profiles: dict[int, bytes | None] = {}
 

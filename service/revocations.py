@@ -49,6 +49,8 @@ def ending_of(hit: Hit, *, moment: datetime | None = None) -> Ending:
         for cut in (hit.client_cut, hit.subject_cut)
         if cut is not None and (cut.disabled or (first_seq is not None and cut.seq > first_seq))
     ]
+    if hit.key_cut is not None:
+        ends.append((hit.key_cut.seq, hit.key_cut.at, hit.key_cut.reason))
     if ends:
         seq, at, reason = min(ends, key=lambda end: end[1])
         return Ending("revoked", at, reason.value, seq)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from msgspec import Struct
 from events.errors import LedgerUnavailable
 from events.ledger import Ledger
 from events.receipts import ReceiptLog
-from events.streams import ANSWERS, IDEMPOTENCY, PUSHED, Connection, StreamLimits, check, connect
+from events.streams import ANSWERS, IDEMPOTENCY, PUSHED, Connection, check, connect
 from events.usage import UsageLog
 from projections.asking_receipts import Registered, SignsOfLife
 from projections.current import CurrentReader, Freshness, view_path
@@ -23,8 +22,10 @@ from service.errors import TooManyRequests, Unavailable
 from service.feed import Feed
 from service.keys import Bucket, MasterKey, SubjectKeys
 from service.settings import Settings
+from service.signin.delays import Delays
 from service.signing import SigningKeys
 from service.snapshots import Snapshots
+from service.streams import stream_limits, writer_name
 
 if TYPE_CHECKING:
     from service.rules.subscribers import Subscriber
@@ -32,25 +33,6 @@ if TYPE_CHECKING:
 APPLIED_SECONDS_MAX = 3.0
 _POLL_SECONDS = 0.0005
 _LIMITER_KEYS_MAX = 50_000
-_ANSWER_TTL_MARGIN_SECONDS = 60
-PUSHED_AND_BEGUN_SECONDS = 3_600  # how long a person may take who began in time
-
-
-def stream_limits(settings: Settings) -> StreamLimits:
-    """The streams' limits that the settings ask for."""
-    return StreamLimits(
-        replicas=settings.replicas,
-        usage_age_seconds_max=settings.usage_retention_days * 86_400,
-        usage_bytes_max=settings.usage_bytes_max,
-        ledger_bytes_max=settings.ledger_bytes_max,
-        answers_ttl_seconds=settings.refresh_retry_window_seconds + _ANSWER_TTL_MARGIN_SECONDS,
-        pushed_ttl_seconds=settings.pushed_request_ttl_seconds + PUSHED_AND_BEGUN_SECONDS,
-    )
-
-
-def writer_name() -> str:
-    """Names this process in subjects of the logs that it writes blocks to."""
-    return f"{socket.gethostname().split('.')[0]}-{os.getpid()}".replace(" ", "_").replace("*", "_")
 
 
 class ViewWaiter:
@@ -185,6 +167,8 @@ class Runtime:
         self.idempotency = Bucket(nc, IDEMPOTENCY)
         self.pushed = Bucket(nc, PUSHED)
         self.client_failures = RateLimiter(settings.client_auth_failures_per_minute_max)
+        self.account_delays = Delays(settings.sign_in_failures_free, settings.sign_in_delay_seconds_max)
+        self.address_delays = Delays(settings.sign_in_failures_of_address_free, settings.sign_in_delay_seconds_max)
         self.unknown_tokens = RateLimiter(settings.unknown_tokens_per_minute_max)
         self.pushes = RateLimiter(settings.pushed_requests_per_minute_max, of="pushed requests")
         self.callers: dict[str, RememberedCaller] = {}  # by Authorization header
@@ -259,4 +243,4 @@ class NotYetApplied(Unavailable):
         self.ledger_seq = seq
 
 
-__all__ = ["NotYetApplied", "RateLimiter", "Runtime", "ViewWaiter", "stream_limits", "writer_name"]
+__all__ = ["NotYetApplied", "RateLimiter", "Runtime", "ViewWaiter"]

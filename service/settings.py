@@ -456,6 +456,28 @@ class Settings(Struct, frozen=True, kw_only=True):
             unit="a minute",
         ),
     ] = 20
+    sign_in_failures_free: Annotated[
+        int,
+        About(
+            "Wrong passwords in a row for one name, in each worker, before whoever tries must wait: a second, two, "
+            "four and so on.",
+            _integer(1, 1_000),
+        ),
+    ] = 5
+    sign_in_failures_of_address_free: Annotated[
+        int,
+        About(
+            "The same for one address (IPv6: its first 64 bits), from which many people may come.",
+            _integer(1, 1_000_000),
+        ),
+    ] = 30
+    sign_in_delay_seconds_max: Annotated[
+        int, About("The longest that one must wait.", _integer(1, 86_400), unit="seconds")
+    ] = 900
+    session_ttl_seconds: Annotated[
+        int,
+        About("How long people stay signed in, in one browser.", _integer(60, 30 * 86_400), unit="seconds"),
+    ] = 43_200
     unknown_tokens_per_minute_max: Annotated[
         int,
         About(
@@ -470,7 +492,7 @@ class Settings(Struct, frozen=True, kw_only=True):
             "How long a pushed authorization request (RFC 9126) waits for its person; who has begun to sign in by then "
             "may take longer.",
             _integer(5, 600),
-            unit="s",
+            unit="seconds",
         ),
     ] = 90
     pushed_requests_per_minute_max: Annotated[

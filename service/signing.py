@@ -1,4 +1,4 @@
-"""Signing keys: made, announced, used, retired, removed. RFC 7517, RFC 8037, RFC 9068 §2.1.
+"""Signing keys: made, announced, used, retired, removed, or revoked. RFC 7517, RFC 8037, RFC 9068 §2.1.
 
 The public half of a key is in the log, and so in the view; the private half is sealed under the master key in a bucket
 that all hosts share. A key's id counts up, so that two hosts that rotate at once make one key and not two.
@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import json
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import jwt
@@ -26,7 +26,7 @@ from msgspec import Struct
 from events.errors import Conflict, LedgerError
 from events.ledger import Append
 from events.streams import SIGNING_KEYS
-from events.types import TENANT, KeyActivated, KeyIntroduced, KeyRemoved, KeyRetired
+from events.types import TENANT, KeyActivated, KeyIntroduced, KeyRemoved, KeyRetired, KeyRevoked, Reason
 from projections.registry import SigningKey
 from service.errors import ServiceError, Unavailable
 from service.keys import Bucket
@@ -44,6 +44,7 @@ ACCESS_TOKEN_TTL_SECONDS_MAX = 86_400  # a retired key stays in the JWKS this lo
 ID_KEY_SECONDS_MAX = 3.0  # an ID token waits so long for the first key of its kind
 _CHECK_SECONDS = 60
 _POLL_SECONDS = 0.02
+_FRESH = timedelta(seconds=30)  # a key that another worker has made for the same call is as good as one's own
 # ID tokens live for minutes, and each sign-in makes one: with 3072 bits a signature takes more than twice as long.
 _RSA_BITS: dict[Purpose, int] = {"access": 3072, "id": 2048}
 _PREFIXES = {"EdDSA": "ed", "ES256": "es", "RS256": "rs"}
@@ -52,11 +53,16 @@ ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 ID_ALGORITHM: Algorithm = "RS256"  # OpenID Connect Core §15.1: every client can read it
 
 
+class KeyGone(LedgerError):
+    """The private half of a key is not there (any more)."""
+
+
 class Rotation(Struct, frozen=True):
-    """What a rotation did."""
+    """What a rotation did. `retired_kid` signed until now, and may be among those that were revoked."""
 
     kid: str
     retired_kid: str | None
+    revoked_kids: tuple[str, ...]
     ledger_seq: int
 
 
@@ -95,7 +101,7 @@ class SigningKeys:
         self._wake = asyncio.Event()
 
     def rows(self) -> list[SigningKey]:
-        """Every key that is not removed, oldest first."""
+        """Every key that is not removed, revoked ones too, oldest first."""
         position = self._runtime.view.freshness().position
         if position != self._rows_at:
             found = [row for _, row in self._runtime.view.rows("key") if isinstance(row, SigningKey)]
@@ -104,7 +110,7 @@ class SigningKeys:
 
     def jwks(self) -> dict[str, list[dict[str, Any]]]:
         """The public keys, announced, active and retired. RFC 7517 §5."""
-        return {"keys": [json.loads(row.public_jwk) for row in self.rows()]}
+        return {"keys": [json.loads(row.public_jwk) for row in self.rows() if row.state != "revoked"]}
 
     def active(self, alg: str, purpose: Purpose = "access") -> SigningKey | None:
         """The key that signs with this algorithm: the one activated last, should two hosts have raced."""
@@ -155,7 +161,7 @@ class SigningKeys:
     async def _load(self, kid: str) -> Any:
         sealed = await self._bucket.get(kid)
         if sealed is None:
-            raise LedgerError(f"the private half of signing key {kid} is gone; run `token-ledger key rotate`")
+            raise KeyGone(f"the private half of signing key {kid} is gone; run `token-ledger key rotate`")
         pem = self._runtime.master.unseal(sealed, f"signing key {kid}")
         self._private[kid] = serialization.load_pem_private_key(pem, password=None)
         return self._private[kid]
@@ -164,7 +170,8 @@ class SigningKeys:
         """Proves that the master key opens the keys. Raises: MasterKeyMismatch, LedgerError."""
         for row in self.rows():
             if row.state == "active" and row.purpose == "access":
-                await self._load(row.kid)
+                with contextlib.suppress(KeyGone):  # it was revoked, and this view does not show it yet
+                    await self._load(row.kid)
         self._task = asyncio.create_task(self._keep())
 
     def stop(self) -> None:
@@ -240,14 +247,27 @@ class SigningKeys:
         self._rows_at = -1
         return next(row for row in self.rows() if row.kid == kid)
 
-    async def rotate(self, alg: Algorithm, *, by: str, purpose: Purpose = "access") -> Rotation:
+    async def rotate(
+        self,
+        alg: Algorithm,
+        *,
+        by: str,
+        purpose: Purpose = "access",
+        fresh: bool = False,
+        revoke: Reason | None = None,
+    ) -> Rotation:
         """Puts the announced key, or a new one, in the place of the active one.
 
-        The retired key stays in the JWKS until the last token that it signed has expired. Raises: LedgerError,
-        Conflict if another host rotated at the same moment.
+        The retired key stays in the JWKS until the last token that it signed has expired. `fresh`: a new key in any
+        case. `revoke`: why every other key for the same is revoked instead; then the new one is fresh too. The one that
+        was announced lay beside the active one, and whoever knows of a stolen key may have rotated it already.
+        Raises: LedgerError, Conflict if another host rotated at the same moment.
         """
         runtime = self._runtime
+        began = now()
         old, new = self.active(alg, purpose), self._announced(purpose, alg)
+        if new is not None and (fresh or revoke is not None) and new.introduced_at < began - _FRESH:
+            new = None
         if new is None:
             new = await self._introduce(purpose, alg, by=by)
             if new.state != "announced":  # another worker was faster, and has activated it by now
@@ -260,7 +280,11 @@ class SigningKeys:
                 new.seq,
             )
         ]
-        if old is not None:
+        revoked: list[SigningKey] = []
+        if revoke is not None:
+            revoked = [row for row in self._of(purpose, alg) if row.kid != new.kid and row.state != "revoked"]
+            entries += [_revoked(row, revoke, by) for row in revoked]
+        elif old is not None:
             remove_at = moment + timedelta(seconds=ACCESS_TOKEN_TTL_SECONDS_MAX)
             retired = KeyRetired(id=uuid7_hex(), occurred_at=moment, by=by, kid=old.kid, remove_at=remove_at)
             entries.append(Append(f"ledger.{TENANT}.key.{old.kid}", retired, old.seq))
@@ -268,14 +292,41 @@ class SigningKeys:
         seqs = await runtime.ledger.append(*entries)
         await runtime.applied(max(seqs))
         self._rows_at = -1
-        log.info("signing_key_rotated", kid=new.kid, retired_kid=old.kid if old else None, by=by)
-        return Rotation(new.kid, old.kid if old else None, max(seqs))
+        for row in revoked:
+            await self._destroy(row.kid)
+        done = Rotation(
+            new.kid,
+            old.kid if old is not None else None,
+            tuple(row.kid for row in revoked),
+            max(seqs),
+        )
+        log.info(
+            "signing_key_rotated", kid=new.kid, retired_kid=done.retired_kid, revoked_kids=done.revoked_kids, by=by
+        )
+        return done
 
     async def _remove_old(self) -> None:
         for row in self.rows():
-            if row.state == "retired" and row.remove_at is not None and now() >= row.remove_at:
+            if row.state == "revoked":
+                await self._destroy(row.kid)  # whoever revoked it may have been stopped before he had done so
+            remove_at = row.remove_at if row.state == "retired" else _forgotten_at(row)
+            if remove_at is not None and now() >= remove_at:
                 # First, since an interrupted removal is repeated only while the key is still listed.
-                await self._bucket.destroy(row.kid)
-                self._private.pop(row.kid, None)
+                await self._destroy(row.kid)
                 event = KeyRemoved(id=uuid7_hex(), occurred_at=now(), by="system", kid=row.kid)
                 await self._runtime.ledger.append(Append(f"ledger.{TENANT}.key.{row.kid}", event, row.seq))
+
+    async def _destroy(self, kid: str) -> None:
+        """The private half."""
+        await self._bucket.destroy(kid)
+        self._private.pop(kid, None)
+
+
+def _revoked(row: SigningKey, reason: Reason, by: str) -> Append:
+    event = KeyRevoked(id=uuid7_hex(), occurred_at=now(), by=by, kid=row.kid, reason=reason)
+    return Append(f"ledger.{TENANT}.key.{row.kid}", event, row.seq)
+
+
+def _forgotten_at(row: SigningKey) -> datetime | None:
+    """When a revoked key need not be listed any more: its tokens have expired, and stay revoked."""
+    return row.revoked_at and row.revoked_at + timedelta(seconds=ACCESS_TOKEN_TTL_SECONDS_MAX)

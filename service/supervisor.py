@@ -42,16 +42,15 @@ from projections.current import CurrentReader, CurrentWriter, HeldView, view_pat
 from projections.followers import Followers
 from projections.revocations import Feed, FeedAhead, feed_id, serve_position
 from service import logs
-from service.admission import Admission
-from service.bootstrap import bootstrap, new_administrator
 from service.feed import ask_position
-from service.keys import MasterKey
 from service.lifeline import SERVED_BY, SUPERVISED_BY, announce_stop, end_with_parent, prepare_stop
-from service.runtime import stream_limits, writer_name
 from service.settings import Settings, cpu_count
+from service.streams import stream_limits, writer_name
 
 if TYPE_CHECKING:
     from granian.server.common import AbstractServer
+
+    from service.keys import MasterKey
 
 log = structlog.get_logger()
 
@@ -69,6 +68,7 @@ _FAR_BEHIND_MESSAGES = 1_000
 _PROGRESS_SECONDS = 5.0
 _ANNOUNCED_SECONDS_MAX = 30.0
 _ROUND_SECONDS = 0.1
+_READY_SECONDS_MAX = 2.0
 
 Progress = Callable[[int, int], None]
 
@@ -193,6 +193,9 @@ def provision(settings: Settings) -> None:
 
 def admin_token(settings: Settings) -> dict[str, Any]:
     """A new administrator's SAT: `token`, `token_id`, `user_id`, `scope`, `expires_at`. Raises: LedgerError."""
+
+    from service.bootstrap import new_administrator  # noqa: PLC0415 - the projectors make no tokens
+    from service.keys import MasterKey  # noqa: PLC0415 - as above
 
     async def run() -> dict[str, Any]:
         async with _running_server(settings, "service") as located, _connection(located, "admin-token") as nc:
@@ -389,6 +392,7 @@ async def _project_receipts(settings: Settings) -> None:
 
 
 async def _deliver(settings: Settings) -> None:
+    from service.keys import MasterKey  # noqa: PLC0415 - the projectors unseal nothing
     from service.webhooks.delivery import Deliverer  # noqa: PLC0415 - the other processes send nothing
 
     # Hundreds of receivers that hang hold eight connections each.
@@ -548,6 +552,8 @@ class _Child:
 
 
 async def _up(settings: Settings) -> None:
+    from service.keys import MasterKey  # noqa: PLC0415 - the projectors unseal nothing
+
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -600,6 +606,8 @@ def _child(settings: Settings, server: EmbeddedServer | None, role: str, argumen
 
 async def _admitting(settings: Settings, server: EmbeddedServer) -> Callable[[], Awaitable[None]]:
     """Lets registered subscribers in from now on; returns what ends that. Raises: LedgerError."""
+    from service.admission import Admission  # noqa: PLC0415 - the other processes let nobody in
+
     nc = await connect(settings.nats_url or "", server.creds("admin"), name="admission")
     admission = Admission(server, nc)
     await admission.serve()
@@ -614,6 +622,8 @@ async def _admitting(settings: Settings, server: EmbeddedServer) -> Callable[[],
 
 async def _prepare(settings: Settings, server: EmbeddedServer | None, master: MasterKey) -> None:
     """Streams and the first administrator. Raises: LedgerError."""
+    from service.bootstrap import bootstrap  # noqa: PLC0415 - the other processes make no tokens
+
     creds = server.creds("admin") if server is not None else settings.nats_creds
     async with _connection(replace(settings, nats_creds=creds), "provision") as nc:
         await provision_streams(nc, stream_limits(settings))
@@ -638,6 +648,9 @@ async def _log_went_back(nc: Connection, settings: Settings) -> bool:
 
 async def _bootstrap_alone(settings: Settings) -> None:
     """The first administrator, where the API runs without `up`."""
+    from service.bootstrap import bootstrap  # noqa: PLC0415 - where there is one already, none is made
+    from service.keys import MasterKey  # noqa: PLC0415 - as above
+
     nc = await _patiently(settings, "bootstrap")
     try:
         await bootstrap(nc, settings, MasterKey.load(settings.master_key, settings.data_dir))
@@ -647,15 +660,23 @@ async def _bootstrap_alone(settings: Settings) -> None:
 
 async def _announce(settings: Settings) -> None:
     """Says on standard output when the service is ready, and where."""
-    import httpx  # noqa: PLC0415 - only `up` asks itself
-
     host = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host  # noqa: S104 - what is listened on
     url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
-    async with httpx.AsyncClient(trust_env=False) as client:
-        while True:
-            with contextlib.suppress(httpx.HTTPError):
-                if (await client.get(f"{url}/health/ready", timeout=2)).status_code == 200:
-                    break
-            await asyncio.sleep(0.1)
+    while not await _is_ready(host, settings.port):  # noqa: ASYNC110 - nothing tells it
+        await asyncio.sleep(_ROUND_SECONDS)
     path = settings.data_dir.absolute() / "bootstrap.json"
     print(f"token-ledger is ready at {url}; the administrator's token is in {path}", flush=True)  # noqa: T201 - for a person, not for the log
+
+
+async def _is_ready(host: str, port: int) -> bool:
+    """Asked by hand: a client would take longer to load than the one answer, and stay for as long as the service."""
+    try:
+        async with asyncio.timeout(_READY_SECONDS_MAX):
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                writer.write(b"GET /health/ready HTTP/1.1\r\nHost: token-ledger\r\nConnection: close\r\n\r\n")
+                return (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+            finally:
+                writer.close()
+    except OSError:  # TimeoutError is one
+        return False

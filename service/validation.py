@@ -88,6 +88,8 @@ def evaluate(hit: Hit, asked: Asked, moment: datetime) -> Code:
         return Code.REVOKED
     if token.kind is Kind.REFRESH and grant.refresh is not None and grant.refresh.current != hit.token_id:
         return Code.REVOKED  # spent
+    if hit.key_cut is not None:
+        return Code.REVOKED
     if hit.client_cut is not None or hit.subject_cut is not None:
         by_client = _cut_code(grant, hit.client_cut, Code.CLIENT_DISABLED)
         by_subject = _cut_code(grant, hit.subject_cut, Code.SUBJECT_DISABLED)
@@ -295,7 +297,7 @@ async def authenticate(
         # Only now: many may come from one address, and what is known is taken from all of them.
         runtime.unknown_tokens.take("bearer", ip or "")
         runtime.usage.count_refused(caller="", ip=ip, outcome=verdict.code.value, endpoint=endpoint)
-        raise _invalid_token(verdict.code)
+        raise invalid_token(verdict.code)
     known = facts(hit.grant)
     scope = frozenset(scope_of(hit).split())
     caller = Caller(token, hit.token_id, known.subject if known else "", known.client_id if known else None, scope)
@@ -316,7 +318,7 @@ async def authenticate(
         if use is not None:
             await recorded(runtime.usage.record(use))
     if verdict.code is not Code.VALID:
-        raise _invalid_token(verdict.code)
+        raise invalid_token(verdict.code)
     if missing:
         raise InsufficientScope(f"this call needs the scope {needs[0]}", scope=needs[0])
     if not record and known is not None and not known.allowed_ips:
@@ -339,7 +341,8 @@ def _remembered(runtime: Runtime, header: str, needs: tuple[str, ...]) -> Caller
     return known.caller
 
 
-def _invalid_token(code: Code) -> InvalidToken:
+def invalid_token(code: Code) -> InvalidToken:
+    """The refusal of a token that is known or not, RFC 6750 §3.1."""
     # One text for every cause: whoever holds a bad token learns nothing about it.
     return InvalidToken(
         "the access token is unknown, expired, revoked or not for this service",

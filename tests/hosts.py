@@ -17,8 +17,9 @@ from events.types import Kind, LedgerEvent, MintedToken, TokenIssued
 from projections.base import boot_time_ns
 from projections.current import view_path
 from service.incoming import Incoming
-from service.runtime import Runtime, stream_limits
+from service.runtime import Runtime
 from service.settings import Settings
+from service.streams import stream_limits
 from service.tokens import mint_kind, new_id, now, sha256, uuid7_hex
 from tests.logs import SECONDS_MAX, server_with_streams
 from tests.making import raw, subject_of

@@ -34,6 +34,7 @@ from events.types import (
     KeyIntroduced,
     KeyRemoved,
     KeyRetired,
+    KeyRevoked,
     Kind,
     LedgerEvent,
     MintedToken,
@@ -267,7 +268,7 @@ def subject_of(event: LedgerEvent) -> str:
             return f"ledger.main.consent.{event.user_id}_{event.client_id}"
         case ScopeRegistered() | ScopeChanged() | ScopeDisabled():
             return f"ledger.main.scope.{event.name.encode().hex()}"
-        case KeyIntroduced() | KeyActivated() | KeyRetired() | KeyRemoved():
+        case KeyIntroduced() | KeyActivated() | KeyRetired() | KeyRemoved() | KeyRevoked():
             return f"ledger.main.key.{event.kid}"
         case AbuseDetected() | FindingAcknowledged() | FindingDismissed():
             return f"ledger.main.finding.{event.finding_id}"
@@ -352,6 +353,9 @@ def everything() -> History:
         KeyRetired(**head(), kid="ed-1", remove_at=START + DAY),
         KeyIntroduced(**head(), kid="ed-3", alg="EdDSA", public_jwk="{}"),
         KeyRemoved(**head(), kid="ed-3"),
+        KeyIntroduced(**head(), kid="id-rs-1", alg="RS256", public_jwk="{}", purpose="id"),
+        KeyIntroduced(**head(), kid="es-1", alg="ES256", public_jwk="{}"),
+        KeyActivated(**head(), kid="es-1"),
         registered(cli(1)),
         registered(cli(2)),
         registered(cli(3)),
@@ -408,6 +412,9 @@ def everything() -> History:
         CodeReplayed(**head(), grant_id=grt(27), code_id=tok(270), raced=False),
         GrantRevoked(**head(), grant_id=grt(27), reason=Reason.CODE_REPLAYED),
         TokenRevoked(**head(), grant_id=grt(20), token_id=tok(200), reason=Reason.COMPROMISED),
+        issued(grt(35), minted(tok(350), kid="es-1"), subject=cli(1), client_id=cli(1)),
+        KeyRevoked(**head(), kid="es-1", reason=Reason.COMPROMISED),
+        issued(grt(36), minted(tok(360), kid="es-1"), subject=cli(1), client_id=cli(1)),
         ClientRevoked(**head(), client_id=cli(2), reason=Reason.ADMIN),
         ClientDisabled(**head(), client_id=cli(3), reason=Reason.DISABLED),
         SubjectRevoked(**head(), user_id=usr(2), reason=Reason.ABUSE),

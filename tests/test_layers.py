@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -113,3 +115,14 @@ def test_only_the_codec_reads_and_writes_the_bytes_of_events() -> None:
             ):
                 named = {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
                 assert not named & {"LedgerEvent", "UseBlock"}, name_of(path)
+
+
+# What only some of the processes need that `up` starts, or only the commands that ask it.
+HEAVY = ("argon2", "cryptography", "duckdb", "granian", "httpx", "jwt", "litestar", "prometheus_client", "pyarrow")
+
+
+def test_process_that_projects_loads_nothing_that_it_does_not_need() -> None:
+    """It would cost each start of the service half a second a process, and memory for as long as it runs."""
+    script = "import sys; import service.cli.processes, service.supervisor; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(HEAVY) & set(loaded.stdout.split()) == set()

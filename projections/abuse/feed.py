@@ -113,9 +113,12 @@ def seed(cursor: duckdb.DuckDBPyConnection, detector: Detector, *, until: int, b
     for number in range(BASELINE_DAYS, -1, -1):
         day = today - timedelta(days=number)
         bounds = {"from": day, "to": min(day + timedelta(days=1), limit), "until": until}
-        detector.insert("tally", _table(cursor, _SLOTS, bounds))
-        detector.insert("tally_refused", _table(cursor, _SLOTS_REFUSED, bounds))
-        detector.begin(day)
+        used, refused = _table(cursor, _SLOTS, bounds), _table(cursor, _SLOTS_REFUSED, bounds)
+        detector.insert("tally", used)
+        detector.insert("tally_refused", refused)
+        # After a day of which there is nothing to tell, the days before can wait for the next.
+        if used.num_rows or refused.num_rows or day == today:
+            detector.begin(day)
     window = {"from": last - detector.long_window, "to": limit, "until": until}
     within = "occurred_at >= $from AND occurred_at < $to AND block_seq <= $until"
     kept = f"{_USES} AND {within} AND (occurred_at >= $all_from OR {_RARE})"

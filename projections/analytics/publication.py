@@ -47,7 +47,7 @@ _EVENTS = f"""ledger_seq, recorded_at, occurred_at, type, done_by, request_id, s
 _ISSUED = f"""{_id("token_id", "tok")}, {_id("grant_id", "grt")}, ledger_seq, grant_seq, kind, client_id, subject,
     scope, audience, issued_at, expires_at, lower(hex(sha256)) AS sha256, kid, {_id("rotated_from", "tok")}"""
 _ENDS = f"""ledger_seq, what, {_id("token_id", "tok")}, {_id("grant_id", "grt")}, client_id, subject, cuts_before_seq,
-    ended_at, reason"""
+    ended_at, reason, kid"""
 _TABLES: dict[str, tuple[str, str]] = {
     "events": ("ledger_seq", _EVENTS),
     "issued_tokens": ("ledger_seq", _ISSUED),

@@ -32,6 +32,7 @@ from events.types import (
     KeyIntroduced,
     KeyRemoved,
     KeyRetired,
+    KeyRevoked,
     LedgerEvent,
     MintedToken,
     Reason,
@@ -123,6 +124,7 @@ class EndRow(NamedTuple):
     cuts_before_seq: int | None
     ended_at: int
     reason: str | None
+    kid: str | None = None
 
 
 class Named(NamedTuple):
@@ -188,7 +190,7 @@ def named(event: LedgerEvent) -> Named:
             return Named(event.user_id, event.client_id, event.user_id)
         case ScopeRegistered() | ScopeChanged() | ScopeDisabled():
             return Named()
-        case KeyIntroduced() | KeyActivated() | KeyRetired() | KeyRemoved():
+        case KeyIntroduced() | KeyActivated() | KeyRetired() | KeyRemoved() | KeyRevoked():
             return Named()
         case AbuseDetected():
             found = (event.token_id,) if event.token_id else ()
@@ -233,6 +235,8 @@ def end(event: LedgerEvent, seq: int, recorded_us: int) -> EndRow | None:
             return EndRow(seq, "revoked", None, None, None, user_id, seq, recorded_us, Reason.PASSWORD_CHANGED)
         case UserDisabled(user_id=user_id, reason=reason):
             return EndRow(seq, "revoked", None, None, None, user_id, FOR_GOOD, recorded_us, reason)
+        case KeyRevoked(kid=kid, reason=reason):
+            return EndRow(seq, "revoked", None, None, None, None, None, recorded_us, reason, kid)
         case TokenRefreshed(spent_token_id=token_id):
             return EndRow(seq, "spent", uuid_hex(token_id), None, None, None, None, recorded_us, None)
         case TokenSuperseded(token_id=token_id, ends_at=ends_at):

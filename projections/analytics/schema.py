@@ -67,6 +67,7 @@ _COLUMNS: dict[str, list[tuple[str, str, Any]]] = {
         ("cuts_before_seq", "BIGINT", pa.int64()),
         ("ended_at", "TIMESTAMP", _TIME),
         ("reason", "VARCHAR", pa.string()),
+        ("kid", "VARCHAR", pa.string()),
     ],
     "used_tokens": [
         ("token_no", "UINTEGER", pa.uint32()),
@@ -193,8 +194,8 @@ FROM refused WHERE caller <> '' GROUP BY ALL
 
 # Nothing is ever updated: what ends a token is a row of its own, however many tokens it ends, and this view says
 # which end applies: the first, by sequence. A cut-off by client or subject ends the grants that began before it; a
-# disabled client or user has ended all. Few tokens end so, and those are found first: an ASOF join would sort all
-# tokens, whichever are asked for.
+# disabled client or user has ended all, and a revoked key all that it signed. Few tokens end so, and those are found
+# first: an ASOF join would sort all tokens, whichever are asked for.
 _TOKENS_VIEW = """
 CREATE VIEW tokens AS
 WITH revoked AS (
@@ -211,6 +212,8 @@ WITH revoked AS (
     SELECT t.token_id, min(r.ledger_seq) AS seq
     FROM issued_tokens t JOIN revoked r ON r.subject = t.subject AND t.grant_seq < r.cuts_before_seq
     GROUP BY t.token_id
+), cut_key AS (
+    SELECT kid, min(ledger_seq) AS seq FROM revoked WHERE kid IS NOT NULL GROUP BY kid
 ), spent AS (
     SELECT token_id, min(ended_at) AS spent_at FROM ends WHERE what = 'spent' GROUP BY token_id
 ), superseded AS (
@@ -219,7 +222,7 @@ WITH revoked AS (
     SELECT token_id, max(ended_at) AS ends_at FROM ends WHERE what = 'renewed' GROUP BY token_id
 ), joined AS (
     SELECT t.*, spent.spent_at, superseded.ends_at, renewed.ends_at AS renewed_until,
-        least(revoked_token.seq, revoked_grant.seq, cut_client.seq, cut_subject.seq) AS ended_seq
+        least(revoked_token.seq, revoked_grant.seq, cut_client.seq, cut_subject.seq, cut_key.seq) AS ended_seq
     FROM issued_tokens t
     LEFT JOIN revoked_token ON revoked_token.token_id = t.token_id
     LEFT JOIN revoked_grant ON revoked_grant.grant_id = t.grant_id
@@ -228,6 +231,7 @@ WITH revoked AS (
     LEFT JOIN renewed ON renewed.token_id = t.token_id
     LEFT JOIN cut_client ON cut_client.token_id = t.token_id
     LEFT JOIN cut_subject ON cut_subject.token_id = t.token_id
+    LEFT JOIN cut_key ON cut_key.kid = t.kid
 )
 SELECT j.token_id, j.grant_id, j.ledger_seq, j.grant_seq, j.kind, j.client_id, j.subject, j.scope, j.audience,
     j.issued_at, least(greatest(j.expires_at, j.renewed_until), j.ends_at) AS expires_at, j.spent_at, e.ended_at,

@@ -33,7 +33,8 @@ _ROOM_BYTES = 192 * 1024**2
 _BATCH_ROWS = 8192
 _ROW_GROUP_ROWS = 122_880
 _POLL_SECONDS = 0.02
-_LOADED_BEFORE = ("duckdb", "pyarrow.compute", "pyarrow.csv", "pyarrow.parquet")  # while files can still be opened
+# While files can still be opened, and no more than the answer needs: Parquet takes as long to load as DuckDB.
+_LOADED_BEFORE = {"csv": ("pyarrow.csv",), "parquet": ("pyarrow.parquet",)}
 _DESCRIPTORS_MAX = 65_536
 _MESSAGE_CHARS_MAX = 600
 _KIND_CHARS_MAX = 40
@@ -117,11 +118,12 @@ def main() -> None:
         return
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     os.nice(19)
-    for name in _LOADED_BEFORE:
-        importlib.import_module(name)
     import duckdb
 
     job = json.loads(sys.stdin.buffer.read())
+    sequences = ("pyarrow.compute",) if job["sequence"] else ()
+    for name in ("pyarrow", *sequences, *_LOADED_BEFORE.get(job["format"], ())):
+        importlib.import_module(name)
     os.chdir(job["directory"])
     out = Frames()
     try:
@@ -476,8 +478,6 @@ def _in_arrow(name: str, kind: str) -> str:
 
 def _write(form: str, reader: Any, columns: list[str], job: dict[str, Any], out: Frames) -> dict[str, Any]:
     """How many rows were written, whether there are more than `limit` and `bytes_max` allow, and which sequences."""
-    import pyarrow.compute as pc
-
     sequenced = bool(job["sequence"])
     sink = _sink(form, list(reader.schema)[:-1] if sequenced else reader.schema, columns, out)
     rows, limit, bytes_max = 0, job["limit"], job["bytes_max"]
@@ -486,6 +486,8 @@ def _write(form: str, reader: Any, columns: list[str], job: dict[str, Any], out:
     for read in reader:
         batch = read
         if sequenced and batch.num_rows:
+            import pyarrow.compute as pc
+
             ends = pc.min_max(batch.column(batch.num_columns - 1)).as_py()
             first = ends["min"] if first is None else min(first, ends["min"])
             last = ends["max"] if last is None else max(last, ends["max"])
@@ -564,21 +566,24 @@ class _Rows(_Arrow):
 
 
 def _sink(form: str, schema: Any, columns: list[str], out: Frames) -> Any:
-    import pyarrow as pa
-    from pyarrow import csv, parquet
-
     if form in {"json", "ndjson"}:
         return _Lines(out, "," if form == "json" else "")
+    import pyarrow as pa
+
     if form == "csv":
         columns = ["'" + name if re.match(r"[=+@\t\r\n-]", name) else name for name in columns]
     named = pa.schema([field.with_name(name) for field, name in zip(schema, columns, strict=True)])
     file = pa.PythonFile(out, mode="w")
     match form:
         case "csv":
+            from pyarrow import csv
+
             return _Arrow(csv.CSVWriter(file, named), named)
         case "arrow":
             return _Arrow(pa.ipc.new_stream(file, named), named)
         case _:
+            from pyarrow import parquet
+
             return _Rows(parquet.ParquetWriter(file, named, compression="zstd"), named)
 
 

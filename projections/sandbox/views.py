@@ -44,13 +44,15 @@ WITH revoked AS (
     SELECT client_id, cuts_before_seq, ledger_seq AS seq FROM revoked WHERE client_id IS NOT NULL
 ), cut_subject AS (
     SELECT subject, cuts_before_seq, ledger_seq AS seq FROM revoked WHERE subject IS NOT NULL
+), cut_key AS (
+    SELECT kid, min(ledger_seq) AS seq FROM revoked WHERE kid IS NOT NULL GROUP BY kid
 ), spent AS (
     SELECT token_id, min(ended_at) AS spent_at FROM published.ends WHERE what = 'spent' GROUP BY token_id
 ), superseded AS (
     SELECT token_id, min(ended_at) AS ends_at FROM published.ends WHERE what = 'superseded' GROUP BY token_id
 ), joined AS (
     SELECT t.*, spent.spent_at, superseded.ends_at,
-        least(revoked_token.seq, revoked_grant.seq, cut_client.seq, cut_subject.seq) AS ended_seq
+        least(revoked_token.seq, revoked_grant.seq, cut_client.seq, cut_subject.seq, cut_key.seq) AS ended_seq
     FROM published.issued_tokens t
     LEFT JOIN revoked_token ON revoked_token.token_id = t.token_id
     LEFT JOIN revoked_grant ON revoked_grant.grant_id = t.grant_id
@@ -58,6 +60,7 @@ WITH revoked AS (
     LEFT JOIN superseded ON superseded.token_id = t.token_id
     ASOF LEFT JOIN cut_client ON cut_client.client_id = t.client_id AND t.grant_seq < cut_client.cuts_before_seq
     ASOF LEFT JOIN cut_subject ON cut_subject.subject = t.subject AND t.grant_seq < cut_subject.cuts_before_seq
+    LEFT JOIN cut_key ON cut_key.kid = t.kid
 )
 SELECT j.token_id, j.grant_id, j.ledger_seq, j.grant_seq, j.kind, j.client_id, j.subject, j.scope, j.audience,
     j.issued_at, least(j.expires_at, j.ends_at) AS expires_at, j.spent_at, e.ended_at, e.reason, j.ended_seq,

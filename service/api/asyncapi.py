@@ -21,6 +21,7 @@ _ENDED: dict[What, str] = {
     "grant": "A grant ended, with every token of it.",
     "client": "Everything that a client was given until `issued_before` ended.",
     "subject": "Everything that a user was given until `issued_before` ended.",
+    "key": "Everything that a key signed ended, whenever it says that it was issued.",
 }
 
 

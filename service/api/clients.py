@@ -38,16 +38,20 @@ _LIST = "clients"
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 GrantType = Literal["client_credentials", "refresh_token", "authorization_code"]
 GrantTypes = Annotated[list[GrantType], Meta(max_length=8)]
-ResponseTypes = Annotated[list[Literal["code"]], Meta(max_length=1)]
+ResponseTypes = Annotated[list[Literal["code", "code id_token"]], Meta(max_length=2)]
 RedirectUris = Annotated[list[Annotated[str, Meta(min_length=1, max_length=2000)]], Meta(max_length=64)]
 AuthMethod = Literal["client_secret_basic", "client_secret_post", "none"]
 Format = Literal["jwt", "opaque"]
 AccessTtl = Annotated[int, Meta(ge=1, le=ACCESS_TOKEN_TTL_SECONDS_MAX)]
+IdTokenAlg = Literal["RS256", "ES256", "EdDSA"]
 RefreshTtl = Annotated[int, Meta(ge=1, le=366 * DAY_SECONDS)]
 
 
 class NewClient(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is left out gets its default; `client_name` that is the client id."""
+    """What is left out gets its default; `client_name` that is the client id.
+
+    `refresh_token_rotation`: false leaves a confidential client the refresh token that it has.
+    """
 
     client_name: Name | UnsetType = UNSET
     grant_types: GrantTypes | UnsetType = UNSET
@@ -61,6 +65,10 @@ class NewClient(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     refresh_token_max_ttl_seconds: RefreshTtl | UnsetType = UNSET
     audience: Audience | Audiences | UnsetType = UNSET
     may_introspect: bool | UnsetType = UNSET
+    post_logout_redirect_uris: RedirectUris | UnsetType = UNSET
+    require_pushed_authorization_requests: bool | UnsetType = UNSET
+    id_token_signed_response_alg: IdTokenAlg | UnsetType = UNSET
+    refresh_token_rotation: bool | UnsetType = UNSET
 
 
 class ClientPatch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -78,6 +86,10 @@ class ClientPatch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     refresh_token_max_ttl_seconds: RefreshTtl | UnsetType | None = UNSET
     audience: Audience | Audiences | UnsetType | None = UNSET
     may_introspect: bool | UnsetType | None = UNSET
+    post_logout_redirect_uris: RedirectUris | UnsetType | None = UNSET
+    require_pushed_authorization_requests: bool | UnsetType | None = UNSET
+    id_token_signed_response_alg: IdTokenAlg | UnsetType | None = UNSET
+    refresh_token_rotation: bool | UnsetType | None = UNSET
 
 
 class ClientView(Struct, frozen=True, kw_only=True):
@@ -96,6 +108,10 @@ class ClientView(Struct, frozen=True, kw_only=True):
     refresh_token_max_ttl_seconds: int
     audience: list[str]
     may_introspect: bool
+    post_logout_redirect_uris: list[str]
+    require_pushed_authorization_requests: bool
+    id_token_signed_response_alg: str
+    refresh_token_rotation: bool
     status: Literal["active", "disabled"]
     created_at: datetime
     disabled_at: datetime | UnsetType = UNSET
@@ -126,6 +142,10 @@ class ClientCreated(Struct, frozen=True, kw_only=True):
     refresh_token_max_ttl_seconds: int
     audience: list[str]
     may_introspect: bool
+    post_logout_redirect_uris: list[str]
+    require_pushed_authorization_requests: bool
+    id_token_signed_response_alg: str
+    refresh_token_rotation: bool
     ledger_seq: Seq
 
 

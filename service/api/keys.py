@@ -8,6 +8,7 @@ from typing import Any, Literal
 from msgspec import UNSET, Struct, UnsetType
 
 from events.errors import Conflict
+from events.types import Reason
 from projections.registry import SigningKey
 from service.api.routing import Call, Nothing, operation
 from service.api.wire import Page, Seq, cursor_of, page, position_of
@@ -22,17 +23,18 @@ _LIST = "keys"
 class KeyView(Struct, frozen=True, kw_only=True):
     """A signing key. `purpose`: what tokens it signs.
 
-    `remove_at`: when it leaves the key set, since all that it signed has expired.
+    `remove_at`: when it leaves the key set, since all that it signed has expired. A revoked key has left it.
     """
 
     kid: str
     purpose: Purpose
     alg: str
-    state: Literal["announced", "active", "retired"]
+    state: Literal["announced", "active", "retired", "revoked"]
     introduced_at: datetime
     activated_at: datetime | UnsetType = UNSET
     retired_at: datetime | UnsetType = UNSET
     remove_at: datetime | UnsetType = UNSET
+    revoked_at: datetime | UnsetType = UNSET
     ledger_seq: Seq
 
 
@@ -45,18 +47,22 @@ class KeyRotation(Struct, frozen=True, forbid_unknown_fields=True):
     """`purpose`: `access` (the default) or `id`.
 
     `alg`: for access tokens one of the settings' `signing_algorithms`, the first of them if it is left out; for ID
-    tokens RS256 if it is left out.
+    tokens RS256 if it is left out. `now`: with a key that is made for it, although nobody has fetched it yet. `revoke`:
+    every other key for the same is refused at once, with all that it signed; `now` goes without saying then.
     """
 
     alg: Algorithm | UnsetType = UNSET
     purpose: Purpose = "access"
+    now: bool = False
+    revoke: bool = False
 
 
 class KeyRotated(Struct, frozen=True, kw_only=True):
-    """`kid` signs from now on; `retired_kid` signed until now."""
+    """`kid` signs from now on; `retired_kid` signed until now. What `revoked_kids` signed is valid no more."""
 
     kid: str
     retired_kid: str | UnsetType = UNSET
+    revoked_kids: list[str] | UnsetType = UNSET
     ledger_seq: Seq
 
 
@@ -70,6 +76,7 @@ def _view(key: SigningKey) -> KeyView:
         activated_at=key.activated_at or UNSET,
         retired_at=key.retired_at or UNSET,
         remove_at=key.remove_at or UNSET,
+        revoked_at=key.revoked_at or UNSET,
         ledger_seq=key.seq,
     )
 
@@ -95,12 +102,18 @@ async def list_keys(call: Call[None, Page]) -> dict[str, Any]:
 async def rotate_key(call: Call[KeyRotation, Nothing]) -> KeyRotated:
     """Sign with a new key from now on.
 
-    Tokens that the old key signed stay valid; it stays in the key set until the last of them has expired.
+    Tokens that the old key signed stay valid; it stays in the key set until the last of them has expired. With
+    `revoke` it leaves the key set at once, and all that it signed is refused.
     """
     body = call.body
     alg = _algorithm(call.runtime, body.purpose, None if isinstance(body.alg, UnsetType) else body.alg)
-    done = await _rotate(call.runtime, alg, body.purpose, call.caller.token_id)
-    return KeyRotated(kid=done.kid, retired_kid=done.retired_kid or UNSET, ledger_seq=done.ledger_seq)
+    done = await _rotate(call.runtime, alg, body, call.caller.token_id)
+    return KeyRotated(
+        kid=done.kid,
+        retired_kid=done.retired_kid or UNSET,
+        revoked_kids=list(done.revoked_kids) if body.revoke else UNSET,
+        ledger_seq=done.ledger_seq,
+    )
 
 
 def _algorithm(runtime: Runtime, purpose: Purpose, asked: Algorithm | None) -> Algorithm:
@@ -113,8 +126,9 @@ def _algorithm(runtime: Runtime, purpose: Purpose, asked: Algorithm | None) -> A
     return asked or algorithms[0]
 
 
-async def _rotate(runtime: Runtime, alg: Algorithm, purpose: Purpose, by: str) -> Rotation:
+async def _rotate(runtime: Runtime, alg: Algorithm, asked: KeyRotation, by: str) -> Rotation:
+    revoke = Reason.COMPROMISED if asked.revoke else None
     try:
-        return await runtime.signing_keys.rotate(alg, by=by, purpose=purpose)
+        return await runtime.signing_keys.rotate(alg, by=by, purpose=asked.purpose, fresh=asked.now, revoke=revoke)
     except Conflict as error:
         raise Unavailable("the key is being rotated by somebody else at this moment") from error

@@ -22,6 +22,7 @@ _STATUS_TEXTS = {
     200: "Done",
     201: "Created",
     202: "Begun",
+    303: "Go on there",
     400: "Malformed",
     401: "Not authenticated",
     403: "Not allowed",
@@ -93,19 +94,120 @@ class KeySet(Struct, frozen=True):
 
 
 class ServerMetadata(Struct, frozen=True, kw_only=True):
-    """RFC 8414 §2."""
+    """RFC 8414 §2, OpenID Connect Discovery §3, RFC 9126 §5, RFC 9207 §3."""
 
     issuer: str
+    authorization_endpoint: str
+    pushed_authorization_request_endpoint: str
     token_endpoint: str
     introspection_endpoint: str
     revocation_endpoint: str
+    userinfo_endpoint: str
+    end_session_endpoint: str
     jwks_uri: str
     scopes_supported: list[str]
     response_types_supported: list[str]
+    response_modes_supported: list[str]
     grant_types_supported: list[str]
+    code_challenge_methods_supported: list[str]
+    authorization_response_iss_parameter_supported: bool
+    prompt_values_supported: list[str]
+    subject_types_supported: list[str]
+    id_token_signing_alg_values_supported: list[str]
+    claims_supported: list[str]
+    claims_parameter_supported: bool
+    request_parameter_supported: bool
+    request_uri_parameter_supported: bool
     token_endpoint_auth_methods_supported: list[str]
     introspection_endpoint_auth_methods_supported: list[str]
     revocation_endpoint_auth_methods_supported: list[str]
+
+
+class AuthorizationForm(Struct, frozen=True, kw_only=True):
+    """RFC 6749 §4.1.1, RFC 7636 §4.3, RFC 8707 §2, OpenID Connect Core §3.1.2.1, §3.3.2.1.
+
+    `resource` may be repeated, other parameters are ignored. A client that pushed its request sends `client_id` and
+    `request_uri` only.
+    """
+
+    client_id: str
+    redirect_uri: str | UnsetType = UNSET
+    response_type: str | UnsetType = UNSET
+    code_challenge: str | UnsetType = UNSET
+    code_challenge_method: str | UnsetType = UNSET
+    scope: str | UnsetType = UNSET
+    state: str | UnsetType = UNSET
+    nonce: str | UnsetType = UNSET
+    response_mode: str | UnsetType = UNSET
+    prompt: str | UnsetType = UNSET
+    max_age: str | UnsetType = UNSET
+    login_hint: str | UnsetType = UNSET
+    id_token_hint: str | UnsetType = UNSET
+    resource: str | list[str] | UnsetType = UNSET
+    request_uri: str | UnsetType = UNSET
+
+
+class PushedForm(Struct, frozen=True, kw_only=True):
+    """RFC 9126 §2.1: the parameters of an authorization request, and the client's credentials as at the token
+    endpoint."""
+
+    redirect_uri: str
+    response_type: str
+    code_challenge: str
+    code_challenge_method: str
+    client_id: str | UnsetType = UNSET
+    client_secret: str | UnsetType = UNSET
+    scope: str | UnsetType = UNSET
+    state: str | UnsetType = UNSET
+    nonce: str | UnsetType = UNSET
+    response_mode: str | UnsetType = UNSET
+    prompt: str | UnsetType = UNSET
+    max_age: str | UnsetType = UNSET
+    login_hint: str | UnsetType = UNSET
+    id_token_hint: str | UnsetType = UNSET
+    resource: str | list[str] | UnsetType = UNSET
+
+
+class PushedAnswer(Struct, frozen=True):
+    """RFC 9126 §2.2."""
+
+    request_uri: str
+    expires_in: int
+
+
+class UserInfo(Struct, frozen=True, kw_only=True):
+    """OpenID Connect Core §5.3.2. What the token's scope holds: `profile`, `email`."""
+
+    sub: str
+    name: str | UnsetType = UNSET
+    preferred_username: str | UnsetType = UNSET
+    email: str | UnsetType = UNSET
+
+
+class LogoutForm(Struct, frozen=True, kw_only=True):
+    """OpenID Connect RP-Initiated Logout 1.0 §2."""
+
+    id_token_hint: str | UnsetType = UNSET
+    client_id: str | UnsetType = UNSET
+    post_logout_redirect_uri: str | UnsetType = UNSET
+    state: str | UnsetType = UNSET
+
+
+class SignInForm(Struct, frozen=True):
+    """What the sign-in page sends."""
+
+    request: str
+    csrf: str
+    username: str
+    password: str
+
+
+class ConsentForm(Struct, frozen=True):
+    """What the consent page sends: `decision` is `allow` or `deny`."""
+
+    request: str
+    csrf: str
+    decision: str
 
 
 _STRUCTS = (
@@ -117,6 +219,13 @@ _STRUCTS = (
     Introspection,
     KeySet,
     ServerMetadata,
+    AuthorizationForm,
+    PushedForm,
+    PushedAnswer,
+    UserInfo,
+    LogoutForm,
+    SignInForm,
+    ConsentForm,
     ValidateRequest,
     ValidateAnswer,
     BatchRequest,
@@ -275,6 +384,14 @@ def _doors() -> dict[str, dict[str, Any]]:
                 {"200": _response(200, ServerMetadata)} | _open(),
             )
         },
+        "/.well-known/openid-configuration": {
+            "get": _door(
+                "openid_configuration",
+                "oauth",
+                "The same, where OpenID Connect Discovery has it",
+                {"200": _response(200, ServerMetadata)} | _open(),
+            )
+        },
         "/health/live": {"get": _door("live", "health", "Say that the process answers", {"200": _response(200, Live)})},
         "/health/ready": {
             "get": _door(
@@ -286,6 +403,7 @@ def _doors() -> dict[str, dict[str, Any]]:
         },
         "/metrics": {"get": _door("metrics", "health", "Numbers for Prometheus", text)},
         **_oauth(),
+        **_browsers(),
     }
 
 
@@ -326,6 +444,8 @@ def _forward_auth() -> dict[str, Any]:
 def _oauth() -> dict[str, dict[str, Any]]:
     errors = {str(status): _response(status, OAuthErrorBody) for status in sorted({*_ALWAYS, *_WITH_BODY})}
     client: dict[str, Any] = {"security": [{"client": []}, {}]}
+    openid: dict[str, Any] = {"security": [{"bearer": ["openid"]}]}
+    told = {"200": _response(200, UserInfo)} | {name: errors[name] for name in map(str, _ALWAYS)}
     introspect: dict[str, Any] = {"security": [{"client": []}, {"bearer": ["ledger:validate"]}]}
     return {
         "/oauth2/token": {
@@ -337,6 +457,20 @@ def _oauth() -> dict[str, dict[str, Any]]:
                 **client,
                 requestBody=_body(TokenForm, _FORM),
             )
+        },
+        "/oauth2/par": {
+            "post": _door(
+                "push_authorization_request",
+                "oauth",
+                "Push an authorization request: RFC 9126",
+                {"201": _response(201, PushedAnswer)} | errors,
+                **client,
+                requestBody=_body(PushedForm, _FORM),
+            )
+        },
+        "/oauth2/userinfo": {
+            "get": _door("userinfo", "oauth", "Say who the person is: OpenID Connect Core §5.3", told, **openid),
+            "post": _door("userinfo_by_post", "oauth", "The same by POST", told | errors, **openid),
         },
         "/oauth2/introspect": {
             "post": _door(
@@ -357,5 +491,76 @@ def _oauth() -> dict[str, dict[str, Any]]:
                 **client,
                 requestBody=_body(TokenParameterForm, _FORM),
             )
+        },
+    }
+
+
+_PAGE = {"text/html": {"schema": {"type": "string"}}}
+
+
+def _pages(*statuses: int) -> dict[str, Any]:
+    """Answers of doors that people's browsers ask: pages, and redirects."""
+    answers = {str(status): _response(status) | ({"content": _PAGE} if status != 303 else {}) for status in statuses}
+    if "303" in answers:
+        answers["303"]["headers"] = {"Location": {"schema": {"type": "string"}}}
+    return answers
+
+
+def _seen(identity: str, summary: str, *statuses: int, **more: Any) -> dict[str, Any]:
+    """A page that is looked at."""
+    return _door(identity, "people", summary, _pages(*statuses, 400, 429, 500, 503), **more)
+
+
+def _sent(identity: str, summary: str, *statuses: int, form: Any = None) -> dict[str, Any]:
+    """What a page's form sends, which carries what that page was shown with."""
+    body = _body(form, _FORM) if form is not None else {"content": {_FORM: {"schema": {"type": "object"}}}}
+    return _seen(identity, summary, *statuses, 403, 408, 413, 415, requestBody=body)
+
+
+def _in_query(form: Any) -> list[dict[str, Any]]:
+    schema = msgspec.json.schema_components([form], ref_template=_REF)[1][form.__name__]
+    return [
+        {"name": name, "in": "query", "required": name in schema.get("required", ()), "schema": member}
+        for name, member in schema["properties"].items()
+    ]
+
+
+def _browsers() -> dict[str, dict[str, Any]]:
+    authorize = _seen(
+        "authorize",
+        "Ask a person to grant access: RFC 6749 §4.1.1",
+        200,
+        303,
+        description="A page for signing in or consenting, or the redirect back to the client.",
+        parameters=_in_query(AuthorizationForm),
+    )
+    by_form = "The same by a form: OpenID Connect Core §3.1.2.1"
+    log_out = "Sign out for an app: RP-Initiated Logout 1.0"
+    return {
+        "/oauth2/authorize": {
+            "get": authorize,
+            "post": _sent("authorize_by_form", by_form, 303, form=AuthorizationForm),
+        },
+        "/oauth2/consent": {
+            "post": _sent("consent", "Take what a person decided, from the page that asked", 200, 303, form=ConsentForm)
+        },
+        "/oauth2/logout": {
+            "get": _seen("log_out", log_out, 200, 303, parameters=_in_query(LogoutForm)),
+            "post": _sent("log_out_by_form", "The same by a form", 303, form=LogoutForm),
+        },
+        "/sign-in": {
+            "get": _seen("sign_in_page", "Show the page for signing in", 200, 303),
+            "post": _sent("sign_in", "Take name and password, from the page that asked", 200, 303, form=SignInForm),
+        },
+        "/sign-out": {
+            "get": _seen("sign_out_page", "Show the page for signing out", 200),
+            "post": _sent("sign_out", "End the session, from the page that asked", 200, 303),
+        },
+        "/account": {"get": _seen("account", "Show a person what they allow, and their tokens", 200)},
+        "/account/tokens": {"post": _sent("issue_own_token", "Issue a personal access token", 200, 303)},
+        "/account/tokens/revoke": {"post": _sent("revoke_own_token", "Revoke one's own token", 303, 404)},
+        "/account/apps/withdraw": {"post": _sent("withdraw_own_consent", "Withdraw what an app was allowed", 303, 404)},
+        "/account/sign-out-everywhere": {
+            "post": _sent("sign_out_everywhere", "End every session of one's own", 200, 303)
         },
     }

@@ -1,7 +1,11 @@
-"""The one place that turns exceptions into responses: RFC 9457 for the management API, RFC 6749 §5.2 for OAuth."""
+"""The one place that turns exceptions into responses.
+
+RFC 9457 for the management API, RFC 6749 §5.2 for OAuth, and a page where the one who asks is a person with a browser.
+"""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -22,12 +26,14 @@ from service.errors import (
 from service.incoming import Incoming
 from service.oauth.forms import oauth_error
 from service.outgoing import NO_STORE, Headers, Response
+from service.pages.render import error_page
 from service.runtime import NotYetApplied
 
 log = structlog.get_logger()
 
 PROBLEM_JSON = "application/problem+json"
 _OAUTH = "/oauth2/"
+_PAGES = re.compile(r"/oauth2/(authorize|consent|logout)|/(sign-in|sign-out|account)(/.*)?")
 _HEADERS: Headers = (
     ("content-type", PROBLEM_JSON),
     *(header for header in NO_STORE if header[0] != "content-type"),
@@ -71,6 +77,8 @@ def render(error: BaseException, incoming: Incoming) -> Response:
         known = InternalError("the service failed to answer this request")
     elif known.private:
         log.debug("request_refused", request_id=incoming.request_id, code=known.code, private=known.private)
+    if _PAGES.fullmatch(incoming.path):
+        return error_page(known, incoming.request_id)
     if isinstance(known, OAuthError) or incoming.path.startswith(_OAUTH):
         return _oauth(known)
     return _problem(known, incoming.request_id)

@@ -31,7 +31,9 @@ _LONGER = {"minute": "hour", "hour": "day"}
 
 Since = Annotated[str, Meta(min_length=1, max_length=40, description="RFC 3339; inclusive. By default 24 hours ago.")]
 Until = Annotated[str, Meta(min_length=1, max_length=40, description="RFC 3339; exclusive. By default now.")]
-Endpoint = Literal["validate", "batch", "introspect", "forward-auth", "api", "client", "reported"]
+Endpoint = Literal[
+    "validate", "batch", "introspect", "forward-auth", "api", "client", "reported", "userinfo", "sign-in"
+]
 Outcome = Literal[
     "valid",
     "malformed",
@@ -47,6 +49,7 @@ Outcome = Literal[
     "insufficient_scope",
     "invalid_client",
     "not_permitted",
+    "invalid_password",
 ]
 Subject = Annotated[str, Meta(min_length=1, max_length=200, description="User id, username or client id.")]
 Groups = Annotated[int, Meta(ge=1, le=1000, description="Groups told one by one; smaller ones are summed as `other`.")]

@@ -2,24 +2,53 @@
 
 from __future__ import annotations
 
-import click
+from importlib import import_module
 
-from service.cli import (
-    audit,
-    auditing,  # noqa: F401 - adds to audit
-    findings,  # noqa: F401 - adds to audit
-    processes,
-    registry,
-    revocations,
-    subscribers,
-    tokens,
-    webhooks,
-)
+import click
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
+# Where each is: the module, and others that add to it.
+_COMMANDS: dict[str, tuple[str, ...]] = {
+    "up": ("processes.up",),
+    "serve": ("processes.serve",),
+    "project": ("processes.project",),
+    "deliver": ("processes.deliver",),
+    "rebuild": ("processes.rebuild",),
+    "provision": ("processes.provision",),
+    "nats-config": ("processes.nats_config",),
+    "admin-token": ("processes.admin_token",),
+    "doctor": ("processes.doctor",),
+    "settings": ("processes.settings_command",),
+    "client": ("registry.client",),
+    "user": ("registry.user",),
+    "scope": ("registry.scope",),
+    "key": ("registry.key",),
+    "subscriber": ("subscribers.subscriber",),
+    "token": ("tokens.token",),
+    "revocations": ("revocations.revocations",),
+    "webhook": ("webhooks.webhook",),
+    "audit": ("audit.audit", "auditing", "findings"),
+}
 
-@click.group(context_settings=_CONTEXT)
+
+class _Commands(click.Group):
+    """Loads a command when it is called: `up` starts six processes, none of which needs the other commands."""
+
+    def list_commands(self, _: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.commands and cmd_name in _COMMANDS:
+            where, *others = _COMMANDS[cmd_name]
+            module, _, name = where.partition(".")
+            self.add_command(getattr(import_module(f"service.cli.{module}"), name))
+            for other in others:
+                import_module(f"service.cli.{other}")
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=_Commands, context_settings=_CONTEXT)
 @click.version_option(package_name="token-ledger")
 def main() -> None:
     """A token service whose only source of truth is a log.
@@ -27,27 +56,3 @@ def main() -> None:
     `token-ledger up` runs it. The other commands ask it: they find it, and a token, through the data directory
     (--data-dir, TOKEN_LEDGER_DATA_DIR, by default ./data) or through TOKEN_LEDGER_URL and TOKEN_LEDGER_TOKEN.
     """
-
-
-for command in (
-    processes.up,
-    processes.serve,
-    processes.project,
-    processes.deliver,
-    processes.rebuild,
-    processes.provision,
-    processes.nats_config,
-    processes.admin_token,
-    processes.doctor,
-    processes.settings_command,
-    registry.client,
-    registry.user,
-    registry.scope,
-    registry.key,
-    subscribers.subscriber,
-    tokens.token,
-    revocations.revocations,
-    webhooks.webhook,
-    audit.audit,  # and what auditing.py and findings.py add to it
-):
-    main.add_command(command)

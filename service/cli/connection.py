@@ -1,4 +1,8 @@
-"""The service as the command line reaches it: where it is, as whom, and what its refusals say."""
+"""The service as the command line reaches it: where it is, as whom, and what its refusals say.
+
+httpx is imported when it is first asked: the processes that `up` starts load this file and ask nothing.
+"""
+# ruff: noqa: PLC0415
 
 from __future__ import annotations
 
@@ -7,13 +11,14 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
-
-import httpx
 
 from service.cli.output import WRONG_USE, Failed
 from service.settings import is_loopback
+
+if TYPE_CHECKING:
+    import httpx
 
 PAGE_ITEMS_MAX = 1000
 ANSWER_SECONDS_MAX = 30.0
@@ -69,6 +74,8 @@ class Api:
     """The HTTP API. Every refusal is raised as `Failed`, with the service's own words."""
 
     def __init__(self, url: str, token: str) -> None:
+        import httpx
+
         self.url = url
         self.token = token
         self._http = httpx.Client(
@@ -146,6 +153,8 @@ class Api:
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
         """Raises: Failed for what went wrong on the way."""
+        import httpx
+
         try:
             yield
         except httpx.ConnectError as error:

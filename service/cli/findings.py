@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from service.cli import output as out
 from service.cli.audit import audit
@@ -117,6 +116,14 @@ def audit_backtest(session: Session, rule: str, days: int, to: str | None, chang
             raise click.BadParameter(f"{rule} cannot be read: {error}", param_hint="RULE") from None
     answer = session.call("POST", "/v1/audit/backtests", body)
     path = f"/v1/audit/backtests/{segment(answer['backtest_id'])}"
+    from rich.progress import (  # noqa: PLC0415 - the other commands show no progress
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         with Progress(*columns, console=out.console(stderr=True), disable=session.output == "json") as bar:

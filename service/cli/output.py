@@ -2,7 +2,10 @@
 
 Names that people chose come from the service and may hold anything, escape sequences of terminals too, so that
 nothing reaches a terminal before `printable`.
+
+Rich is imported when it prints: many commands, and all processes of the service, print no table.
 """
+# ruff: noqa: PLC0415
 
 from __future__ import annotations
 
@@ -10,14 +13,12 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
-from rich import box
-from rich.cells import cell_len
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 OUTPUTS = ("table", "json")
 DONE, REFUSED, WRONG_USE = 0, 1, 2
@@ -127,6 +128,8 @@ def print_object(answer: Mapping[str, Any]) -> None:
 
 def print_table(items: Sequence[Mapping[str, Any]], columns: Iterable[str]) -> None:
     """One row an item. A column that no item has is left out."""
+    from rich.cells import cell_len
+
     shown = [name for name in columns if not items or any(item.get(name) not in EMPTY for item in items)]
     rows = [[worded(item.get(name)) for name in shown] for item in items]
     widths = [max(map(cell_len, column)) for column in zip(shown, *rows, strict=True)]
@@ -142,6 +145,10 @@ def print_table(items: Sequence[Mapping[str, Any]], columns: Iterable[str]) -> N
                 click.echo()
             print_object({name: item.get(name) for name in shown if item.get(name) not in EMPTY})
         return
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in shown:
         table.add_column(Text(name), no_wrap=True)
@@ -282,4 +289,6 @@ def _elapsed(before: datetime | None, after: datetime | None) -> str:
 
 def console(*, stderr: bool = False) -> Console:
     """Rich, told to take no text for markup."""
+    from rich.console import Console
+
     return Console(stderr=stderr, markup=False, highlight=False, emoji=False)

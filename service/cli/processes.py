@@ -15,7 +15,6 @@ from typing import Any
 import click
 import msgspec
 from click.core import ParameterSource
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from service.cli import output as out
 from service.cli.options import output_option, runs_here, show
@@ -79,6 +78,8 @@ def deliver(settings: Settings, _: str) -> None:
 @runs_here("data_dir", *LOG, *SPEAKING)
 def rebuild(settings: Settings, output: str, name: str) -> None:
     """Throw a projection away and replay it from the log."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     from service import supervisor
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

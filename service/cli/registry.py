@@ -29,7 +29,17 @@ CLIENT_COLUMNS = (
 )
 USER_COLUMNS = ("user_id", "username", "display_name", "kind", "status", "scope", "created_at")
 SCOPE_COLUMNS = ("name", "description", "status", "audience", "implies")
-KEY_COLUMNS = ("kid", "purpose", "alg", "state", "introduced_at", "activated_at", "retired_at", "remove_at")
+KEY_COLUMNS = (
+    "kid",
+    "purpose",
+    "alg",
+    "state",
+    "introduced_at",
+    "activated_at",
+    "retired_at",
+    "remove_at",
+    "revoked_at",
+)
 
 
 @click.group()
@@ -54,6 +64,16 @@ def client() -> None:
 @click.option("--refresh-token-max-ttl", "refresh_token_max_ttl_seconds", type=Duration(), help="[default: 90d]")
 @click.option("--audience", multiple=True, help="Who the tokens are for; repeatable. [default: the issuer]")
 @click.option("--may-introspect", is_flag=True, default=None, help="It may introspect tokens for its audience.")
+@click.option("--post-logout-redirect-uri", "post_logout_redirect_uris", multiple=True, help="Repeatable.")
+@click.option(
+    "--require-pushed-authorization-requests", is_flag=True, default=None, help="It must push what it asks people for."
+)
+@click.option("--id-token-signed-response-alg", type=click.Choice(["RS256", "ES256", "EdDSA"]), help="[default: RS256]")
+@click.option(
+    "--refresh-token-rotation/--no-refresh-token-rotation",
+    default=None,
+    help="Whether each refresh gives a new refresh token. [default: it does]",
+)
 @repeatable
 @asks_service
 def client_create(session: Session, idempotency_key: str | None, **metadata: Any) -> None:
@@ -198,7 +218,10 @@ def key_list(session: Session, paging: dict[str, Any]) -> None:
     type=click.Choice(["EdDSA", "ES256", "RS256"]),
     help="[default: the first of the settings; for ID tokens RS256]",
 )
+@click.option("--now", is_flag=True, help="With a key made for it, not the announced one that verifiers know already.")
+@click.option("--revoke", is_flag=True, help="Refuse at once all that earlier keys signed: one was stolen.")
 @asks_service
-def key_rotate(session: Session, purpose: str | None, alg: str | None) -> None:
-    """Sign with a new key from now on. Tokens that the old one signed stay valid."""
-    session.show(session.call("POST", "/v1/keys/rotate", {"alg": alg, "purpose": purpose}))
+def key_rotate(session: Session, purpose: str | None, alg: str | None, now: bool, revoke: bool) -> None:
+    """Sign with a new key from now on. Tokens that the old one signed stay valid, unless it is revoked."""
+    asked = {"alg": alg, "purpose": purpose, "now": now or None, "revoke": revoke or None}
+    session.show(session.call("POST", "/v1/keys/rotate", asked))

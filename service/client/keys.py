@@ -18,6 +18,7 @@ from .errors import LedgerClientError, Unreachable
 log = logging.getLogger("token_ledger")
 
 _KEYS_MAX = 64
+_ID_TOKENS = "id-"  # so begin the ids of the keys that sign ID tokens, and nothing that is taken here
 _RSA_BITS_MIN = 2048
 _REFRESH_SECONDS = 300.0
 COOL_DOWN_SECONDS = 10.0
@@ -65,6 +66,10 @@ class PublicKeys:
         """Whether a key that is not known may yet be one of the ledger's."""
         return self.failed or self._fetching.locked() or self.may_fetch or not self._keys
 
+    def renew(self) -> None:
+        """What is known of them is out of date: they may be fetched again at once, by whoever lacks one."""
+        self._asked_at = -float("inf")
+
     @property
     def _pause_seconds(self) -> float:
         return self._cool_down_seconds if self._keys else min(_FIRST_PAUSE_SECONDS, self._cool_down_seconds)
@@ -103,8 +108,9 @@ def _keys_of(document: Any) -> dict[str, PublicKey]:
     found: dict[str, PublicKey] = {}
     for one in listed:
         key = _key_of(one) if isinstance(one, dict) else None
-        if key is not None and isinstance(one.get("kid"), str):
-            found[one["kid"]] = key
+        kid = one.get("kid") if key is not None else None
+        if key is not None and isinstance(kid, str) and not kid.startswith(_ID_TOKENS):
+            found[kid] = key
     return found
 
 

@@ -157,7 +157,7 @@ class Knowledge:
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise Unreachable(f"the snapshot cannot be read: {error}") from error
             count += 1
-            if fresh.matters(one.revoked_at.timestamp(), taken_at):
+            if fresh.matters(one, taken_at):
                 fresh.add(one, taken_at, now)
             if count % _TURN_LINES == 0:
                 await asyncio.sleep(0)

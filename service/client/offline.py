@@ -115,6 +115,7 @@ class Offline:
         self._tokens_max = tokens_max
         self._jwts, self._jwts_generation = _Cache(tokens_max), keys.generation
         self._references = _Cache(tokens_max)
+        self._revoked_keys = 0  # when the key set was last taken for out of date
 
     @property
     def stale(self) -> bool:
@@ -192,8 +193,11 @@ class Offline:
         """The token behind a string that is new here, or what is wrong with it. None if its key must be fetched."""
         try:
             jwt = read(token)
+            if self._knowledge.revoked.has_key(jwt.kid):  # its signature proves nothing any more
+                return "revoked"
             key = self._keys.get(jwt.kid)
             if key is None:
+                self._expect_successors()
                 return None if self._keys.may_come else "unknown"
             if jwt.algorithm != key.algorithm or not key.verify(jwt.signed, jwt.signature):
                 return "unknown"
@@ -217,6 +221,13 @@ class Offline:
             datetime.fromtimestamp(claims.expires_at, UTC),
             (-1, NEVER),
         )
+
+    def _expect_successors(self) -> None:
+        """The key that took the place of a revoked one was announced to nobody, and signs from that moment on."""
+        revoked = self._knowledge.revoked.keys
+        if revoked != self._revoked_keys:
+            self._revoked_keys = revoked
+            self._keys.renew()
 
     def lacks_key(self, token: str) -> bool:
         """Whether it is for want of a key that nothing can be said of this JWT."""

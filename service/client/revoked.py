@@ -154,9 +154,10 @@ class RevokedSet:
         self._periods: dict[int, tuple[_Numbers, _CutOffs]] = {}
         self._tables: tuple[tuple[_Numbers, _CutOffs], ...] = ()
         self._to_come: dict[int, float] = {}
+        self._keys: set[str] = set()  # kept for ever: who stole one can sign with it at any time, and date it so
 
     def __len__(self) -> int:
-        return len(self._to_come) + sum(ids.count + cuts.count for ids, cuts in self._tables)
+        return len(self._keys) + len(self._to_come) + sum(ids.count + cuts.count for ids, cuts in self._tables)
 
     def add(self, one: Revocation, announced_at: float, now: float, *, late_seconds: float = 0.0) -> None:
         """`announced_at`: the time of its announcement by the clock that `revoked_at` is of, so long before `now`.
@@ -167,8 +168,10 @@ class RevokedSet:
         at = one.revoked_at.timestamp()
         begins = now - late_seconds + at - announced_at if one.reason == "rotated" and at > announced_at else 0.0
         ids, cuts = self._period(now - max(0.0, announced_at - at))
-        if one.what in {"client", "subject", "key"}:
-            name = one.client_id if one.what == "client" else one.subject if one.what == "subject" else one.kid
+        if one.what == "key":
+            self._keys.add(one.kid or "")
+        elif one.what in {"client", "subject"}:
+            name = one.client_id if one.what == "client" else one.subject
             before = one.issued_before.timestamp() if one.issued_before else at
             if name is not None:
                 cuts.add(_number(f"{one.what} {name}"), max(1, int(before)))
@@ -201,9 +204,18 @@ class RevokedSet:
         if old:
             self._tables = tuple(self._periods.values())
 
-    def matters(self, revoked_at: float, now: float) -> bool:
-        """Whether a revocation of that time can concern a JWT that is still alive. Both are by the ledger's clock."""
-        return revoked_at >= now - _KEPT_SECONDS
+    def matters(self, one: Revocation, now: float) -> bool:
+        """Whether a revocation can concern a JWT that is still alive. `now` is by the ledger's clock."""
+        return one.what == "key" or one.revoked_at.timestamp() >= now - _KEPT_SECONDS
+
+    @property
+    def keys(self) -> int:
+        """How many keys are revoked."""
+        return len(self._keys)
+
+    def has_key(self, kid: str) -> bool:
+        """Whether the key is revoked, and with it whatever it signs."""
+        return kid in self._keys
 
     def check(
         self, token_id: str, grant_id: str, owners: tuple[str | None, str | None, str | None], issued_at: float
@@ -212,13 +224,15 @@ class RevokedSet:
 
         REVOKED, ASK if only the ledger can tell, or the boot time from which the token is revoked: mostly NEVER.
         """
+        if owners[2] in self._keys:
+            return REVOKED
         token, grant = _number(token_id), _number(grant_id)
         ask = False
         for ids, cuts in self._tables:
             if token in ids or grant in ids:
                 return REVOKED
             if cuts.count:
-                for kind, name in zip(("client", "subject", "key"), owners, strict=True):
+                for kind, name in zip(("client", "subject"), owners, strict=False):
                     before = cuts.get(_number(f"{kind} {name}"))
                     if before and issued_at < before - CLOSE_SECONDS:
                         return REVOKED

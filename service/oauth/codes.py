@@ -15,7 +15,7 @@ from projections.registry import Client
 from service.commands import expand, known_scopes, load_family, refused, subject
 from service.errors import InvalidTarget, Unavailable
 from service.grants import AccessFor, mint_access, minted_token, seal_text, stamp, whole_second
-from service.oauth.identity import consent_withdrawn_seq, id_token
+from service.oauth.identity import id_token, person_behind
 from service.rules.codes import (
     CODE_TTL_SECONDS,
     Authorize,
@@ -123,7 +123,7 @@ async def redeem(runtime: Runtime, presented: Redemption) -> bytes:
                 family.grant,
                 client_cut=runtime.view.cut(command.client_id),
                 subject_cut=runtime.view.cut(known.subject) if known is not None else None,
-                consent_withdrawn_seq=consent_withdrawn_seq(runtime, known),
+                person=person_behind(runtime, known),
             )
             if isinstance(judged, Fresh):
                 answer = await _exchange(runtime, presented, command, judged, family.seq)

@@ -21,7 +21,7 @@ from service.validation import SCOPE_SYNTAX
 
 _REPEATABLE = frozenset({"resource"})  # RFC 8707 §2
 _CLIENT_ID = re.compile(r"[\x20-\x7e]{1,256}")  # RFC 6749 App. A.1
-_FORM = "application/x-www-form-urlencoded"
+FORM = "application/x-www-form-urlencoded"
 
 
 class Form:
@@ -66,8 +66,8 @@ async def read_pairs(runtime: Runtime, incoming: Incoming) -> list[tuple[str, st
     content_type = (incoming.header("content-type") or "").lower()
     kind, _, parameters = content_type.partition(";")
     charset = parameters.strip().replace('"', "")
-    if kind.strip() != _FORM or (charset and charset != "charset=utf-8"):
-        raise InvalidRequest(f"send the parameters as {_FORM} in UTF-8")
+    if kind.strip() != FORM or (charset and charset != "charset=utf-8"):
+        raise InvalidRequest(f"send the parameters as {FORM} in UTF-8")
     if incoming.query_string:
         raise InvalidRequest("send the parameters in the body and none in the query")
     settings = runtime.settings

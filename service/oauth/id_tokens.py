@@ -81,7 +81,7 @@ def read_id_token_hint(runtime: Runtime, text: str) -> dict[str, Any] | None:
         header = jwt.get_unverified_header(text)
         kid = header.get("kid")
         row = next((row for row in runtime.signing_keys.rows() if row.kid == kid and row.purpose == "id"), None)
-        if row is None or header.get("typ") != "JWT":
+        if row is None or row.state == "revoked" or header.get("typ") != "JWT":
             return None
         return jwt.decode(
             text,

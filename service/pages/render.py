@@ -20,7 +20,7 @@ from service.outgoing import Headers, Response
 from service.pages.values import Continue, Error, Hidden, Link, Onward
 from service.runtime import Runtime
 
-Template = Literal["sign_in", "consent", "sign_out", "signed_out", "error", "continue", "onward"]
+Template = Literal["sign_in", "consent", "sign_out", "signed_out", "error", "continue", "onward", "account", "issued"]
 Cookie = tuple[str, str]
 
 NAME = "Token Ledger"
@@ -67,7 +67,7 @@ _environment = Environment(
     auto_reload=False,
 )
 _environment.globals |= {
-    "name": NAME,
+    "product": NAME,
     "base": "",
     "site": "",
     "assets": {name: path for name, (path, _) in _assets.items()},
@@ -105,6 +105,12 @@ def onward(href: str, *, cookies: tuple[Cookie, ...] = ()) -> Response:
     nobody here can know.
     """
     return page("onward", Onward(href=href), cookies=cookies)
+
+
+def see_other(path: str, *, cookies: tuple[Cookie, ...] = ()) -> Response:
+    """303 to a page of ours, whose path has not the issuer's own in it yet."""
+    location = ("location", f"{_environment.globals['base']}{path}")
+    return Response(303, b"", (("cache-control", "no-store"), location, *cookies))
 
 
 def form_post(href: str, app: str, hidden: Hidden, *, cookies: tuple[Cookie, ...] = ()) -> Response:

@@ -6,7 +6,8 @@ request, the CSRF token. `problem` is said at the form, where the reason is that
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from datetime import datetime
 from typing import Literal, TypedDict
 
 Hidden = Sequence[tuple[str, str]]
@@ -92,3 +93,68 @@ class Onward(TypedDict):
     """Leads to `href` at once and without a click; see `onward`."""
 
     href: str
+
+
+class AppShown(TypedDict):
+    """An app that the person allows something."""
+
+    client_id: str
+    name: str
+    scopes: Sequence[ScopeShown]
+    since: datetime
+
+
+class TokenShown(TypedDict):
+    """A personal access token, never its string. `name` is None where it cannot be read any more."""
+
+    token_id: str
+    name: str | None
+    scope: str
+    issued_at: datetime
+    expires_at: datetime
+
+
+class SessionShown(TypedDict):
+    """A browser in which the person is signed in. `current`: this one."""
+
+    since: datetime
+    until: datetime
+    current: bool
+
+
+class Draft(TypedDict):
+    """The form for a new token, as it was sent or as it begins. `days`: of its life."""
+
+    name: str
+    ticked: Collection[str]
+    days: int
+
+
+class Account(TypedDict):
+    """Posts to paths below `/account`; see `service/pages/account.py`.
+
+    `said`: what was just done. `problem`: why no token was issued. `offered`: scopes that a new token may have.
+    `more`: there are more tokens than are listed.
+    """
+
+    person: str
+    said: str | None
+    problem: str | None
+    apps: Sequence[AppShown]
+    tokens: Sequence[TokenShown]
+    more: bool
+    offered: Sequence[ScopeShown]
+    lifetimes: Sequence[int]
+    draft: Draft
+    sessions: Sequence[SessionShown]
+    hidden: Hidden
+
+
+class Issued(TypedDict):
+    """`token` is the string itself, which no other page shows."""
+
+    person: str
+    token: str
+    label: str
+    scope: str
+    expires_at: datetime

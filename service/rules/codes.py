@@ -28,14 +28,13 @@ from events.types import (
 from projections.grants import ActiveGrant, AuthorizedGrant, ByCode, Grant, NoGrant, RevokedGrant
 from projections.registry import Cut
 from service.errors import InvalidGrant, InvalidRequest
-from service.rules.grants import Stamp, head, is_cut_off
+from service.rules.grants import NOBODY, Person, Stamp, head, is_cut_off, is_taken_back
 
 CODE_TTL_SECONDS = 60
 REFUSALS_MAX = 3  # the last of them ends the grant
 # Who presents a spent code so soon, with all that belongs to it, is the client itself: a double click, two workers.
 RACE = timedelta(seconds=0.9)
 
-CODE_CHALLENGE = re.compile(r"[A-Za-z0-9_-]{43}")  # RFC 7636 §4.2: a SHA-256, base64url without padding
 _CODE_VERIFIER = re.compile(r"[A-Za-z0-9._~-]{43,128}")  # RFC 7636 §4.1
 _NOT_VALID = "the code is not valid, has expired, was used or revoked, or is not this client's"
 
@@ -127,7 +126,7 @@ def judge_code(
     *,
     client_cut: Cut | None = None,
     subject_cut: Cut | None = None,
-    consent_withdrawn_seq: int = 0,
+    person: Person = NOBODY,
 ) -> Fresh | Refused | Replayed:
     """What becomes of a presented code. Another client's attempt changes nothing, nor does one that comes too late.
 
@@ -139,8 +138,8 @@ def judge_code(
         raise invalid_code("revoked" if isinstance(grant, RevokedGrant) else "no such grant")
     if known.client_id != command.client_id:
         raise invalid_code("issued to another client")
-    if is_cut_off(known, client_cut, subject_cut) or consent_withdrawn_seq > known.first_seq:
-        raise invalid_code("client, subject or consent ended")
+    if is_cut_off(known, client_cut, subject_cut) or is_taken_back(known, person):
+        raise invalid_code("client, subject, consent or session ended")
     wrong = _wrong_proof(command, by_code)
     if not isinstance(grant, AuthorizedGrant):
         return _replayed(command, by_code, proven=wrong is None)

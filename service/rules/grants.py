@@ -21,7 +21,7 @@ from events.types import (
     TokenSuperseded,
 )
 from projections.grants import ActiveGrant, Family, RefreshChain, RevokedGrant, Token, facts
-from projections.registry import Cut
+from projections.registry import Consent, Cut, Session
 from service.errors import Gone, InvalidGrant, InvalidRequest, InvalidScope, NotFound
 
 
@@ -42,6 +42,28 @@ def head(stamp: Stamp) -> dict[str, Any]:
 def is_cut_off(grant: ActiveGrant, *cuts: Cut | None) -> bool:
     """Whether a client or user that the grant depends on was disabled, or revoked after the grant began."""
     return any(cut is not None and (cut.disabled or cut.seq > grant.first_seq) for cut in cuts)
+
+
+class Person(Struct, frozen=True):
+    """What is known of the person behind a grant: what they allow its client, and the session that it was given in.
+
+    None where there is none, or none any more.
+    """
+
+    consent: Consent | None = None
+    session: Session | None = None
+
+
+NOBODY = Person()
+
+
+def is_taken_back(grant: ActiveGrant, person: Person) -> bool:
+    """Whether the person withdrew their consent since, or ended the session, which an offline grant outlives."""
+    consent, session = person.consent, person.session
+    if consent is not None and consent.withdrawn_seq > grant.first_seq:
+        return True
+    ended = session is not None and session.reason in {"signed_out", "admin"}
+    return ended and grant.by_code is not None and not grant.by_code.offline
 
 
 def granted_scope(requested: str | None, *held: str, disabled: frozenset[str] = frozenset()) -> str:
@@ -98,7 +120,7 @@ def check_refreshable(
     *,
     client_cut: Cut | None,
     subject_cut: Cut | None,
-    consent_withdrawn_seq: int = 0,
+    person: Person = NOBODY,
 ) -> tuple[ActiveGrant, RefreshChain]:
     """The grant and its chain, if the presented token may be looked at at all.
 
@@ -113,8 +135,8 @@ def check_refreshable(
         raise _invalid_grant("issued to another client")
     if is_cut_off(grant, client_cut, subject_cut):
         raise _invalid_grant("client or subject revoked")
-    if consent_withdrawn_seq > grant.first_seq:
-        raise _invalid_grant("consent withdrawn")
+    if is_taken_back(grant, person):
+        raise _invalid_grant("taken back by the person")
     if token.ended is not None:
         raise _invalid_grant("token revoked")
     # When a spent token would have expired does not matter: it is answered again, or gives away who has it.

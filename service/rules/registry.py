@@ -67,6 +67,8 @@ OPENID_SCOPES = ("openid", "profile", "email", "offline_access")  # OIDC Core §
 _PLAIN = "must have no control characters, and no blanks at its ends"
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _URI_SYNTAX = re.compile(r"[!-~]+")  # printable ASCII without the blank
+_URI = re.compile(r"(?:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+")  # RFC 3986 §2
+_HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9a-fA-F:.]+")  # it will stand in headers
 _URI_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 
 Scopes = Mapping[str, Scope]
@@ -132,12 +134,13 @@ def merge_metadata(old: ClientMetadata, changes: Mapping[str, Any], default: Cli
     Response types follow the grant types, and the shorter lifetime the longer one, unless both are named.
     """
     values = {name: getattr(default, name) if value is None else value for name, value in changes.items()}
-    for name in ("grant_types", "response_types", "redirect_uris", "audience"):
+    for name in ("grant_types", "response_types", "redirect_uris", "audience", "post_logout_redirect_uris"):
         if name in values:
             values[name] = tuple(dict.fromkeys(values[name]))
     grant_types = values.get("grant_types", old.grant_types)
     if {"grant_types", "response_types"} & changes.keys() and changes.get("response_types") is None:
-        values["response_types"] = ("code",) if "authorization_code" in grant_types else ()
+        kept = () if "response_types" in changes else old.response_types
+        values["response_types"] = (kept or ("code",)) if "authorization_code" in grant_types else ()
     idle, longest = "refresh_token_idle_ttl_seconds", "refresh_token_max_ttl_seconds"
     if longest in values and changes.get(idle) is None:
         values[idle] = min(values.get(idle, getattr(old, idle)), values[longest])
@@ -153,12 +156,12 @@ def check_metadata(metadata: ClientMetadata) -> None:
         raise InvalidClientMetadata(f"client_name {_PLAIN}")
     check_audience(metadata.audience)
     grants, public = metadata.grant_types, metadata.token_endpoint_auth_method == "none"
-    if ("code" in metadata.response_types) != ("authorization_code" in grants):
+    if bool(metadata.response_types) != ("authorization_code" in grants):
         raise InvalidClientMetadata(
-            "the response type code and the grant type authorization_code go together",
+            "response types with a code and the grant type authorization_code go together",
             fix="name both or none; response_types may be left out",
         )
-    for uri in metadata.redirect_uris:
+    for uri in (*metadata.redirect_uris, *metadata.post_logout_redirect_uris):
         check_redirect_uri(uri)
     if "authorization_code" in grants and not metadata.redirect_uris:
         raise InvalidRedirectUri("a client with authorization_code needs a redirect URI", fix="give redirect_uris")
@@ -166,6 +169,11 @@ def check_metadata(metadata: ClientMetadata) -> None:
         raise InvalidClientMetadata(
             "a public client cannot use client_credentials (RFC 6749 §4.4)",
             fix="choose another token_endpoint_auth_method, or other grant_types",
+        )
+    if public and not metadata.refresh_token_rotation:
+        raise InvalidClientMetadata(
+            "a public client's refresh tokens are rotated (RFC 9700 §2.2.2)",
+            fix="choose another token_endpoint_auth_method, or leave refresh_token_rotation out",
         )
     if public and metadata.may_introspect:
         raise InvalidClientMetadata("a public client cannot introspect: it cannot prove who it is")
@@ -192,14 +200,14 @@ def check_redirect_uri(uri: str) -> None:
     except ValueError:
         parts, host = urlsplit(""), ""
     scheme = uri.partition(":")[0]
-    if not _URI_SYNTAX.fullmatch(uri) or "\\" in uri or not _URI_SCHEME.fullmatch(scheme) or ":" not in uri:
-        wrong = "must be an absolute URI of printable ASCII, with its scheme in lower case"
+    if not _URI.fullmatch(uri) or not _URI_SCHEME.fullmatch(scheme) or ":" not in uri:
+        wrong = "must be an absolute URI (RFC 3986), with its scheme in lower case"
     elif "#" in uri:
         wrong = "must have no fragment"
     elif scheme not in {"http", "https"}:
         # RFC 8252 §7.1: private-use schemes are reversed domain names; that also leaves out javascript: and data:.
         wrong = None if "." in scheme else f"must not use the scheme {scheme}:"
-    elif not host or "@" in parts.netloc or "*" in parts.netloc:
+    elif not _HOST.fullmatch(host) or "@" in parts.netloc:
         wrong = "must name one host, without user name, password or wildcard"
     elif scheme == "http" and not is_loopback(host):
         wrong = "must use https; http is for 127.0.0.1, [::1] and localhost only"

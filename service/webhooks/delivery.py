@@ -28,8 +28,8 @@ from projections.revocations import decode_event, feed_id
 from service.feed import Filters, matches
 from service.keys import MasterKey
 from service.rules.webhooks import DisabledReason, Sealed
-from service.runtime import writer_name
 from service.settings import Settings, SettingsError
+from service.streams import writer_name
 from service.tokens import now
 from service.webhooks import consumers
 from service.webhooks.addresses import Guard, NotCallable, parse

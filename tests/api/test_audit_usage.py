@@ -84,7 +84,7 @@ def test_usage_tells_its_sql_with_parameters(service: Service) -> None:
 
 
 def test_outcomes_that_can_be_asked_for_are_those_that_are_recorded() -> None:
-    assert set(typing.get_args(Outcome)) == {*Code, "invalid_client", "not_permitted"}
+    assert set(typing.get_args(Outcome)) == {*Code, "invalid_client", "not_permitted", "invalid_password"}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 
 from tests.running import FORM, App, RawResponse, Service, StartService
 
-# Two services with settings of their own: every start takes seconds.
+# Three services with settings of their own: every start takes seconds.
 ODD_ISSUER = "https://auth.example/tenant/one"
 ODD: dict[str, Any] = {
     "issuer": ODD_ISSUER,
@@ -24,6 +24,8 @@ ODD: dict[str, Any] = {
     "unknown_tokens_per_minute_max": 20,
     "trusted_proxies": "127.0.0.1",
 }
+# Pushed requests expire while a test waits, and there may be few of them.
+HASTY = {"pushed_request_ttl_seconds": 5, "pushed_requests_per_minute_max": 20}
 STRICT = {"refresh_retry_window_seconds": 0}
 
 
@@ -42,6 +44,10 @@ class Stage:
     def strict(self) -> Stage:
         """Where every reuse of a refresh token is an attack."""
         return Stage(self.service_with(**STRICT), self.service_with)
+
+    @cached_property
+    def hasty(self) -> Stage:
+        return Stage(self.service_with(**HASTY), self.service_with)
 
     @cached_property
     def read(self) -> str:

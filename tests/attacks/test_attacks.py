@@ -6,7 +6,9 @@ import pytest
 
 from tests.attacks import (
     access_tokens,
+    authorization,
     client_authentication,
+    codes,
     following,
     introspection,
     refresh,
@@ -16,7 +18,17 @@ from tests.attacks import (
 from tests.attacks.table import TABLE, Attack, Stage
 from tests.running import Service, StartService
 
-SECTIONS = (transport, client_authentication, refresh, introspection, access_tokens, revocation, following)
+SECTIONS = (
+    transport,
+    client_authentication,
+    authorization,
+    codes,
+    refresh,
+    introspection,
+    access_tokens,
+    revocation,
+    following,
+)
 
 
 @pytest.fixture(scope="session")

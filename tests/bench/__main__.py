@@ -111,7 +111,7 @@ class Bench:
         connections = self.plan.connections
         loads = [
             load.validation(service, filled, "durable", connections),
-            *load.others(service, filled, connections),
+            *load.others(service, filled, connections, self.plan.row_seconds),
         ]
         rows = [load.measure(service, bare, one, self._durations(), self.say) for one in loads]
         memory = upkeep.workers_memory(service)

@@ -39,8 +39,8 @@ from projections.asking import (
     UsageRequest,
     ask,
 )
-from service.runtime import stream_limits
 from service.settings import Settings
+from service.streams import stream_limits
 from tests import running
 from tests.bench import machine, report
 from tests.bench.history import START, Population

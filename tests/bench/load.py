@@ -13,7 +13,7 @@ import httpx
 import msgspec
 
 from tests import running
-from tests.bench import wrk
+from tests.bench import codes, wrk
 from tests.bench.fill import Filled, Uses, usage_end, uses_between
 from tests.bench.machine import cores
 from tests.bench.processes import Echo, cpu_seconds, machine_cpu, settle
@@ -94,7 +94,7 @@ def validation(service: running.Service, filled: Filled, mode: str, connections:
     )
 
 
-def others(service: running.Service, filled: Filled, connections: int) -> list[Load]:
+def others(service: running.Service, filled: Filled, connections: int, row_seconds: float) -> list[Load]:
     """Every other row, in the order of the table."""
     bearer = _bearer(service, filled)
     audience = {"AUDIENCE": quote(service.issuer, safe="")}
@@ -127,6 +127,9 @@ def others(service: running.Service, filled: Filled, connections: int) -> list[L
             uses_per_request=1,
         ),
         _refresh(service, filled.tokens_path.with_name("refresh-tokens"), connections),
+        _redeem(service, filled.tokens_path.with_name("codes"), connections, row_seconds),
+        _read("JWKS", "/oauth2/jwks", connections),
+        _read("metadata", "/.well-known/oauth-authorization-server", connections),
     ]
 
 
@@ -166,6 +169,23 @@ def _refresh(service: running.Service, path: Path, connections: int) -> Load:
         echo_script="issue",
         checks_itself=True,
     )
+
+
+def _redeem(service: running.Service, path: Path, connections: int, row_seconds: float) -> Load:
+    app = codes.app_of(service)
+    return Load(
+        name="redemption of a code",
+        script="redeem",
+        settings=_basic(app) | {"TOKENS": str(path), "PARAMETERS": codes.write(service, app, path, row_seconds)},
+        expected="200 redeemed",
+        connections=connections,
+        echo_script="issue",
+        checks_itself=True,
+    )
+
+
+def _read(name: str, path: str, connections: int) -> Load:
+    return Load(name=name, script="read", settings={"PATH_READ": path}, expected="200", connections=connections)
 
 
 def measure(service: running.Service, echo: Echo, load: Load, durations: Durations, say: Callable[[str], None]) -> Row:

@@ -107,12 +107,19 @@ def _of_load(report: Report) -> list[Figure]:
     durable, buffered = (_row(report, f"validate, {mode}") for mode in ("durable", "buffered"))
     batch = _row(report, "validate-batch")
     issue = _row(report, "issue by client credentials, JWT")
+    opaque = _row(report, "issue by client credentials, opaque")
+    refresh, redeem = _row(report, "refresh"), _row(report, "redemption")
+    public = [_row(report, name) for name in ("JWKS", "metadata")]
     return [
         Figure(what="validate, durable: share of echo", value=durable.ratio, target=0.45, at_least=True),
         Figure(what="validate, durable: p99", value=durable.run.p99, unit="ms", target=40),
         Figure(what="validate, buffered: share of echo", value=buffered.ratio, target=0.6, at_least=True),
         Figure(what="batch validation", value=batch.items_per_second, unit="tokens/s", target=60_000, at_least=True),
         Figure(what="issue of a JWT, durable", value=issue.run.per_second, unit="/s", target=1500, at_least=True),
+        Figure(what="issue of an opaque token", value=opaque.run.per_second, unit="/s", target=2000, at_least=True),
+        Figure(what="refresh, with rotation", value=refresh.run.per_second, unit="/s", target=800, at_least=True),
+        Figure(what="redemption of a code", value=redeem.run.per_second, unit="/s", target=700, at_least=True),
+        *(Figure(what=f"{row.name}: share of echo", value=row.ratio, target=0.7, at_least=True) for row in public),
     ]
 
 

@@ -66,6 +66,9 @@ def test_bench_quick_measures_every_row_and_nothing_fails(tmp_path: Path) -> Non
         "introspect",
         "forward-auth",
         "refresh, with rotation",
+        "redemption of a code",
+        "JWKS",
+        "metadata",
     ]
     for row in found["rows"]:
         assert row["run"]["failed"] == 0, row

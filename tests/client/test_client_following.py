@@ -19,7 +19,7 @@ import pytest
 
 from service.client import Context, NatsFeed, NotAllowed, SseFeed, SyncTokenValidator, TokenValidator
 from tests.relay import Relay
-from tests.running import ROOT, App, Service, unique, until
+from tests.running import ROOT, App, Service, StartService, unique, until
 
 AUDIENCE = "https://api.example"
 FEEDS = ["sse", "nats"]
@@ -106,6 +106,29 @@ async def test_what_is_revoked_is_refused_offline(ground: Ground, kind: str) -> 
             await soon(refused, f"{target} is refused")
         assert (await validator.validate(other)).code == "valid"
         assert validator.status().snapshots == 1
+
+
+@pytest.mark.parametrize("kind", FEEDS)
+async def test_revoked_key_is_refused_offline(service_with: StartService, tmp_path: Path, kind: str) -> None:
+    """On a service of its own, since every other JWT would end with it."""
+    ground = Ground(await asyncio.to_thread(service_with, signing_algorithms="EdDSA,RS256"), tmp_path)
+    async with ground.validator(ground.feed(kind)) as validator:
+        known, fresh = ground.jwt(), ground.jwt()
+        assert (await validator.validate(known)).code == "valid"
+        body = {"now": True, "revoke": True}
+        done = await asyncio.to_thread(ground.service.done, "POST", "/v1/keys/rotate", json=body)
+        later = ground.jwt()
+
+        async def refused() -> bool:
+            return (await validator.validate(known)).code == "revoked"
+
+        await soon(refused, "what the key signed is refused")
+        verdict = await validator.validate(fresh)  # heard of for the first time
+        assert (verdict.code, verdict.offline, verdict.ledger_seq >= done["ledger_seq"] - 1) == ("revoked", True, True)
+        assert (await validator.validate(later)).code == "valid"
+    async with ground.validator(ground.feed(kind)) as validator:  # by the snapshot
+        verdict = await validator.validate(known)
+        assert (verdict.code, verdict.offline) == ("revoked", True)
 
 
 @pytest.mark.parametrize("what", ["client_id", "subject"])

@@ -346,3 +346,23 @@ async def test_reference_token_with_a_wrong_checksum_is_refused_without_a_questi
     assert validator.check(wrong).code == "malformed"
     assert validator.check("tl_pat_").code == "malformed"
     assert validator.check("tl_pat_" + "é" * 49).code == "malformed"
+
+
+# ID tokens are no access tokens (attacks.md, 161)
+
+
+async def test_key_for_id_tokens_signs_no_access_token() -> None:
+    """Whoever stole it can make it sign anything."""
+    made = Validator()
+    made.document = {"keys": [made.public("EdDSA"), made.public("RS256", kid="id-rs-1")]}
+    await made.keys.fetch()
+    head = {"alg": "RS256", "kid": "id-rs-1", "typ": "at+jwt"}
+    assert made.check(made.signed(claims(), head, by="RS256")).code == "unknown"
+    assert made.check(made.token()).code == "valid"
+
+
+@pytest.mark.parametrize("by", ["EdDSA", "ES256", "RS256"])
+async def test_id_token_is_no_access_token_whoever_signed_it(validator: Validator, by: str) -> None:
+    payload = claims(aud=AUDIENCE, nonce="n", auth_time=1)
+    head = {"alg": by, "kid": by, "typ": "JWT"}
+    assert validator.check(validator.signed(payload, head, by=by)).code == "malformed"

@@ -75,19 +75,19 @@ async def test_revoked_token_or_grant_is_refused_and_nothing_else(what: str) -> 
     assert made.check(other).valid
 
 
-OWNERS = {"client": ("client_id", "client_id"), "subject": ("subject", "sub"), "key": ("kid", None)}
+OWNERS = {"client": ("client_id", "client_id"), "subject": ("subject", "sub")}
 
 
 @pytest.mark.parametrize("what", OWNERS)
 async def test_cut_off_ends_what_was_issued_before_and_asks_about_what_is_close(what: str) -> None:
     made = await ready()
     name, claim = OWNERS[what]
-    owner = f"{claim}_x" if claim else "EdDSA"
+    owner = f"{claim}_x"
     cut = int(time.time()) - 100
     told = {name: owner, "issued_before": datetime.fromtimestamp(cut, UTC).isoformat()}
 
     def issued(after: int) -> str:
-        return made.token(iat=cut + after, **({claim: owner} if claim else {}))
+        return made.token(iat=cut + after, **{claim: owner})
 
     tokens = {after: issued(after) for after in (-3600, -6, -5, 0, 5, 7, 60)}
     for token in tokens.values():
@@ -97,6 +97,59 @@ async def test_cut_off_ends_what_was_issued_before_and_asks_about_what_is_close(
     codes = {after: verdict and verdict.code for after, verdict in found.items()}
     expected = {-3600: "revoked", -6: "revoked", -5: None, 0: None, 5: None, 7: "valid", 60: "valid"}
     assert codes == expected
+    assert made.check(made.token(by="ES256")).valid
+
+
+async def test_revoked_key_is_refused_whatever_it_signed_and_whenever() -> None:
+    """Who stole it can date a token at will, also long after."""
+    made = await ready()
+    cut = int(time.time()) - 100
+    tokens = [made.token(iat=cut + after) for after in (-3600, -6, -5, 0, 5, 7, 60)]
+    for token in tokens[::2]:  # some are remembered, others are not known yet
+        assert made.check(token).valid
+    event = announcement(9, "key", datetime.fromtimestamp(cut, UTC), kid="EdDSA", issued_before=instant(cut))
+    made.knowledge.apply(event)
+    assert [made.check(token).code for token in tokens] == ["revoked"] * len(tokens)
+    assert made.check(made.token(by="ES256")).valid
+    # Also when it has long been told, and the key set could not be asked for since.
+    made.knowledge.revoked.advance(boot_seconds() + 40 * 86_400)
+    assert [made.check(token).code for token in tokens] == ["revoked"] * len(tokens)
+
+
+def instant(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
+
+
+async def test_successor_of_a_revoked_key_is_fetched_once_without_waiting_for_the_cool_down() -> None:
+    made = Validator()
+    made.document = {"keys": [made.public("EdDSA")]}
+    await made.keys.fetch()
+    token = made.token(by="ES256")
+    assert made.check(token).code == "unknown"  # whoever makes up key ids has to wait
+    made.knowledge.apply(announcement(9, "key", now(), kid="EdDSA"))
+    assert made.offline.check(token, Asked()) is None
+    made.document = {"keys": [made.public("ES256")]}
+    await made.keys.fetch()
+    assert made.check(token).valid
+    assert made.check(made.signed(claims(), {"alg": "ES256", "kid": "made-up", "typ": "at+jwt"})).code == "unknown"
+    assert made.asked == 2
+
+
+async def test_token_by_a_revoked_key_that_is_new_here_is_not_believed_in_anything() -> None:
+    made = await ready()
+    made.knowledge.apply(announcement(9, "key", now(), kid="EdDSA"))
+    verdict = made.check(made.token())
+    assert (verdict.code, verdict.offline, verdict.token_id, verdict.subject) == ("revoked", True, None, None)
+
+
+async def test_key_of_a_snapshot_is_refused_however_long_ago_it_was_revoked() -> None:
+    made = await ready()
+    token = made.token()
+    assert made.check(token).valid
+    long_ago = (now() - timedelta(days=400)).isoformat()
+    assert await made.knowledge.replace(snapshot(3, {"what": "key", "kid": "EdDSA", "revoked_at": long_ago}))
+    made.knowledge.complete_at = float("inf")
+    assert made.check(token).code == "revoked"
     assert made.check(made.token(by="ES256")).valid
 
 

@@ -19,6 +19,7 @@ import httpx
 import jsonschema
 import pytest
 
+from tests.people import Browser, flow, person, redeem, web_app
 from tests.running import CANARY_NAME, CANARY_USERNAME, RECEIVERS_ADDRESS, App, Service, unique, until
 
 METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
@@ -35,6 +36,10 @@ SURFACE = {
     ("GET", "/v1/users/{user_id}"),
     ("PATCH", "/v1/users/{user_id}"),
     ("DELETE", "/v1/users/{user_id}"),
+    ("GET", "/v1/users/{user_id}/sessions"),
+    ("DELETE", "/v1/users/{user_id}/sessions"),
+    ("GET", "/v1/users/{user_id}/consents"),
+    ("DELETE", "/v1/users/{user_id}/consents"),
     ("POST", "/v1/scopes"),
     ("GET", "/v1/scopes"),
     ("PATCH", "/v1/scopes/{name}"),
@@ -99,8 +104,38 @@ SURFACE = {
     ("POST", "/oauth2/revoke"),
     ("GET", "/oauth2/jwks"),
     ("GET", "/.well-known/oauth-authorization-server"),
+    ("GET", "/.well-known/openid-configuration"),
+    ("POST", "/oauth2/par"),
+    ("GET", "/oauth2/authorize"),
+    ("POST", "/oauth2/authorize"),
+    ("POST", "/oauth2/consent"),
+    ("GET", "/oauth2/userinfo"),
+    ("POST", "/oauth2/userinfo"),
+    ("GET", "/oauth2/logout"),
+    ("POST", "/oauth2/logout"),
+    ("GET", "/sign-in"),
+    ("POST", "/sign-in"),
+    ("GET", "/sign-out"),
+    ("POST", "/sign-out"),
+    ("GET", "/account"),
+    ("POST", "/account/tokens"),
+    ("POST", "/account/tokens/revoke"),
+    ("POST", "/account/apps/withdraw"),
+    ("POST", "/account/sign-out-everywhere"),
 }
-OPEN = {"/health/live", "/health/ready", "/metrics", "/oauth2/jwks", "/.well-known/oauth-authorization-server"}
+OPEN = {
+    "/health/live",
+    "/health/ready",
+    "/metrics",
+    "/oauth2/jwks",
+    "/.well-known/oauth-authorization-server",
+    "/.well-known/openid-configuration",
+}
+# What people's browsers are sent to: answered by pages and redirects, to whoever asks.
+BROWSERS = {
+    *("/oauth2/authorize", "/oauth2/consent", "/oauth2/logout", "/sign-in", "/sign-out", "/account"),
+    *("/account/tokens", "/account/tokens/revoke", "/account/apps/withdraw", "/account/sign-out-everywhere"),
+}
 
 
 class Surface:
@@ -226,6 +261,50 @@ class Ground:
         name: str = found["finding_id"]
         return name
 
+    @cached_property
+    def web_app(self) -> App:
+        return web_app(self.service)
+
+    @property
+    def flow(self) -> dict[str, str]:
+        return flow(self.service, self.web_app).parameters
+
+    def at_sign_in(self) -> Call:
+        """Of a person before the sign-in page."""
+        browser, somebody = Browser(self.service), person(self.service)
+        page = browser.get(flow(self.service, self.web_app).url)
+        told = {"username": somebody["username"], "password": somebody["password"]}
+        return Call(form={**page.form.fields, **told}, browser=browser)
+
+    def at_consent(self, decision: str) -> Call:
+        """Of a person before the consent page."""
+        browser = Browser(self.service)
+        page = browser.sign_in(browser.get(flow(self.service, self.web_app).url), person(self.service))
+        return Call(form={**page.form.fields, "decision": decision}, browser=browser)
+
+    def consenting(self) -> str:
+        """The id of a person who allows our app something."""
+        somebody = person(self.service)
+        assert "code" in Browser(self.service).visit(flow(self.service, self.web_app).url, somebody).answer
+        user_id: str = somebody["user_id"]
+        return user_id
+
+    def on(self, path: str, action: str, **fields: str) -> Call:
+        """Of a person who looks at this page of ours and presses a button: one who has an app and a token."""
+        browser, somebody = Browser(self.service), person(self.service, scope=self.scope)
+        assert "code" in browser.visit(flow(self.service, self.web_app).url, somebody).answer
+        self.service.issue(somebody["user_id"], self.scope)
+        form = next(one for one in browser.get(path).forms if one.action == action)
+        return Call(form={**form.fields, **fields}, browser=browser)
+
+    @cached_property
+    def access_token(self) -> str:
+        """Of a person, for userinfo."""
+        made = flow(self.service, self.web_app, scope="openid profile email")
+        code = Browser(self.service).visit(made.url, person(self.service)).answer["code"]
+        token: str = redeem(self.service, made, code).json()["access_token"]
+        return token
+
     @property
     def token(self) -> dict[str, Any]:
         return self.service.issue(self.user["user_id"], self.scope)
@@ -233,7 +312,10 @@ class Ground:
 
 @dataclass
 class Call:
-    """A valid request. `path` fills the parameters of the path; `form` is for OAuth endpoints."""
+    """A valid request. `path` fills the parameters of the path; `form` is for OAuth endpoints and pages.
+
+    `browser`: whose cookies go with it.
+    """
 
     path: Mapping[str, str] = field(default_factory=dict)
     query: Mapping[str, str] = field(default_factory=dict)
@@ -241,6 +323,7 @@ class Call:
     form: dict[str, str] | None = None
     auth: tuple[str, str] | None = None
     token: str | None = ""
+    browser: Browser | None = None
     endless: bool = False  # an answer of which only the first part is waited for
 
     def send(self, service: Service, method: str, template: str) -> httpx.Response:
@@ -251,7 +334,8 @@ class Call:
         if self.body is not None:
             more["json"] = self.body
         if self.form is not None:
-            return service.http.request(method, path, data=self.form, params=more["params"], auth=self.auth)
+            http = self.browser.http if self.browser is not None else service.http
+            return http.request(method, path, data=self.form, params=more["params"], auth=self.auth)
         if self.endless and self.token is not None:
             headers = {"Authorization": f"Bearer {self.token or service.admin_token}"}
             with service.http.stream(method, path, headers=headers, **more) as answer:
@@ -415,6 +499,12 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
         ("POST", "/v1/audit/backtests"): lambda: [Call(body=ended_backtest())],
         ("GET", "/v1/audit/backtests/{backtest_id}"): lambda: [Call(backtest())],
         ("DELETE", "/v1/audit/backtests/{backtest_id}"): lambda: [Call(backtest())],
+        ("GET", "/v1/users/{user_id}/sessions"): lambda: [Call({"user_id": ground.user["user_id"]})],
+        ("DELETE", "/v1/users/{user_id}/sessions"): lambda: [Call({"user_id": ground.user["user_id"]})],
+        ("GET", "/v1/users/{user_id}/consents"): lambda: [Call({"user_id": ground.user["user_id"]})],
+        ("DELETE", "/v1/users/{user_id}/consents"): lambda: [
+            Call({"user_id": ground.consenting()}, {"client_id": ground.web_app.client_id})
+        ],
         ("GET", "/v1/keys"): lambda: everywhere,
         ("POST", "/v1/keys/rotate"): lambda: [Call(body={})],
         ("POST", "/v1/subscribers"): lambda: [
@@ -450,6 +540,25 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
             Call(form={"token": service.grant(ground.app)["access_token"]}, auth=ground.app.basic),
             Call(form={"token": "garbage"}, auth=ground.app.basic),
         ],
+        ("POST", "/oauth2/par"): lambda: [Call(form=ground.flow, auth=ground.web_app.basic)],
+        ("GET", "/oauth2/authorize"): lambda: [Call(query=ground.flow), Call(query={**ground.flow, "prompt": "none"})],
+        ("POST", "/oauth2/authorize"): lambda: [Call(form=ground.flow)],
+        ("POST", "/oauth2/consent"): lambda: [ground.at_consent("allow"), ground.at_consent("deny")],
+        ("GET", "/oauth2/userinfo"): lambda: [Call(token=ground.access_token)],
+        ("POST", "/oauth2/userinfo"): lambda: [Call(form={"access_token": ground.access_token})],
+        ("GET", "/oauth2/logout"): lambda: [Call(), Call(query={"client_id": ground.web_app.client_id})],
+        ("POST", "/oauth2/logout"): lambda: [Call(form={"client_id": ground.web_app.client_id})],
+        ("GET", "/sign-in"): lambda: [Call()],
+        ("POST", "/sign-in"): lambda: [ground.at_sign_in()],
+        ("GET", "/sign-out"): lambda: [Call()],
+        ("POST", "/sign-out"): lambda: [ground.on("/sign-out", "/sign-out")],
+        ("GET", "/account"): lambda: [Call()],
+        ("POST", "/account/tokens"): lambda: [
+            ground.on("/account", "/account/tokens", name="x", days="30", **{f"scope {ground.scope}": "on"}),
+        ],
+        ("POST", "/account/tokens/revoke"): lambda: [ground.on("/account", "/account/tokens/revoke")],
+        ("POST", "/account/apps/withdraw"): lambda: [ground.on("/account", "/account/apps/withdraw")],
+        ("POST", "/account/sign-out-everywhere"): lambda: [ground.on("/account", "/account/sign-out-everywhere")],
         ("POST", "/oauth2/revoke"): lambda: [Call(form={"token": "garbage"}, auth=ground.app.basic)],
         **{("GET", path): lambda: [Call()] for path in OPEN},
     }
@@ -498,7 +607,9 @@ def test_valid_call_is_answered_as_documented(
             assert schema is not None, "the body is not documented"
             surface.fits(call.body, schema)
         answer = call.send(service, *key)
-        assert answer.is_success or key[1] == "/v1/forward-auth", answer.text
+        assert (
+            answer.is_success or key[1] == "/v1/forward-auth" or (answer.has_redirect_location and key[1] in BROWSERS)
+        ), answer.text
         surface.check(key, answer)
 
 
@@ -585,7 +696,9 @@ def test_missing_rights_are_answered_as_documented(
         surface.check(key, answer)
 
 
-@pytest.mark.parametrize("key", sorted(key for key in SURFACE if key[0] == "POST" and "oauth2" in key[1]), ids=identity)
+@pytest.mark.parametrize(
+    "key", sorted(key for key in SURFACE if key[0] == "POST" and not key[1].startswith("/v1/")), ids=identity
+)
 def test_invalid_form_is_answered_as_documented(
     service: Service, surface: Surface, calls: dict[tuple[str, str], Any], key: tuple[str, str]
 ) -> None:
@@ -595,6 +708,8 @@ def test_invalid_form_is_answered_as_documented(
         changed = copy.copy(call)
         changed.form = form
         surface.check(key, changed.send(service, *key))
+    if key[1] in BROWSERS or key[1] == "/oauth2/userinfo":
+        return
     changed = copy.copy(call)
     changed.auth = (call.auth[0] if call.auth else "", "wrong")
     try:

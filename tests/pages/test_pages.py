@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from typing import Any, get_args, get_type_hints
 
@@ -25,6 +26,7 @@ HOSTILE = (
 )
 HIDDEN = (("csrf", "a-token"), ("request", "a-sealed-request"))
 LINK = {"href": "https://app.example/back?error=access_denied&state=1", "label": "Go back to the app"}
+SOME_DAY = datetime(2026, 11, 22, 17, 40, tzinfo=UTC)
 SCOPES = [{"name": "orders:read", "description": "See your orders", "keeps": False}]
 
 VALUES: dict[str, dict[str, Any]] = {
@@ -55,6 +57,37 @@ VALUES: dict[str, dict[str, Any]] = {
         "hidden": HIDDEN,
     },
     "onward": {"href": "https://app.example/back?code=1&state=2"},
+    "account": {
+        "person": "ada",
+        "said": "The token was revoked.",
+        "problem": "Choose what the token may do.",
+        "apps": [{"client_id": "cli_1", "name": "Shop", "scopes": SCOPES, "since": SOME_DAY}],
+        "tokens": [
+            {
+                "token_id": "tok_1",
+                "name": "Backup of the orders",
+                "scope": "orders:read orders:write",
+                "issued_at": SOME_DAY,
+                "expires_at": SOME_DAY,
+            }
+        ],
+        "more": True,
+        "offered": [*SCOPES, {"name": "orders:write", "description": "Change your orders", "keeps": False}],
+        "lifetimes": [7, 30, 90, 365],
+        "draft": {"name": "Backup", "ticked": {"orders:read"}, "days": 30},
+        "sessions": [
+            {"since": SOME_DAY, "until": SOME_DAY, "current": True},
+            {"since": SOME_DAY, "until": SOME_DAY, "current": False},
+        ],
+        "hidden": HIDDEN,
+    },
+    "issued": {
+        "person": "ada",
+        "token": "tl_pat_0123456789012345678901234567890123456789012345678",
+        "label": "Backup",
+        "scope": "orders:read",
+        "expires_at": SOME_DAY,
+    },
 }
 STRICT = "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; frame-ancestors 'none'"
 
@@ -79,6 +112,21 @@ class Reader(HTMLParser):
         return [given for name, given in self.tags if name == tag and wanted.items() <= given.items()]
 
 
+def soiled(value: Any, name: str, text: str) -> Any:
+    """The same with `text` in place of every text that a stranger may have chosen."""
+    match value:
+        case str() if name == "scope":
+            return " ".join(text.replace(" ", "-") for _ in value.split())
+        case str() if name not in {"method", "href"}:
+            return text
+        case dict():
+            return {key: soiled(one, key, text) for key, one in value.items()}
+        case list() | tuple():
+            return [soiled(one, name, text) for one in value]
+        case _:
+            return value
+
+
 def read(answer: Response) -> Reader:
     return Reader(answer.body.decode())
 
@@ -97,6 +145,7 @@ def test_every_template_has_its_class_and_uses_all_of_it() -> None:
         free = meta.find_undeclared_variables(environment.parse(source)) - shared
         named = getattr(values, template.title().replace("_", ""))
         assert free == get_type_hints(named).keys() == given.keys(), template
+        assert not given.keys() & environment.globals.keys(), template
 
 
 @pytest.mark.parametrize("template", VALUES)
@@ -111,7 +160,7 @@ def test_a_page_is_one_document_with_title_heading_language_and_no_script(templa
     assert len(ids) == len(set(ids))
     for _, attributes in found.tags:
         for name in ("aria-describedby", "aria-labelledby", "for"):
-            assert attributes.get(name) is None or attributes[name] in ids
+            assert set((attributes.get(name) or "").split()) <= set(ids)
 
 
 @pytest.mark.parametrize("template", VALUES)
@@ -132,19 +181,12 @@ def test_a_strangers_text_stays_text(template: Template, text: str) -> None:
     """attacks 95."""
     clean = VALUES[template]
     known = read(page(template, clean))
-    dirty = {
-        name: text if isinstance(value, str) and name not in {"method", "href"} else value
-        for name, value in clean.items()
-    }
-    dirty |= {"hidden": ((text, text),)} if "hidden" in dirty else {}
-    dirty |= {"scopes": [{"name": text, "description": text, "keeps": False}]} if "scopes" in dirty else {}
-    dirty |= {"onward": {"href": LINK["href"], "label": text}} if "onward" in dirty else {}
+    dirty = {name: soiled(value, name, text) for name, value in clean.items()}
     found = read(page(template, dirty))
-    hidden = len(known.find("input", type="hidden")) - len(found.find("input", type="hidden"))
-    assert len(found.tags) == len(known.tags) - hidden
-    names = [{*attributes} for tag, attributes in known.tags if (tag, attributes.get("type")) != ("input", "hidden")]
-    after = [{*attributes} for tag, attributes in found.tags if (tag, attributes.get("type")) != ("input", "hidden")]
-    assert names == after or template == "sign_in"  # whose username takes the focus from one field to the other
+    assert len(found.tags) == len(known.tags)
+    # What was chosen before may be chosen no more, and the focus may be elsewhere; no other attribute comes or goes.
+    free = {"autofocus", "checked", "selected"}
+    assert [{*given} - free for _, given in found.tags] == [{*given} - free for _, given in known.tags]
     shown = "".join(found.texts) + "".join(str(attributes.get("value")) for _, attributes in found.tags)
     assert text in shown
 

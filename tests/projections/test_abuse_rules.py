@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from events.types import Kind, RefreshReplayed
+from projections.abuse.rules import all_rules
 from tests.abusing import AGENT, DAYS, HOUR, MINUTE, START, Story, look
 from tests.making import cli, grt, head, tok, usr
 
@@ -150,7 +151,7 @@ def test_rule_finds(tmp_path: Path, rule: str, scene: Scene) -> None:
     scene(story)
     store = story.store(tmp_path)
     try:
-        found = [one for one in look(store) if one.rule.name == rule]
+        found = look(store, [all_rules()[rule]])
         assert len(found) == 1
         [one] = found
         assert one.evidence

@@ -62,7 +62,7 @@ def test_small_steps_find_what_one_pass_finds(tmp_path: Path, seed: int) -> None
     try:
         chance = random.Random(seed)
         end = store.position(USAGE)
-        steps = sorted({chance.randint(1, end) for _ in range(15)})
+        steps = sorted({chance.randint(1, end) for _ in range(8)})
         once, stepwise = look(store), look(store, steps=steps)
         # A step may end among uses of one microsecond; then the counts are of those that were known.
         assert sorted(map(identity, once)) == sorted(map(identity, stepwise))
@@ -87,8 +87,9 @@ def resumed(store: Analytics, until: int) -> list[Found]:
     return found
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("sealed", [False, True], ids=["tail", "sealed"])
+@pytest.mark.parametrize(
+    ("seed", "sealed"), [(0, False), (1, True), (2, False), (3, True)], ids=["0-tail", "1-sealed", "2-tail", "3-sealed"]
+)
 def test_who_goes_on_finds_what_who_never_stopped_finds(tmp_path: Path, seed: int, sealed: bool) -> None:
     story = wild(seed)
     store = story.store(tmp_path, story.blocks(most=20))
@@ -111,7 +112,8 @@ def test_late_use_finds_no_incident_a_second_time(tmp_path: Path) -> None:
     late = [*blocks[:-6], blocks[-1], blocks[-3], blocks[-2], blocks[-5], blocks[-4], blocks[-6]]
     store = story.store(tmp_path, late)
     try:
-        found = look(store, steps=list(range(1, store.position(USAGE))))
+        # What comes before are usual days. Each block with a use of the day is a step.
+        found = look(store, steps=list(range(len(late) - 8, store.position(USAGE))))
         assert [(one.rule.name, one.about["token_id"]) for one in found] == [("scope_probing", tok(1))]
     finally:
         store.close()

@@ -131,7 +131,6 @@ EXPORTED = {
 }
 EXAMPLES: list[tuple[t.LedgerEvent, tuple[str | None, str | None, str | None, str | None, list[str]]]] = [
     (issued(rotated_from=SUCCESSOR), (USER, CLIENT, USER, GRANT, [TOKEN, SUCCESSOR])),
-    (refreshed(GRANT, REFRESH, (SUCCESSOR,)), (USER, CLIENT, USER, GRANT, [REFRESH, SUCCESSOR])),
     (
         t.AuthorizationGranted(
             **common(
@@ -178,6 +177,7 @@ EXAMPLES: list[tuple[t.LedgerEvent, tuple[str | None, str | None, str | None, st
         ),
         (USER, CLIENT, USER, GRANT, [REFRESH, TOKEN]),
     ),
+    (refreshed(GRANT, REFRESH, (SUCCESSOR,)), (USER, CLIENT, USER, GRANT, [REFRESH, SUCCESSOR])),
     (
         t.RefreshReplayed(**common(grant_id=GRANT, token_id=REFRESH, answered=True)),
         (USER, CLIENT, USER, GRANT, [REFRESH]),
@@ -248,6 +248,7 @@ EXAMPLES: list[tuple[t.LedgerEvent, tuple[str | None, str | None, str | None, st
     (t.KeyIntroduced(**common(kid="k1", alg="EdDSA", public_jwk="{}")), (None, None, None, None, [])),
     (t.KeyActivated(**common(kid="k1")), (None, None, None, None, [])),
     (t.KeyRetired(**common(kid="k1", remove_at=NOW)), (None, None, None, None, [])),
+    (t.KeyRevoked(**common(kid="k1", reason=t.Reason.COMPROMISED)), (None, None, None, None, [])),
     (t.KeyRemoved(**common(kid="k1")), (None, None, None, None, [])),
     (
         t.AbuseDetected(
@@ -539,6 +540,34 @@ def test_rotated_token_expires_when_its_overlap_ends(opening: Open) -> None:
     superseded = t.TokenSuperseded(**common(grant_id=GRANT, token_id=TOKEN, successor_id=SUCCESSOR, ends_at=ends_at))
     opened.apply(LEDGER, recorded(issued(), superseded))
     assert rows(opened, "SELECT expires_at, ended_at FROM tokens") == [(ends_at.replace(tzinfo=None), None)]
+
+
+def test_refresh_token_that_stays_expires_later_each_time_it_is_used(opening: Open) -> None:
+    opened = opening()
+    first = issued(token_ids=(REFRESH,))
+
+    def renewed(until: datetime) -> t.AccessRenewed:
+        return t.AccessRenewed(
+            **common(
+                grant_id=GRANT, refresh_token_id=REFRESH, tokens=(minted(new_id("tok")),), refresh_expires_at=until
+            )
+        )
+
+    later = first.tokens[0].expires_at + timedelta(days=3)
+    opened.apply(LEDGER, recorded(first, renewed(later), renewed(later - timedelta(days=1))))
+    found = rows(opened, f"SELECT expires_at, ended_at FROM tokens WHERE token_id = '{REFRESH[4:]}'")
+    assert found == [(later.replace(tzinfo=None), None)]
+
+
+def test_code_is_no_row_of_tokens_and_its_events_are_found_by_it(opening: Open) -> None:
+    opened = opening()
+    granted, given = (event for event, _ in EXAMPLES if isinstance(event, t.AuthorizationGranted | t.CodeRedeemed))
+    opened.apply(LEDGER, recorded(granted, given))
+    columns = "kind, subject, client_id, grant_seq"
+    assert rows(opened, f"SELECT {columns} FROM tokens") == [(given.tokens[0].kind, USER, CLIENT, 1)]
+    by_code = f"SELECT count(*) FROM events WHERE list_contains(token_ids, '{SUCCESSOR[4:]}'::UUID)"
+    assert rows(opened, by_code) == [(2,)]
+    assert rows(opened, "SELECT subject, client_id, ledger_seq FROM grants") == [(USER, CLIENT, 1)]
 
 
 def test_nothing_secret_reaches_any_file(opening: Open, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from events.errors import LedgerUnavailable, UndecodableEvent
 from events.streams import LEDGER, RawMessage
 from events.types import (
+    AccessRenewed,
     ClientRevoked,
     GrantRevoked,
     Kind,
@@ -36,12 +38,14 @@ from tests.making import (
     START,
     History,
     after,
+    authorized,
     cli,
     everything,
     grt,
     head,
     issued,
     minted,
+    redeemed,
     refreshed,
     scope,
     sha256_of,
@@ -471,6 +475,49 @@ def test_superseded_token_leaves_at_its_new_end(writer: CurrentWriter) -> None:
     assert writer.trim(START + 8 * DAY) == 1
 
 
+def codes() -> History:
+    """One that was redeemed, and one that was not."""
+    return History(
+        authorized(grt(1), tok(1)),
+        authorized(grt(2), tok(2)),
+        redeemed(grt(2), tok(2), minted(tok(3), expires_at=START + 9 * DAY)),
+    )
+
+
+def test_code_leads_to_its_grant_and_is_no_token(path: Path) -> None:
+    written(path, codes().raw())
+    with contextlib.closing(CurrentReader(path)) as reader:
+        assert [reader.grant_of_code(sha256_of(tok(number))) for number in (1, 2, 3)] == [grt(1), grt(2), None]
+        assert reader.look_up(sha256_of(tok(1)))[0] is None
+        assert (reader.hit(tok(1)), reader.token_ids(subject=usr(1))) == (None, [tok(3)])
+
+
+def test_code_leaves_after_seven_days_with_a_grant_that_got_no_tokens(writer: CurrentWriter) -> None:
+    writer.apply(LEDGER, codes().raw())
+    assert writer.trim(START + 7 * DAY) == 0
+    assert writer.trim(START + 7 * DAY + timedelta(minutes=1)) == 2
+    assert (writer.dump()["code"], [key for key, _ in writer.dump()["grant"]]) == ([], [raw_id(grt(2))])
+    assert writer.trim(START + 16 * DAY) == 1
+    assert all(found == [] for found in writer.dump().values())
+
+
+def test_renewed_refresh_token_stays_until_its_new_end(writer: CurrentWriter) -> None:
+    history = History(
+        issued(grt(1), minted(tok(1)), minted(tok(2), Kind.REFRESH)),
+        AccessRenewed(
+            **head(),
+            grant_id=grt(1),
+            refresh_token_id=tok(2),
+            tokens=(minted(tok(3)),),
+            refresh_expires_at=START + 2 * DAY,
+        ),
+    )
+    writer.apply(LEDGER, history.raw())
+    assert writer.trim(START + 8 * DAY) == 2
+    assert [raw_id(tok(2))] == [key for key, _ in writer.dump()["token"]]
+    assert writer.trim(START + 9 * DAY) == 1
+
+
 def test_replay_of_an_old_log_is_not_trimmed_before_it_is_complete(writer: CurrentWriter) -> None:
     """A pause in the midst of a replay: what looks long expired there was refreshed by an event yet to come."""
     old = {"expires_at": PAST}
@@ -525,7 +572,7 @@ def test_every_token_is_found_by_its_hash_and_its_id_as_the_fold_has_it(reader: 
         grant_id = getattr(recorded.event, "grant_id", None)
         if grant_id is not None:
             families[grant_id] = evolve(families.get(grant_id, EMPTY), recorded)
-    assert len(families) == 16
+    assert len(families) == 18
     for grant_id, family in families.items():
         assert family == reader.family(grant_id, None)
         assert family.tokens.keys() == set(reader.token_ids(grant_id=grant_id))
@@ -562,12 +609,28 @@ def test_hit_carries_the_cuts_of_client_and_subject(reader: CurrentReader) -> No
     assert both.seq > 0
 
 
+def test_cut_off_of_a_key_is_read_with_what_it_signed(reader: CurrentReader) -> None:
+    """Also with what was recorded after it, and with nothing else."""
+    for number in (350, 360):
+        hit = reader.hit(tok(number))
+        assert hit is not None
+        assert hit.key_cut is not None
+        assert (hit.token.kid, hit.key_cut.reason) == ("es-1", Reason.COMPROMISED)
+    hits = [reader.hit(token_id) for token_id in reader.token_ids()]
+    assert [hit.token_id for hit in hits if hit is not None and hit.key_cut is not None] == [tok(350), tok(360)]
+
+
 def test_registered_things_are_found(reader: CurrentReader) -> None:
     assert isinstance(reader.client(cli(2)), Client)
     assert isinstance(reader.user(usr(1)), User)
-    assert reader.row("username", sha256_of(usr(1)).hex().encode()) == Username(usr(1), 21)
+    assert reader.row("username", sha256_of(usr(1)).hex().encode()) == Username(usr(1), 24)
     assert isinstance(reader.row("scope", b"b"), Scope)
-    assert [key for key, row in reader.rows("key") if isinstance(row, SigningKey)] == [b"ed-1", b"ed-2"]
+    assert [key for key, row in reader.rows("key") if isinstance(row, SigningKey)] == [
+        b"ed-1",
+        b"ed-2",
+        b"es-1",
+        b"id-rs-1",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -642,7 +705,7 @@ def test_tokens_behind_one_that_was_trimmed_are_still_listed(reader: CurrentRead
 
 def test_stats_count_rows_and_bytes(reader: CurrentReader) -> None:
     stats = reader.stats()
-    assert (stats["token"], stats["scope"], stats["key"]) == (len(reader.token_ids()), 3, 2)
+    assert (stats["token"], stats["scope"], stats["key"]) == (len(reader.token_ids()), 3, 4)
     assert 0 < stats["bytes_used"] <= stats["bytes_file"]
 
 

@@ -24,9 +24,11 @@ from events.ledger import Append, Ledger
 from events.server import EmbeddedServer
 from events.streams import LEDGER, REVOCATIONS, Connection, direct
 from events.types import (
+    AccessRenewed,
     ClientDisabled,
     ClientRevoked,
     GrantRevoked,
+    KeyRevoked,
     Kind,
     LedgerEvent,
     Reason,
@@ -56,6 +58,7 @@ from service.feed import Feed as Following
 from tests.logs import LIMITS, connected, kill, paused, server_with_streams, until
 from tests.making import (
     START,
+    authorized,
     cli,
     everything,
     grt,
@@ -63,6 +66,7 @@ from tests.making import (
     issued,
     minted,
     raw,
+    redeemed,
     refreshed,
     sha256_of,
     subject_of,
@@ -133,6 +137,11 @@ ANNOUNCED: dict[str, tuple[LedgerEvent, str, dict[str, Any]]] = {
         UserPasswordChanged(**head(), user_id=usr(1), password_hash=None),
         "subject",
         {"subject": usr(1), "reason": Reason.PASSWORD_CHANGED} | BROAD,
+    ),
+    "key": (
+        KeyRevoked(**head(), kid="ed-1", reason=Reason.COMPROMISED),
+        "key",
+        {"kid": "ed-1", "reason": Reason.COMPROMISED} | BROAD,
     ),
 }
 REVOKING = {type(event) for event, _, _ in ANNOUNCED.values()}
@@ -436,13 +445,22 @@ async def test_feed_beside_a_view_that_stands_still_asks_the_log_whose_the_token
     later = refreshed(grt(2), tok(3), minted(tok(4)), minted(tok(5), Kind.REFRESH))
     gone = [TokenRevoked(**head(), grant_id=grt(1), token_id=tok(1), reason=Reason.ADMIN)]
     gone += [TokenRevoked(**head(), grant_id=grt(2), token_id=tok(4), reason=Reason.ADMIN)]
+    given = [authorized(grt(3), tok(6)), redeemed(grt(3), tok(6), minted(tok(7)), minted(tok(8), Kind.REFRESH))]
+    given += [
+        AccessRenewed(
+            **head(), grant_id=grt(3), refresh_token_id=tok(8), tokens=(minted(tok(9)),), refresh_expires_at=START
+        )
+    ]
+    gone += [TokenRevoked(**head(), grant_id=grt(3), token_id=tok(number), reason=Reason.ADMIN) for number in (7, 9)]
     async with connected(server) as nc, feeding(server, tmp_path) as feed:
-        seqs = [seq for event in (pat, chain, later, *gone) for seq in await append_to_grant(Ledger(nc), event)]
+        seqs = [seq for event in (pat, chain, later, *given, *gone) for seq in await append_to_grant(Ledger(nc), event)]
         await reached(feed, seqs[-1])
         found = [event.data for event in await announced(nc)]
     assert [(one.token_sha256, one.subject) for one in found] == [
         (sha256_of(tok(1)).hex(), usr(1)),
         (sha256_of(tok(4)).hex(), chain.subject),
+        (sha256_of(tok(7)).hex(), usr(1)),
+        (sha256_of(tok(9)).hex(), usr(1)),
     ]
 
 

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime, timedelta
 from functools import reduce
 from itertools import permutations
 
 import pytest
+from msgspec.structs import replace
 
-from events.types import GrantRevoked, Kind, LedgerEvent, Reason, Recorded, RefreshReplayed, TokenRevoked
+from events.types import (
+    AccessRenewed,
+    CodeRefused,
+    CodeReplayed,
+    GrantRevoked,
+    Kind,
+    LedgerEvent,
+    Reason,
+    Recorded,
+    RefreshReplayed,
+    TokenRevoked,
+)
 from projections import grants
 from projections.grants import (
     EMPTY,
     ActiveGrant,
+    AuthorizedGrant,
+    ByCode,
     Ended,
     Family,
     NoGrant,
@@ -23,16 +38,19 @@ from projections.grants import (
     facts,
 )
 from tests.making import (
+    CODE_CHALLENGE,
     DAY,
     START,
     History,
     after,
+    authorized,
     cli,
     everything,
     grt,
     head,
     issued,
     minted,
+    redeemed,
     refreshed,
     scope,
     sha256_of,
@@ -174,3 +192,77 @@ def test_events_of_other_things_change_nothing() -> None:
             before = given(BEGUN)
             found = grants.evolve(before, recorded)
             assert (before.grant, before.tokens, before.seq) == (found.grant, found.tokens, found.seq)
+
+
+# What a person gave
+
+
+def test_authorization_waits_for_its_code_and_says_already_whose_it_is() -> None:
+    family = given(authorized(G, tok(1)))
+    by_code = ByCode(
+        tok(1), "ses_" + "e" * 32, START - timedelta(hours=1), False, "https://shop.example/back", CODE_CHALLENGE
+    )
+    becomes = ActiveGrant(usr(1), cli(1), "a b", ("https://api.example",), 1, by_code=by_code)
+    assert family.grant == AuthorizedGrant(becomes, START + timedelta(seconds=60), "code", b"nonce")
+    assert (family.tokens, family.seq) == ({}, 1)
+    assert facts(family.grant) == becomes
+
+
+def test_redemption_makes_an_active_grant_with_its_tokens_that_began_with_the_authorization() -> None:
+    tokens = (minted(tok(2), scope="a"), minted(tok(3), Kind.REFRESH))
+    before, family = given(authorized(G, tok(1))), given(authorized(G, tok(1)), redeemed(G, tok(1), *tokens))
+    known = facts(before.grant)
+    assert known is not None
+    assert known.by_code is not None
+    assert family.grant == replace(
+        known,
+        refresh=RefreshChain(tok(3), 86_400, START + 10 * DAY),
+        by_code=replace(known.by_code, redeemed_at=after(2)),
+    )
+    assert family.tokens.keys() == {tok(2), tok(3)}
+    assert (family.tokens[tok(2)].scope, family.tokens[tok(2)].audience) == ("a", None)
+    assert (family.tokens[tok(3)].scope, family.tokens[tok(3)].issued_seq) == (None, 2)
+
+
+def test_refused_proofs_are_counted_until_the_code_is_redeemed() -> None:
+    wrong = CodeRefused(**head(), grant_id=G, code_id=tok(1), cause="verifier")
+    waiting = given(authorized(G, tok(1)), wrong, wrong).grant
+    assert isinstance(waiting, AuthorizedGrant)
+    assert waiting.refusals == 2
+    assert isinstance(given(authorized(G, tok(1)), wrong, redeemed(G, tok(1)), wrong).grant, ActiveGrant)
+
+
+def test_second_redemption_and_second_authorization_change_nothing() -> None:
+    once = given(authorized(G, tok(1)), redeemed(G, tok(1), minted(tok(2))))
+    again = redeemed(G, tok(1), minted(tok(3)))
+    twice = given(authorized(G, tok(1)), redeemed(G, tok(1), minted(tok(2))), again, authorized(G, tok(9)))
+    assert once.grant == twice.grant
+
+
+def test_renewal_lengthens_the_refresh_token_and_never_shortens_it() -> None:
+    def renewed(until: datetime) -> LedgerEvent:
+        return AccessRenewed(
+            **head(), grant_id=G, refresh_token_id=tok(2), tokens=(minted(tok(5)),), refresh_expires_at=until
+        )
+
+    before = given(BEGUN)
+    family = given(BEGUN, renewed(START + 2 * DAY), renewed(START + DAY))
+    assert family.tokens[tok(2)].expires_at == START + 2 * DAY
+    assert family.tokens[tok(5)].issued_seq == 3
+    assert (family.grant, family.seq) == (before.grant, 3)
+
+
+PEOPLES = [
+    authorized(G, tok(1)),
+    redeemed(G, tok(1), minted(tok(2)), minted(tok(3), Kind.REFRESH)),
+    CodeReplayed(**head(), grant_id=G, code_id=tok(1), raced=False),
+    refreshed(G, tok(3), minted(tok(4)), minted(tok(5), Kind.REFRESH)),
+    GrantRevoked(**head(), grant_id=G, reason=Reason.CODE_REPLAYED),
+]
+
+
+def test_revoked_grant_of_a_person_is_never_revived_in_whatever_order() -> None:
+    for order in permutations(PEOPLES):
+        grant = given(*order).grant
+        assert isinstance(grant, RevokedGrant)
+        assert grant.was is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import reduce
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -16,6 +17,7 @@ from events.types import (
     KeyIntroduced,
     KeyRemoved,
     KeyRetired,
+    KeyRevoked,
     LedgerEvent,
     Reason,
     ScopeChanged,
@@ -162,6 +164,7 @@ def test_withdrawn_consent_is_empty_and_remembers_when_although_it_is_given_agai
 KEY = KeyIntroduced(**head(), kid="ed-1", alg="EdDSA", public_jwk="{}")
 ACTIVATED = KeyActivated(**head(), kid="ed-1")
 RETIRED = KeyRetired(**head(), kid="ed-1", remove_at=START + DAY)
+REVOKED = KeyRevoked(**head(), kid="ed-1", reason=Reason.COMPROMISED)
 REMOVED = KeyRemoved(**head(), kid="ed-1")
 
 
@@ -175,6 +178,30 @@ def test_key_is_announced_then_active_then_retired_then_gone() -> None:
     assert isinstance(retired, SigningKey)
     assert (retired.state, retired.retired_at, retired.remove_at) == ("retired", after(3), START + DAY)
     assert given(KEY, ACTIVATED, RETIRED, REMOVED) is None
+
+
+def test_key_keeps_its_purpose() -> None:
+    row = given(msgspec.structs.replace(KEY, purpose="id"), ACTIVATED, RETIRED)
+    assert isinstance(row, SigningKey)
+    assert row.purpose == "id"
+
+
+BEFORE_REVOKED: dict[str, tuple[LedgerEvent, ...]] = {
+    "announced": (KEY,),
+    "active": (KEY, ACTIVATED),
+    "retired": (KEY, ACTIVATED, RETIRED),
+}
+
+
+@pytest.mark.parametrize("before", BEFORE_REVOKED.values(), ids=BEFORE_REVOKED.keys())
+def test_revoked_key_stays_revoked(before: tuple[LedgerEvent, ...]) -> None:
+    row = given(*before, REVOKED)
+    assert isinstance(row, SigningKey)
+    assert (row.state, row.revoked_at, row.remove_at) == ("revoked", after(len(before) + 1), None)
+    later = given(*before, REVOKED, ACTIVATED, RETIRED, REVOKED)
+    assert isinstance(later, SigningKey)
+    assert (later.state, later.revoked_at, later.remove_at) == ("revoked", row.revoked_at, None)
+    assert given(*before, REVOKED, REMOVED) is None
 
 
 @pytest.mark.parametrize("later", [ACTIVATED, RETIRED], ids=["activated", "retired"])
@@ -217,6 +244,10 @@ def test_later_revocation_cuts_off_more() -> None:
     assert cut_by(revoked_client(), scope("x"), revoked_client()) == Cut(3, after(3), Reason.ADMIN)
 
 
+def test_revoked_key_is_cut_off_once() -> None:
+    assert cut_by(REVOKED, scope("x"), REVOKED) == Cut(1, after(1), Reason.COMPROMISED)
+
+
 def test_disabling_marks_and_does_not_cut() -> None:
     """So that the answer can tell a disabled owner from a revocation."""
     assert cut_by(disabled_client()) == Cut(0, after(1), Reason.DISABLED, disabled=True)
@@ -235,6 +266,6 @@ def test_disabled_owner_stays_disabled_and_revoked_stays_revoked() -> None:
 
 
 def test_other_events_cut_nothing_off() -> None:
-    cutting = {ClientRevoked, ClientDisabled, SubjectRevoked, UserPasswordChanged, UserDisabled}
+    cutting = {ClientRevoked, ClientDisabled, SubjectRevoked, UserPasswordChanged, UserDisabled, KeyRevoked}
     for recorded in everything().recorded:
         assert (registry.cut(None, recorded) is not None) == (type(recorded.event) in cutting)

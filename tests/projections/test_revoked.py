@@ -17,6 +17,9 @@ from events.types import (
     ClientDisabled,
     ClientRevoked,
     GrantRevoked,
+    KeyIntroduced,
+    KeyRemoved,
+    KeyRevoked,
     Kind,
     LedgerEvent,
     Reason,
@@ -48,7 +51,7 @@ from tests.making import (
 from tests.other_process import Remote
 
 Names = dict[tuple[str, str], datetime | None]
-NAMES = ("token_id", "grant_id", "client_id", "subject")
+NAMES = ("token_id", "grant_id", "client_id", "subject", "kid")
 
 
 def view_of(directory: Path, history: History) -> CurrentReader:
@@ -69,9 +72,7 @@ def names(told: Iterable[Revocation]) -> Names:
     """What is revoked, and what was issued until when; the latest counts."""
     found: Names = {}
     for one in told:
-        name = next(
-            name for name in ("token_id", "grant_id", "client_id", "subject") if getattr(one, name) is not UNSET
-        )
+        name = next(name for name in NAMES if getattr(one, name) is not UNSET)
         until = None if one.issued_before is UNSET else one.issued_before
         before = found.get((name, getattr(one, name)))
         found[name, getattr(one, name)] = max(until, before) if until and before else until
@@ -91,6 +92,7 @@ class Random:
         self.history = History(*(registered(cli(n)) for n in range(4)), *(joined(usr(n)) for n in range(4)))
         self.tokens: list[tuple[str, str]] = []  # token and grant, as long as the token was not rotated
         self.chains: dict[str, str] = {}  # grant to its refresh token
+        self.keys = 0
         self._next = 0
 
     def token(self, kind: Kind, **changes: Any) -> tuple[str, Any]:
@@ -104,6 +106,7 @@ class Random:
             self.revoke_token,
             self.revoke_grant,
             self.revoke_owner,
+            self.revoke_key,
         ]
         self.rng.choice(choices)()
 
@@ -162,6 +165,13 @@ class Random:
         ]
         self.history.add(self.rng.choice(choices))
 
+    def revoke_key(self) -> None:
+        self.keys += 1
+        kid = f"ed-{self.keys}"
+        introduced = KeyIntroduced(**head(), kid=kid, alg="EdDSA", public_jwk="{}")
+        later: list[LedgerEvent] = [KeyRemoved(**head(), kid=kid)] if self.rng.random() < 0.5 else []
+        self.history.add(introduced, KeyRevoked(**head(), kid=kid, reason=Reason.COMPROMISED), *later)
+
 
 @pytest.mark.parametrize("seed", range(8))
 def test_snapshot_names_what_was_announced_as_long_as_nothing_has_expired(tmp_path: Path, seed: int) -> None:
@@ -190,7 +200,7 @@ def test_snapshot_leaves_out_only_what_has_expired(tmp_path: Path, seed: int) ->
     assert not any(view.hit(name).token.expires_at >= moment for kind, name in gone if kind == "token_id")  # type: ignore[union-attr]
     of_grants = {name for kind, name in gone if kind == "grant_id"}
     assert not {grant_id for token_id, grant_id in all_tokens(view) if token_id in lives} & of_grants
-    assert not {kind for kind, _ in gone} & {"client_id", "subject"}
+    assert not {kind for kind, _ in gone} & {"client_id", "subject", "kid"}
     view.close()
 
 

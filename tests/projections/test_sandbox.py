@@ -265,11 +265,13 @@ HEAVY = {
         FROM range(100000)""",
     "levenshtein": "SELECT levenshtein(repeat('a', 200000), repeat('b', 200000))",
 }
+# Of these it is the time that is too much, and of some a core that is busy for as long.
+SLOW = {"endless recursion", "cross join", "sleep", "regular expression", "levenshtein"}
 
 
 @pytest.mark.parametrize("name", HEAVY)
 async def test_too_heavy_query_is_ended_and_said_to_be(published: Publication, name: str) -> None:
-    refused = await refusal(published, HEAVY[name])
+    refused = await refusal(published, HEAVY[name], seconds_max=0.5 if name in SLOW else 2.0)
     assert refused.code == "query_too_heavy", refused
     assert refused.fix
 
@@ -296,11 +298,11 @@ async def test_query_that_sees_no_interruption_is_killed_soon_after_its_time(pub
     sql = "SELECT levenshtein(repeat('a', 1000000), repeat('b', 1000000))"
     loop = asyncio.get_running_loop()
     began = loop.time()
-    refused = await refusal(published, sql, cpu_seconds_max=600.0)
+    refused = await refusal(published, sql, cpu_seconds_max=600.0, seconds_max=0.5)
     assert refused.code == "query_too_heavy"
-    assert "within the 2 s" in str(refused)
+    assert "within the 0.5 s" in str(refused)
     # It would take minutes, or until the processor's limit; loading is not counted and has its own limit.
-    assert loop.time() - began < 2 + process._STOP_SECONDS + process._START_SECONDS
+    assert loop.time() - began < 0.5 + process._STOP_SECONDS + process._START_SECONDS
 
 
 async def test_killed_process_is_no_answer(published: Publication) -> None:

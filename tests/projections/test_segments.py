@@ -335,16 +335,16 @@ def test_directory_with_any_name_can_hold_it(tmp_path: Path) -> None:
 # Killed
 
 
-# `watch` kills the process before the given one of the lines that write.
+# Kills itself before each line that writes, from the last to the first. Each time is a process of its own, forked
+# from one that has loaded everything, which takes longer than all that is done. The first counts the lines.
 WATCH = """
-import linecache, os, signal, sys, threading
+import linecache, os, signal, sys, threading, time, traceback
 from pathlib import Path
 from tests.projections.test_segments import issues, left_behind, some_blocks
 from events.streams import LEDGER, USAGE
 from projections import analytics
 from projections.analytics import segments, store
 
-directory, at = Path(sys.argv[1]), int(sys.argv[2])
 lines = []
 
 def watch(frame, event, _):
@@ -354,49 +354,65 @@ def watch(frame, event, _):
         if len(lines) == at:
             os.kill(os.getpid(), signal.SIGKILL)
     return watch
+
+def attempt():
+    child = os.fork()
+    if not child:
+        try:
+            act(root / str(at))
+            (root / "lines").write_text(str(len(lines)))
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(at, code, flush=True)
+    return code
+"""
+ATTEMPTS = """
+root, at = Path(sys.argv[1]), 0
+if attempt() == 0:
+    for at in range(int((root / "lines").read_text()), 0, -1):
+        if attempt() != -signal.SIGKILL:
+            break
 """
 
-SEAL_AND_DIE = (
-    WATCH
-    + """
-opened = analytics.open_analytics(directory)
-opened.apply(LEDGER, issues())
-opened.apply(USAGE, some_blocks(1, 30))
-opened.flush()
-opened.seal()
-opened.apply(USAGE, some_blocks(2, 30, first=31))
-opened.flush()
-
+SEAL = """
 def enter(frame, *_):
     return watch if frame.f_code.co_filename == segments.__file__ else None
 
-sys.settrace(enter)
-opened.seal()
-sys.settrace(None)
-print(len(lines), flush=True)
-os._exit(0)
+def act(directory):
+    opened = analytics.open_analytics(directory)
+    opened.apply(LEDGER, issues())
+    opened.apply(USAGE, some_blocks(1, 30))
+    opened.flush()
+    opened.seal()
+    opened.apply(USAGE, some_blocks(2, 30, first=31))
+    opened.flush()
+    sys.settrace(enter)
+    opened.seal()
+    sys.settrace(None)
 """
-)
 
 
-def seal_and_die(directory: Path, at: int, script: str = SEAL_AND_DIE) -> subprocess.CompletedProcess[str]:
-    """Seals a second segment and kills itself before the given one of the lines that write; says how many they are."""
-    return subprocess.run(
-        [sys.executable, "-c", script, str(directory), str(at)],
-        cwd=running.ROOT, capture_output=True, text=True, timeout=60, check=False,
+def killed_at_each_step(directory: Path, act: str) -> list[Path]:
+    """What each left behind that was killed: before the last line that writes, the one before it, and so on."""
+    ran = subprocess.run(
+        [sys.executable, "-c", WATCH + act + ATTEMPTS, str(directory)],
+        cwd=running.ROOT, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
+    (counted, fine), *killed = [tuple(map(int, line.split())) for line in ran.stdout.splitlines()]
+    assert (ran.returncode, counted, fine) == (0, 0, 0), ran.stderr
+    assert len(killed) > 10
+    assert killed == [(at, -signal.SIGKILL) for at in range(len(killed), 0, -1)], ran.stderr
+    assert len(killed) == int((directory / "lines").read_text())
+    return [directory / str(at) for at, _ in killed]
 
 
 @pytest.mark.slow
 def test_kill_at_any_step_of_sealing_loses_and_doubles_nothing(tmp_path: Path) -> None:
-    whole = seal_and_die(tmp_path / "whole", 0)
-    lines = int(whole.stdout)
-    assert lines > 10
     expected: Any = None
-    for at in range(lines, 0, -1):
-        directory = tmp_path / str(at)
-        died = seal_and_die(directory, at)
-        assert died.returncode == -signal.SIGKILL, died.stderr
+    for directory in killed_at_each_step(tmp_path, SEAL):
         opened = analytics.open_analytics(directory)
         found = {
             name: value
@@ -404,7 +420,7 @@ def test_kill_at_any_step_of_sealing_loses_and_doubles_nothing(tmp_path: Path) -
             if name not in ("tokens", "issued_tokens", "grants", "events")
         }
         expected = expected or found
-        assert found == expected, at
+        assert found == expected, directory.name
         check(opened)
         files = {file.name for file in opened.segments.iterdir()}
         assert files == {name for (name,) in rows(opened, "SELECT file FROM segments")}
@@ -413,40 +429,31 @@ def test_kill_at_any_step_of_sealing_loses_and_doubles_nothing(tmp_path: Path) -
         opened.close()
 
 
-CUT_AND_DIE = (
-    WATCH
-    + """
+CUT = """
 counting = threading.Event()
 
 def enter(frame, *_):
     return watch if counting.is_set() and frame.f_code.co_filename in (segments.__file__, store.__file__) else None
 
-threading.settrace(enter)
-opened = analytics.open_analytics(directory, batch_rows_max=10, segment_uses=300)
-opened.apply(LEDGER, issues())
-opened.apply(USAGE, some_blocks(1, 10))
-opened.flush()
-counting.set()
-opened.apply(USAGE, left_behind(some_blocks(2, 50, first=11)))
-while opened.position(USAGE) < 60:
-    opened.check()
-print(len(lines), flush=True)
-os._exit(0)
+def act(directory):
+    threading.settrace(enter)
+    opened = analytics.open_analytics(directory, batch_rows_max=10, segment_uses=300)
+    opened.apply(LEDGER, issues())
+    opened.apply(USAGE, some_blocks(1, 10))
+    opened.flush()
+    counting.set()
+    opened.apply(USAGE, left_behind(some_blocks(2, 50, first=11)))
+    while opened.position(USAGE) < 60:
+        opened.check()
+        time.sleep(0.001)
 """
-)
 
 
 @pytest.mark.slow
 def test_kill_at_any_step_of_a_segment_made_at_once_loses_and_doubles_nothing(tmp_path: Path) -> None:
-    whole = seal_and_die(tmp_path / "whole", 0, CUT_AND_DIE)
-    lines = int(whole.stdout)
-    assert lines > 10
     positions = []
     expected: Any = None
-    for at in range(lines, 0, -1):
-        directory = tmp_path / str(at)
-        died = seal_and_die(directory, at, CUT_AND_DIE)
-        assert died.returncode == -signal.SIGKILL, died.stderr
+    for directory in killed_at_each_step(tmp_path, CUT):
         opened = analytics.open_analytics(directory)
         positions.append(opened.position(USAGE))
         files = {file.name for file in opened.segments.iterdir()}
@@ -455,7 +462,7 @@ def test_kill_at_any_step_of_a_segment_made_at_once_loses_and_doubles_nothing(tm
         opened.apply(USAGE, [*some_blocks(1, 10), *some_blocks(2, 50, first=11)])
         found = without_ledger(dump(opened))
         expected = expected or found
-        assert found == expected, at
+        assert found == expected, directory.name
         check(opened)
         opened.close()
     assert set(positions) == {10, 60}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import datetime, timedelta
 from functools import reduce
 from typing import Any
@@ -10,8 +11,10 @@ import pytest
 from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from events.types import (
+    AccessRenewed,
     ClientDisabled,
     ClientRevoked,
     GrantRevoked,
@@ -28,10 +31,11 @@ from events.types import (
 )
 from projections import grants, registry
 from projections.grants import EMPTY, Family
-from projections.registry import Cut
+from projections.registry import Consent, Cut
 from service.errors import Gone, InvalidGrant, InvalidRequest, InvalidScope, NotFound, ServiceError
 from service.rules.grants import (
     AnsweredAgain,
+    Person,
     Refresh,
     ReuseDetected,
     RevokeGrant,
@@ -41,12 +45,29 @@ from service.rules.grants import (
     Stamp,
     check_refreshable,
     decide_refresh,
+    decide_renew,
     decide_revoke_grant,
     decide_revoke_token,
     decide_rotate,
     granted_scope,
 )
-from tests.making import DAY, START, History, after, cli, grt, head, issued, minted, refreshed, tok, usr
+from tests.making import (
+    DAY,
+    START,
+    History,
+    after,
+    authorized,
+    cli,
+    grt,
+    head,
+    issued,
+    minted,
+    redeemed,
+    refreshed,
+    ses,
+    tok,
+    usr,
+)
 
 G = grt(1)
 ACCESS, FIRST, SECOND, THIRD = tok(1), tok(2), tok(4), tok(6)
@@ -118,6 +139,64 @@ def test_refresh_goes_on_from_the_successor() -> None:
 def test_refresh_does_not_depend_on_other_tokens_of_the_grant() -> None:
     revoked = TokenRevoked(**head(), grant_id=G, token_id=ACCESS, reason=Reason.LOGOUT)
     assert isinstance(Given(ISSUED, revoked).when_refreshed(FIRST, NOW), Rotated)
+
+
+# Refresh without rotation
+
+
+def renewed(given: Given, at: datetime) -> AccessRenewed:
+    command = Refresh(
+        stamp=stamp(at, cli(1)),
+        grant_id=G,
+        token_id=FIRST,
+        client_id=cli(1),
+        tokens=NEW[:1],
+        answer_id="none",
+        retry_window=WINDOW,
+    )
+    _, chain = check_refreshable(command, given.family, client_cut=None, subject_cut=None)
+    return decide_renew(command, chain)
+
+
+def test_renewal_leaves_the_refresh_token_and_lengthens_it_up_to_the_end_of_all() -> None:
+    event = renewed(Given(ISSUED), NOW)
+    assert event == AccessRenewed(
+        **fields(NOW, cli(1)),
+        grant_id=G,
+        refresh_token_id=FIRST,
+        tokens=NEW[:1],
+        refresh_expires_at=NOW + timedelta(days=1),
+    )
+    long_used = Given(ISSUED, *(replace(event, refresh_expires_at=START + 10 * DAY) for _ in range(2)))
+    assert renewed(long_used, START + 9.5 * DAY).refresh_expires_at == START + 10 * DAY
+    with pytest.raises(InvalidGrant):
+        renewed(Given(ISSUED), START + 1 * DAY)
+    with pytest.raises(InvalidGrant):
+        renewed(long_used, START + 10 * DAY)
+
+
+# Refresh: a grant of a person
+
+
+BY_PERSON = authorized(G, tok(9), session_id=ses(1), offline=True)
+REDEEMED = redeemed(G, tok(9), minted(ACCESS), minted(FIRST, Kind.REFRESH))
+
+
+@pytest.mark.parametrize(("withdrawn_seq", "refused"), [(0, False), (1, False), (2, True)])
+def test_refresh_ends_with_the_consent_that_was_withdrawn_since(withdrawn_seq: int, refused: bool) -> None:
+    consent = Consent(usr(1), cli(1), "a b", START, 2, withdrawn_seq)
+    family = Given(BY_PERSON, REDEEMED).family
+    command = Refresh(
+        stamp=stamp(NOW, cli(1)),
+        grant_id=G,
+        token_id=FIRST,
+        client_id=cli(1),
+        tokens=NEW,
+        answer_id="new answer",
+        retry_window=WINDOW,
+    )
+    with pytest.raises(InvalidGrant) if refused else contextlib.nullcontext():
+        check_refreshable(command, family, client_cut=None, subject_cut=None, person=Person(consent))
 
 
 # Refresh: a spent token comes again. It was spent at after(2).

@@ -155,6 +155,15 @@ WRONG_METADATA: dict[str, tuple[dict[str, Any], type[ServiceError]]] = {
     "control character in the name": ({"client_name": "a\x00b"}, InvalidClientMetadata),
     "blank at the end of the name": ({"client_name": "a "}, InvalidClientMetadata),
     "turned text in the name": ({"client_name": "a\u202eb"}, InvalidClientMetadata),
+    "public without rotation": (
+        {"token_endpoint_auth_method": "none", "grant_types": ["refresh_token"], "refresh_token_rotation": False},
+        InvalidClientMetadata,
+    ),
+    "hybrid without its grant": ({"response_types": ["code id_token"]}, InvalidClientMetadata),
+    "redirect after logout with a fragment": (
+        {"post_logout_redirect_uris": ["https://app.example/#out"]},
+        InvalidRedirectUri,
+    ),
     "audience with a blank": ({"audience": ["a b"]}, InvalidRequest),
     "more than a JWT can hold": (
         {"scope": " ".join(f"scope{n:04}" for n in range(99)) + " " + "a" * 200, "audience": ["b" * 500, "c" * 500]},
@@ -176,6 +185,32 @@ def test_long_audience_fits_into_what_is_no_jwt() -> None:
 
 def test_code_flow_brings_its_response_type() -> None:
     assert decide_register_client(registering(CODE), {}).metadata.response_types == ("code",)
+
+
+def test_response_types_stay_while_there_is_a_code() -> None:
+    default = default_metadata(CLIENT_ID, ISSUER)
+    hybrid = merge_metadata(default, CODE | {"response_types": ["code", "code id_token"]}, default)
+    more = {"grant_types": ["authorization_code", "refresh_token"]}
+    assert merge_metadata(hybrid, more, default).response_types == ("code", "code id_token")
+    assert merge_metadata(hybrid, more | {"response_types": None}, default).response_types == ("code",)
+    assert merge_metadata(hybrid, {"grant_types": ["refresh_token"]}, default).response_types == ()
+
+
+def test_settings_of_sign_in_are_kept_and_have_defaults() -> None:
+    given = {
+        "post_logout_redirect_uris": ["https://app.example/out", "https://app.example/out"],
+        "require_pushed_authorization_requests": True,
+        "id_token_signed_response_alg": "EdDSA",
+        "refresh_token_rotation": False,
+    }
+    made = decide_register_client(registering(CODE | given), {}).metadata
+    assert made.post_logout_redirect_uris == ("https://app.example/out",)
+    assert (made.require_pushed_authorization_requests, made.refresh_token_rotation) == (True, False)
+    assert made.id_token_signed_response_alg == "EdDSA"
+    plain = decide_register_client(registering(CODE), {}).metadata
+    assert plain.post_logout_redirect_uris == ()
+    assert (plain.require_pushed_authorization_requests, plain.refresh_token_rotation) == (False, True)
+    assert plain.id_token_signed_response_alg == "RS256"
 
 
 def test_what_is_named_twice_counts_once() -> None:
@@ -215,7 +250,9 @@ GOOD_URIS = [
     "http://127.0.0.1:8000/callback",
     "http://[::1]/callback",
     "http://localhost/callback",
+    "http://127.0.0.1/callback",
     "com.example.app:/callback",
+    "com.example.app://callback?x=%20",
 ]
 BAD_URIS = [
     "https://app.example/#fragment",
@@ -237,6 +274,19 @@ BAD_URIS = [
     "https://[::1/",
     "file:///etc/passwd",
     "urn:ietf:wg:oauth:2.0:oob",
+    "https://app.example;script-src/",
+    "https://app.example,evil.example/",
+    "https://'self'/",
+    "https://app.example./",
+    "https://app.example/<img>",
+    'https://app.example/"',
+    "https://app.example/%zz",
+    "https://app.example/%0",
+    "http://127.0.0.1.evil.example/callback",
+    "http://localhost.evil.example/callback",
+    "http://0x7f000001/callback",
+    "myapp:/callback",
+    "vbscript:x",
     "",
 ]
 

@@ -18,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -327,9 +328,10 @@ def test_nats_config_writes_a_cluster_readable_by_its_owner_only(bare: Run, tmp_
 
 
 def test_cli_every_command_explains_itself_and_takes_output_json(bare: Run) -> None:
-    def commands(group: Any, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
-        for name, command in group.commands.items():
-            if hasattr(command, "commands"):
+    def commands(group: click.Group, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+        for name in group.list_commands(click.Context(group)):
+            command: Any = group.get_command(click.Context(group), name)
+            if isinstance(command, click.Group):
                 yield from commands(command, *path, name)
             else:
                 yield (*path, name), command
@@ -524,6 +526,18 @@ def test_cli_client_is_made_as_asked_listed_and_disabled(run: Run, done: Callabl
     assert made["client_id"] in listed.stdout
     assert "ledger_seq" in done("client", "disable", made["client_id"])
     assert done("client", "show", made["client_id"])["status"] == "disabled"
+
+
+def test_cli_client_that_people_sign_in_to_is_made_as_asked(done: Callable[..., Any]) -> None:
+    options = ["--grant-type", "authorization_code", "--grant-type", "refresh_token", "--scope", "openid"]
+    options += ["--redirect-uri", "https://shop.example/back", "--post-logout-redirect-uri", "https://shop.example/"]
+    options += ["--response-type", "code", "--response-type", "code id_token", "--no-refresh-token-rotation"]
+    options += ["--require-pushed-authorization-requests", "--id-token-signed-response-alg", "EdDSA"]
+    made = done("client", "create", unique("app"), *options)
+    assert made["response_types"] == ["code", "code id_token"]
+    assert made["post_logout_redirect_uris"] == ["https://shop.example/"]
+    assert (made["require_pushed_authorization_requests"], made["refresh_token_rotation"]) == (True, False)
+    assert made["id_token_signed_response_alg"] == "EdDSA"
 
 
 def test_cli_user_is_made_with_a_password_from_stdin_and_disabled(run: Run, done: Callable[..., Any]) -> None:
@@ -742,6 +756,15 @@ def test_cli_key_rotation_admin_token_and_rebuild_on_a_service_of_their_own(own_
     assert {rotated["retired_kid"]} <= before
     states = {key["kid"]: key["state"] for key in done("key", "list")["items"]}
     assert (states[rotated["kid"]], states[rotated["retired_kid"]]) == ("active", "retired")
+
+    again = done("key", "rotate", "--now", "--revoke")
+    assert again["revoked_kids"] == [rotated["retired_kid"], rotated["kid"]]
+    states = {key["kid"]: key["state"] for key in done("key", "list")["items"]}
+    assert [states[kid] for kid in (*again["revoked_kids"], again["kid"])] == ["revoked", "revoked", "active"]
+    assert done("key", "rotate", "--purpose", "id", "--alg", "ES256")["kid"].startswith("id-es-1-")
+    purposes = {key["kid"].startswith("id-"): key["purpose"] for key in done("key", "list")["items"]}
+    assert purposes == {True: "id", False: "access"}
+    assert bare("key", "rotate", "--purpose", "other", environ=environ).exit_code == WRONG_USE
 
     new = done("admin-token")
     token = new.get("token") or new["admin_token"]

@@ -20,8 +20,8 @@ from projections.current import CurrentWriter, view_path
 from service import doctor
 from service.doctor import Finding
 from service.keys import MasterKey, write_private
-from service.runtime import stream_limits
 from service.settings import Settings
+from service.streams import stream_limits
 from tests import running
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)

@@ -9,8 +9,10 @@ import pytest
 from msgspec.structs import replace
 
 from events.types import (
+    AccessRenewed,
     ClientDisabled,
     ClientRevoked,
+    CodeReplayed,
     GrantRevoked,
     Kind,
     LedgerEvent,
@@ -29,12 +31,14 @@ from tests.making import (
     START,
     History,
     after,
+    authorized,
     cli,
     grt,
     head,
     issued,
     joined,
     minted,
+    redeemed,
     refreshed,
     registered,
     tok,
@@ -175,6 +179,37 @@ def test_explain_of_a_refresh_token_is_unknown_as_for_validation_and_tells_that_
     assert (then.valid, then.code, failed(then)) == (False, Code.UNKNOWN, [Code.UNKNOWN])
     assert [one.ledger_seq for one in then.because] == [1, 2]
     assert then.because[1].sentence == f"the refresh token was spent: {tok(4)} took its place"
+
+
+def test_explain_of_a_persons_grant_names_sign_in_and_code_and_what_ended_it() -> None:
+    pair = (minted(tok(2)), minted(tok(3), Kind.REFRESH))
+    renewed = AccessRenewed(
+        **head(), grant_id=grt(1), refresh_token_id=tok(3), tokens=(minted(tok(4)),), refresh_expires_at=START + DAY
+    )
+    raced = CodeReplayed(**head(), grant_id=grt(1), code_id=tok(1), raced=True)
+    replayed = CodeReplayed(**head(by=cli(1)), grant_id=grt(1), code_id=tok(1), raced=False)
+    ended = GrantRevoked(**head(), grant_id=grt(1), reason=Reason.CODE_REPLAYED)
+    events = (authorized(grt(1), tok(1)), redeemed(grt(1), tok(1), *pair), renewed, raced, replayed, ended)
+    then = explain(past(*events[:4], token_id=tok(4)), OK)
+    assert then.valid
+    assert [one.sentence for one in then.because] == [
+        f"user {usr(1)} signed in at 2126-01-31T11:00:00Z and allowed it",
+        (
+            f"issued to {usr(1)} through client {cli(1)} for refresh token {tok(3)}, which stays, with the scope a b, "
+            "to expire at 2126-02-01T12:00:00Z"
+        ),
+    ]
+    then = explain(past(*events, token_id=tok(2)), OK)
+    assert (then.valid, then.code) == (False, Code.REVOKED)
+    assert [one.ledger_seq for one in then.because] == [1, 2, 5, 6]
+    assert [one.sentence for one in then.because][1:] == [
+        (
+            f"issued to {usr(1)} through client {cli(1)} in exchange for an authorization code, with the scope a b, "
+            "to expire at 2126-02-01T12:00:00Z"
+        ),
+        f"the authorization code was presented again by {cli(1)}, after it had been redeemed",
+        f"its grant {grt(1)} was revoked by system: code replayed",
+    ]
 
 
 def test_fold_without_the_issue_is_none() -> None:

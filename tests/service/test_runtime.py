@@ -18,8 +18,9 @@ from projections.current import CurrentReader, Freshness, view_path
 from service.errors import InvalidClient, TooManyRequests, Unavailable
 from service.keys import MasterKeyMismatch
 from service.oauth.forms import Form, authenticate_client
-from service.runtime import RateLimiter, Runtime, ViewWaiter, stream_limits
+from service.runtime import RateLimiter, Runtime, ViewWaiter
 from service.settings import Settings
+from service.streams import stream_limits
 from tests.hosts import Host, asking, host, settings_of
 from tests.logs import connected, paused, server_with_streams, until
 from tests.making import cli, everything

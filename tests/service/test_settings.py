@@ -343,5 +343,5 @@ def test_settings_default_in_the_table_is_the_default(name: str) -> None:
 
 def test_settings_known_names_hold_no_other_issues_names() -> None:
     assert len(set(module.known_names())) == len(module.known_names())
-    later = re.compile(r"CONSENT|SESSION|AUTHORIZ|FINDING")
+    later = re.compile(r"CONSENT|AUTHORIZ|FINDING")
     assert [name for name in module.known_names() if later.search(name)] == []

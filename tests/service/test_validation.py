@@ -17,6 +17,7 @@ from events.types import (
     ClientDisabled,
     ClientRevoked,
     GrantRevoked,
+    KeyRevoked,
     Kind,
     LedgerEvent,
     Reason,
@@ -82,6 +83,28 @@ REVOKED: dict[str, LedgerEvent] = {
 }
 CLIENT_DISABLED = ClientDisabled(**head(), client_id=cli(1), reason=Reason.ADMIN)
 SUBJECT_DISABLED = UserDisabled(**head(), user_id=usr(1), reason=Reason.ADMIN)
+
+
+def signed(kid: str | None, *events: LedgerEvent) -> Hit:
+    """A token that this key signed, and the cut-off of the key, as the view would know them."""
+    hit = hit_after(begun())
+    cut = next((found[1] for one in History(*events).recorded if (found := registry.cut(None, one))), None)
+    return replace(hit, token=replace(hit.token, kid=kid), key_cut=cut)
+
+
+KEY_REVOKED = KeyRevoked(**head(), kid="ed-1", reason=Reason.COMPROMISED)
+
+
+def test_token_by_a_revoked_key_is_revoked_though_it_began_later() -> None:
+    """Its cut is of no sequence: who has the key can go on with it."""
+    assert evaluate(signed("ed-1"), OK, START) is Code.VALID
+    hit = signed("ed-1", KEY_REVOKED)
+    assert hit.key_cut is not None
+    assert evaluate(hit, OK, START) is Code.REVOKED
+    later = replace(hit, grant=replace(hit.grant, first_seq=hit.key_cut.seq + 1))
+    assert evaluate(later, OK, START) is Code.REVOKED
+    assert evaluate(later, OK, START + DAY) is Code.REVOKED
+
 
 # CONTRACT "What the words mean": when several hold, the first of these.
 ORDER = ["revoked", "client_disabled", "subject_disabled", "expired", "ip_not_allowed", "wrong_audience"]

@@ -1,0 +1,166 @@
+"""`/v1/users/{user_id}/sessions` and `…/consents`: where people are signed in, and what they allow apps."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from projections.registry import Session
+from service.api.routing import Call, Nothing, operation
+from service.api.wire import Id, Seq
+from service.consents import withdraw
+from service.errors import NotFound
+from service.registry import find_user_by_id
+from service.rules.sessions import is_live
+from service.runtime import Runtime
+from service.signin.sessions import end_session
+from service.tokens import is_id, now
+
+NEEDS = ("ledger:users",)
+_LISTED_MAX = 1_000
+
+
+class SessionView(Struct, frozen=True, kw_only=True):
+    """A browser that the user is signed in with. `methods`: how they proved who they are (RFC 8176)."""
+
+    session_id: str
+    user_id: str
+    auth_time: datetime
+    expires_at: datetime
+    methods: tuple[str, ...]
+    ledger_seq: Seq
+
+
+class SessionList(Struct, frozen=True):
+    items: list[SessionView]
+
+
+class SessionChoice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    session_id: Annotated[str, Meta(max_length=64, description="One; all if it is left out.")] | UnsetType = UNSET
+
+
+class SessionsEnded(Struct, frozen=True):
+    """`ledger_seq` is left out when there was none."""
+
+    ended: int
+    ledger_seq: Seq | UnsetType = UNSET
+
+
+class ConsentView(Struct, frozen=True, kw_only=True):
+    """What a client may be granted without asking the user again; `scope` is empty once that was withdrawn."""
+
+    client_id: str
+    client_name: str | UnsetType = UNSET
+    scope: str
+    status: Literal["given", "withdrawn"]
+    changed_at: datetime
+    ledger_seq: Seq
+
+
+class ConsentList(Struct, frozen=True):
+    items: list[ConsentView]
+
+
+class ConsentChoice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    client_id: Id
+
+
+class ConsentWithdrawal(Struct, frozen=True):
+    """`grants`: how many were revoked by this call."""
+
+    grants: int
+    ledger_seq: Seq
+
+
+def _live(runtime: Runtime, user_id: str) -> list[Session]:
+    cut, moment = runtime.view.cut(user_id), now()
+    return [one for one in runtime.view.sessions_of(user_id, limit=_LISTED_MAX) if is_live(one, cut, moment)]
+
+
+@operation("GET", "/v1/users/{user_id}/sessions", tag="users", needs=NEEDS, answer=SessionList, errors=(404,))
+async def list_sessions(call: Call[None, Nothing]) -> dict[str, Any]:
+    """List the browsers that a user is signed in with, the oldest first."""
+    user = await find_user_by_id(call.runtime, call.name)
+    items = [
+        SessionView(
+            session_id=one.session_id,
+            user_id=one.user_id,
+            auth_time=one.auth_time,
+            expires_at=one.expires_at,
+            methods=one.methods,
+            ledger_seq=one.seq,
+        )
+        for one in _live(call.runtime, user.user_id)
+    ]
+    return {"items": items}
+
+
+@operation(
+    "DELETE",
+    "/v1/users/{user_id}/sessions",
+    tag="users",
+    needs=NEEDS,
+    query=SessionChoice,
+    answer=SessionsEnded,
+    errors=(404,),
+)
+async def end_sessions(call: Call[None, SessionChoice]) -> SessionsEnded:
+    """Sign a user out: of one browser or of all.
+
+    What apps were granted there ends too, but for what is to last while the user is away.
+    """
+    user = await find_user_by_id(call.runtime, call.name)
+    await call.runtime.view_at_end()
+    wanted = call.query.session_id
+    sessions = [one for one in _live(call.runtime, user.user_id) if wanted in {UNSET, one.session_id}]
+    known = call.runtime.view.session(wanted) if isinstance(wanted, str) else None
+    if isinstance(wanted, str) and (known is None or known.user_id != user.user_id):
+        raise NotFound("the user has no such session")
+    seqs = [
+        await end_session(call.runtime, one, "admin", by=call.caller.token_id, request_id=call.request_id)
+        for one in sessions or ([known] if known is not None else [])
+    ]
+    return SessionsEnded(len(sessions), max(seqs, default=0) or UNSET)
+
+
+@operation("GET", "/v1/users/{user_id}/consents", tag="users", needs=NEEDS, answer=ConsentList, errors=(404,))
+async def list_consents(call: Call[None, Nothing]) -> dict[str, Any]:
+    """List what a user allows clients, or once did."""
+    user = await find_user_by_id(call.runtime, call.name)
+    view = call.runtime.view
+    items = []
+    for one in view.consents_of(user.user_id, limit=_LISTED_MAX):
+        client = view.client(one.client_id)
+        items.append(
+            ConsentView(
+                client_id=one.client_id,
+                client_name=client.metadata.client_name if client is not None else UNSET,
+                scope=one.scope,
+                status="withdrawn" if one.withdrawn_seq == one.seq else "given",
+                changed_at=one.changed_at,
+                ledger_seq=one.seq,
+            )
+        )
+    return {"items": items}
+
+
+@operation(
+    "DELETE",
+    "/v1/users/{user_id}/consents",
+    tag="users",
+    needs=NEEDS,
+    query=ConsentChoice,
+    answer=ConsentWithdrawal,
+    errors=(404,),
+)
+async def withdraw_consent(call: Call[None, ConsentChoice]) -> ConsentWithdrawal:
+    """Withdraw what a user allows a client, and revoke all that it was granted."""
+    user = await find_user_by_id(call.runtime, call.name)
+    await call.runtime.view_at_end()
+    client_id = call.query.client_id
+    if not is_id(client_id, "cli") or call.runtime.view.consent(user.user_id, client_id) is None:
+        raise NotFound("the user allows no such client anything")
+    done = await withdraw(call.runtime, user.user_id, client_id, by=call.caller.token_id, request_id=call.request_id)
+    return ConsentWithdrawal(done.grants, done.seq)

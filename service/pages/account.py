@@ -1,0 +1,319 @@
+"""`/account`: what a person allows apps, their personal access tokens, and where they are signed in.
+
+Whoever is not signed in is asked to. Each form says in its CSRF token whose session it was shown in. What changes
+something ends in a redirect, so that nothing is sent twice; only a new token is answered at once, since no later page
+may show it. The form for it carries a key: sent twice, it still makes one token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import secrets
+from datetime import datetime
+from typing import Any
+
+from msgspec import Struct
+
+from events.types import Kind, Reason
+from projections.current import Hit
+from projections.grants import facts
+from projections.registry import Session
+from service import consents
+from service.api.tokens import find_hit
+from service.api.wire import concurrently
+from service.caller import Caller
+from service.commands import Prepared, expand, known_scopes
+from service.errors import NotFound
+from service.grants import IssueToken, prepare_issue, revoke_token
+from service.idempotency import Repeatable, once
+from service.incoming import Incoming, parse_form
+from service.oauth.forms import Form
+from service.outgoing import Response
+from service.pages.render import page, see_other
+from service.pages.scopes import scopes_shown
+from service.pages.values import Account, AppShown, Draft, Hidden, Issued, SessionShown, SignedOut, SignIn, TokenShown
+from service.registry import profile_of, read_sealed
+from service.revocations import ending_of
+from service.rules.registry import is_plain
+from service.rules.sessions import is_live
+from service.runtime import Runtime
+from service.signin.browser import CSRF, check_csrf, csrf_token, known_browser, read_page_form, seal_request
+from service.signin.sessions import end, session_of
+from service.tokens import is_id, now
+from service.validation import scope_of
+
+PATH = "/account"
+LIFETIMES_DAYS = (7, 30, 90, 365)
+_LIFETIME_DAYS = 30
+_DAY_SECONDS = 86_400
+_NAME_CHARS_MAX = 200
+_TICK = "scope "  # stands before the scope's name, in that of its box
+_KEY = "key"
+_KEY_SYNTAX = re.compile(r"[A-Za-z0-9_-]{22}")
+_TOKENS_SHOWN_MAX = 200
+_SLICE = 2_000
+_SLICES_MAX = 500
+_GO_BACK = "go back to your account and try again"
+_SAID = {
+    "withdrawn": "The app has no access any more.",
+    "revoked": "The token was revoked. Whatever used it has stopped working.",
+}
+
+
+class Person(Struct, frozen=True):
+    """Who is signed in. `held`: the scopes that a token of theirs may have."""
+
+    session: Session
+    name: str
+    held: tuple[str, ...]
+
+
+async def show(runtime: Runtime, incoming: Incoming) -> Response:
+    """`GET /account`."""
+    person = await _person(runtime, incoming)
+    if person is None:
+        return _sign_in(runtime, incoming)
+    done = dict(parse_form(incoming.query_string)).get("done", "")
+    return await _shown(runtime, incoming, person, said=_SAID.get(done))
+
+
+async def issue(runtime: Runtime, incoming: Incoming) -> Response:
+    """`POST /account/tokens`. Raises: Forbidden, InvalidRequest, InvalidScope, Gone, Unavailable."""
+    form = await read_page_form(runtime, incoming)
+    person = await _person(runtime, incoming)
+    if person is None:
+        return see_other(PATH)
+    browser = check_csrf(runtime, incoming, form, _purpose(person.session))
+    draft = _draft(form, person)
+    problem = _problem(draft)
+    if problem is not None:
+        return await _shown(runtime, incoming, person, problem=problem, draft=draft)
+    answer = await _issue(runtime, incoming, person, draft, form=form, browser=browser)
+    values = Issued(
+        person=person.name,
+        token=answer["token"],
+        label=draft["name"],
+        scope=answer["scope"],
+        expires_at=datetime.fromisoformat(answer["expires_at"]),
+    )
+    return page("issued", values)
+
+
+async def revoke(runtime: Runtime, incoming: Incoming) -> Response:
+    """`POST /account/tokens/revoke`. Raises: Forbidden, NotFound, Unavailable."""
+    form = await read_page_form(runtime, incoming)
+    session = await session_of(runtime, incoming)
+    if session is None:
+        return see_other(PATH)
+    check_csrf(runtime, incoming, form, _purpose(session))
+    token_id = form.get("token_id") or ""
+    hit = await find_hit(runtime, token_id)
+    if hit is None or hit.token.kind is not Kind.PAT or _owner(hit) != session.user_id:
+        raise NotFound("you have no such token", fix=_GO_BACK)
+    await revoke_token(
+        runtime, session.session_id, token_id, Reason.OWNER_REQUEST, None, request_id=incoming.request_id
+    )
+    return see_other(f"{PATH}?done=revoked")
+
+
+async def withdraw(runtime: Runtime, incoming: Incoming) -> Response:
+    """`POST /account/apps/withdraw`. Raises: Forbidden, NotFound, Unavailable."""
+    form = await read_page_form(runtime, incoming)
+    session = await session_of(runtime, incoming)
+    if session is None:
+        return see_other(PATH)
+    check_csrf(runtime, incoming, form, _purpose(session))
+    client_id = form.get("client_id") or ""
+    if not is_id(client_id, "cli") or runtime.view.consent(session.user_id, client_id) is None:
+        raise NotFound("you allow no such app anything", fix=_GO_BACK)
+    await consents.withdraw(runtime, session.user_id, client_id, by=session.session_id, request_id=incoming.request_id)
+    return see_other(f"{PATH}?done=withdrawn")
+
+
+async def sign_out_everywhere(runtime: Runtime, incoming: Incoming) -> Response:
+    """`POST /account/sign-out-everywhere`: this browser last. Raises: Forbidden, Unavailable."""
+    form = await read_page_form(runtime, incoming)
+    session = await session_of(runtime, incoming)
+    if session is None:
+        return see_other(PATH)
+    check_csrf(runtime, incoming, form, _purpose(session))
+    others = [one for one in _live(runtime, session.user_id) if one.session_id != session.session_id]
+    for one in [*others, session]:
+        cookie = await end(runtime, one, "signed_out", by=session.session_id, request_id=incoming.request_id)
+    return page("signed_out", SignedOut(onward=None), cookies=(cookie,))
+
+
+def _purpose(session: Session) -> str:
+    return f"account {session.session_id}"
+
+
+def _sign_in(runtime: Runtime, incoming: Incoming) -> Response:
+    """Without a request behind it: who has signed in comes back here."""
+    browser, cookies = known_browser(runtime, incoming)
+    hidden = [("request", seal_request(runtime, browser, "")), (CSRF, csrf_token(runtime, browser, "sign-in"))]
+    return page("sign_in", SignIn(app=None, username="", problem=None, hidden=hidden), cookies=cookies)
+
+
+async def _person(runtime: Runtime, incoming: Incoming) -> Person | None:
+    """Raises: Unavailable."""
+    session = await session_of(runtime, incoming)
+    user = runtime.view.user(session.user_id) if session is not None else None
+    if session is None or user is None or user.disabled_at is not None:
+        return None
+    scopes = known_scopes(runtime)
+    disabled = {name for name, row in scopes.items() if row.disabled_at is not None}
+    held = tuple(name for name in expand(scopes, user.scope).split() if name not in disabled)
+    profile = await profile_of(runtime, user)
+    return Person(session, profile.username if profile is not None else user.user_id, held)
+
+
+# A new token
+
+
+def _draft(form: Form, person: Person) -> Draft:
+    """What was asked for, of what may be had: a scope that the person has no more is no longer among it."""
+    days = form.get("days") or ""
+    return Draft(
+        name=form.get("name") or "",
+        ticked=[name for name in person.held if form.get(_TICK + name) is not None],
+        days=int(days) if days in map(str, LIFETIMES_DAYS) else _LIFETIME_DAYS,
+    )
+
+
+def _problem(draft: Draft) -> str | None:
+    name = draft["name"]
+    if not 0 < len(name) <= _NAME_CHARS_MAX or not is_plain(name):
+        return f"Give the token a name of up to {_NAME_CHARS_MAX} characters, without blanks at its ends."
+    if not draft["ticked"]:
+        return "Choose at least one thing that the token may do."
+    return None
+
+
+async def _issue(
+    runtime: Runtime, incoming: Incoming, person: Person, draft: Draft, *, form: Form, browser: str
+) -> dict[str, Any]:
+    """One token, however often the same form is sent. Raises: InvalidScope, Gone, Unavailable."""
+    session = person.session
+    caller = Caller(
+        # What the form's answer is kept under, sealed: only this browser in this session gets it again.
+        token=csrf_token(runtime, browser, f"issue {session.session_id}"),
+        token_id=session.session_id,
+        subject=session.user_id,
+        client_id=None,
+        scope=frozenset(person.held),
+    )
+    request = IssueToken(
+        kind=Kind.PAT,
+        user=session.user_id,
+        name=draft["name"],
+        scope=" ".join(draft["ticked"]),
+        expires_in_seconds=draft["days"] * _DAY_SECONDS,
+    )
+
+    async def prepare(_: bool) -> Prepared:
+        return await prepare_issue(runtime, caller, request, request_id=incoming.request_id)
+
+    wanted = f"{request.name}\0{request.scope}\0{request.expires_in_seconds}".encode()
+    key = form.get(_KEY) or ""
+    if _KEY_SYNTAX.fullmatch(key):
+        # Of what was filled in too: who goes back and changes it wants another token.
+        asked = Repeatable(f"{key}.{hashlib.sha256(wanted).hexdigest()[:32]}", incoming.path, wanted)
+    else:
+        asked = Repeatable(None, incoming.path, wanted)
+    answer, seq = await once(runtime, caller, asked, prepare)
+    await runtime.applied(seq)
+    return answer
+
+
+# What is shown
+
+
+async def _shown(
+    runtime: Runtime,
+    incoming: Incoming,
+    person: Person,
+    *,
+    said: str | None = None,
+    problem: str | None = None,
+    draft: Draft | None = None,
+) -> Response:
+    session = person.session
+    browser, cookies = known_browser(runtime, incoming)
+    tokens, more = await _tokens(runtime, session.user_id)
+    hidden: Hidden = [
+        (CSRF, csrf_token(runtime, browser, _purpose(session))),
+        (_KEY, secrets.token_urlsafe(16)),
+    ]
+    values = Account(
+        person=person.name,
+        said=said,
+        problem=problem,
+        apps=_apps(runtime, session.user_id),
+        tokens=await concurrently(_token(runtime, hit) for hit in tokens),
+        more=more,
+        offered=scopes_shown(runtime, " ".join(person.held)),
+        lifetimes=LIFETIMES_DAYS,
+        draft=draft or Draft(name="", ticked=(), days=_LIFETIME_DAYS),
+        sessions=[
+            SessionShown(since=one.auth_time, until=one.expires_at, current=one.session_id == session.session_id)
+            for one in _live(runtime, session.user_id)
+        ],
+        hidden=hidden,
+    )
+    return page("account", values, status=200 if problem is None else 400, cookies=cookies)
+
+
+def _apps(runtime: Runtime, user_id: str) -> list[AppShown]:
+    found = []
+    for consent in runtime.view.consents_of(user_id):
+        client = runtime.view.client(consent.client_id)
+        if consent.scope and client is not None:
+            found.append(
+                AppShown(
+                    client_id=consent.client_id,
+                    name=client.metadata.client_name,
+                    scopes=scopes_shown(runtime, consent.scope),
+                    since=consent.changed_at,
+                )
+            )
+    return sorted(found, key=lambda app: app["since"], reverse=True)
+
+
+async def _tokens(runtime: Runtime, user_id: str) -> tuple[list[Hit], bool]:
+    """Personal access tokens that still work, the oldest first, and whether there are more. Others have their turn."""
+    found: list[Hit] = []
+    after: str | None = None
+    for _ in range(_SLICES_MAX):
+        token_ids, after = runtime.view.token_ids_of_kind(user_id, Kind.PAT, after=after, limit=_SLICE)
+        hits = [runtime.view.hit(token_id) for token_id in token_ids]
+        found += [hit for hit in hits if hit is not None and ending_of(hit).status == "active"]
+        if len(found) > _TOKENS_SHOWN_MAX:
+            return found[:_TOKENS_SHOWN_MAX], True
+        if after is None:
+            break
+        await asyncio.sleep(0)
+    return found, after is not None
+
+
+async def _token(runtime: Runtime, hit: Hit) -> TokenShown:
+    known = facts(hit.grant)
+    return TokenShown(
+        token_id=hit.token_id,
+        name=await read_sealed(runtime, known.subject, known.sealed_name, "token name") if known else None,
+        scope=scope_of(hit),
+        issued_at=hit.token.issued_at,
+        expires_at=hit.token.expires_at,
+    )
+
+
+def _owner(hit: Hit) -> str | None:
+    known = facts(hit.grant)
+    return known.subject if known is not None else None
+
+
+def _live(runtime: Runtime, user_id: str) -> list[Session]:
+    """The person's sessions that stand, the newest first."""
+    cut, moment = runtime.view.cut(user_id), now()
+    return [one for one in reversed(runtime.view.sessions_of(user_id)) if is_live(one, cut, moment)]

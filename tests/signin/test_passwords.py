@@ -1,0 +1,264 @@
+"""Name and password: who is who, and that nobody learns more than yes or no."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import argon2
+import pytest
+
+from service.errors import TooManyRequests, Unavailable
+from service.hashing import Hashing, passwords
+from service.registry import UserChange, change_user, disable_user
+from service.signin.delays import Delays
+from service.signin.passwords import Proof, WrongPassword, check
+from tests.hosts import Host, host
+from tests.signin.people import SYSTEM, Person, joined
+
+IP = "192.0.2.1"
+
+
+@pytest.fixture(autouse=True)
+def nobody_waits(here: Host) -> None:
+    """Nothing is remembered, and time stands still."""
+    here.runtime.account_delays = Delays(5, 900, clock=lambda: 1e6)
+    here.runtime.address_delays = Delays(30, 900, clock=lambda: 1e6)
+
+
+async def checked(here: Host, username: str, password: str, ip: str | None = IP) -> Proof:
+    return await here.projecting(check(here.runtime, username, password, ip))
+
+
+async def refusal(here: Host, username: str, password: str, ip: str | None = IP) -> WrongPassword:
+    with pytest.raises(WrongPassword) as refused:
+        await checked(here, username, password, ip)
+    return refused.value
+
+
+async def test_right_password_proves_who_one_is(here: Host) -> None:
+    person = await joined(here)
+    row = here.runtime.view.user(person.user_id)
+    assert row is not None
+    assert await checked(here, person.username, person.password) == Proof(person.user_id, row.seq, ("pwd",))
+
+
+async def test_password_that_was_just_set_is_good_and_the_old_one_is_not(here: Host) -> None:
+    """The view need not know of it yet: the hash is read from the log."""
+    person = await joined(here)
+    change = UserChange(names=frozenset({"password"}), profile={}, password="cnrypass-new")
+    await here.projecting(change_user(here.runtime, SYSTEM, person.user_id, change))
+    assert (await checked(here, person.username, "cnrypass-new")).user_id == person.user_id
+    await refusal(here, person.username, person.password)
+
+
+async def unknown(here: Host) -> tuple[str, str]:
+    return "cnryuser-nobody", "cnrypass-x"
+
+
+async def wrong(here: Host) -> tuple[str, str]:
+    return (await joined(here)).username, "cnrypass-wrong"
+
+
+async def service_user(here: Host) -> tuple[str, str]:
+    return (await joined(here, kind="service", password=None)).username, "cnrypass-x"
+
+
+async def without_password(here: Host) -> tuple[str, str]:
+    return (await joined(here, password=None)).username, "cnrypass-x"
+
+
+async def disabled(here: Host) -> tuple[str, str]:
+    person = await joined(here)
+    await here.projecting(disable_user(here.runtime, SYSTEM, person.user_id, erase=False))
+    return person.username, person.password
+
+
+async def erased(here: Host) -> tuple[str, str]:
+    person = await joined(here)
+    await here.projecting(disable_user(here.runtime, SYSTEM, person.user_id, erase=True))
+    return person.username, person.password
+
+
+async def password_taken_away(here: Host) -> tuple[str, str]:
+    person = await joined(here)
+    change = UserChange(names=frozenset({"password"}), profile={}, password=None)
+    await here.projecting(change_user(here.runtime, SYSTEM, person.user_id, change))
+    return person.username, person.password
+
+
+async def other_case(here: Host) -> tuple[str, str]:
+    person = await joined(here)
+    return person.username.upper(), person.password
+
+
+async def by_id(here: Host) -> tuple[str, str]:
+    person = await joined(here)
+    return person.user_id, person.password
+
+
+async def empty(here: Host) -> tuple[str, str]:
+    return (await joined(here)).username, ""
+
+
+async def longer(here: Host) -> tuple[str, str]:
+    """Cut to what is looked at, it would not be the password."""
+    person = await joined(here, password="cnrypass" + "x" * 1016)
+    return person.username, person.password + "x"
+
+
+REFUSED = [
+    unknown,
+    wrong,
+    service_user,
+    without_password,
+    disabled,
+    erased,
+    password_taken_away,
+    other_case,
+    by_id,
+    empty,
+    longer,
+]
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=lambda one: one.__name__)
+async def test_whoever_is_refused_learns_one_thing_and_it_costs_the_same(here: Host, case: Any) -> None:
+    """The work is counted, since a clock proves nothing: one look at the log's end, one read, one hash."""
+    username, password = await case(here)
+    asked: list[str] = []
+    read = here.runtime.ledger.read
+
+    async def counted(subject: str, **more: Any) -> Any:
+        asked.append(subject)
+        return await read(subject, **more)
+
+    here.runtime.ledger.read = counted  # type: ignore[method-assign]
+    before = passwords.done
+    try:
+        refused = await refusal(here, username, password)
+    finally:
+        here.runtime.ledger.read = read  # type: ignore[method-assign]
+    assert passwords.done - before == 1
+    assert [one.rpartition(".")[0] for one in asked] == ["ledger.main.user"]
+    assert (refused.detail, refused.fix, refused.status, refused.headers, refused.private) == (
+        "username or password is not right",
+        "check both, and type them again",
+        400,
+        {},
+        "",
+    )
+
+
+def test_nobodys_hash_costs_what_everybodys_does() -> None:
+    hashing = Hashing(argon2.PasswordHasher())
+    mine = argon2.extract_parameters(argon2.PasswordHasher().hash("x"))
+    assert argon2.extract_parameters(hashing._nobodys) == mine
+
+
+async def test_nobodys_hash_has_no_password() -> None:
+    assert await passwords.matches(None, "") is False
+    assert await passwords.matches("not a hash", "") is False
+    made = await passwords.make("cnrypass-x")
+    assert await passwords.matches(made, "cnrypass-x") is True
+
+
+async def test_hashes_are_computed_one_at_a_time_and_few_wait() -> None:
+    hashing = Hashing(argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
+    done = await asyncio.gather(*(hashing.matches(None, "x") for _ in range(70)), return_exceptions=True)
+    assert done.count(False) == hashing.done == 64
+    assert sum(isinstance(one, Unavailable) for one in done) == 6
+    assert await hashing.matches(None, "x") is False
+
+
+async def refusals(here: Host) -> list[tuple[str, str | None, str, str, int]]:
+    counts = here.runtime.usage._refused
+    return [(caller, ip, outcome, endpoint, count) for (_, caller, ip, outcome, endpoint), count in counts.items()]
+
+
+async def test_failures_are_counted_in_usage_by_user_and_address(here: Host) -> None:
+    person = await joined(here)
+    here.runtime.usage._refused.clear()
+    await refusal(here, person.username, "cnrypass-wrong", "192.0.2.77")
+    await refusal(here, "cnryuser-nobody", "cnrypass-wrong", "192.0.2.77")
+    assert await refusals(here) == [
+        (person.user_id, "192.0.2.77", "invalid_password", "sign-in", 1),
+        ("", "192.0.2.77", "invalid_password", "sign-in", 1),
+    ]
+
+
+# Delays
+
+
+async def delayed(here: Host, username: str, password: str, ip: str | None) -> int:
+    """How long one is told to wait, 0 if one is not."""
+    try:
+        await checked(here, username, password, ip)
+    except WrongPassword:
+        return 0
+    except TooManyRequests as refused:
+        return int(refused.headers["Retry-After"])
+    return 0
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["somebody", "nobody"])
+async def test_account_is_delayed_from_every_address_whether_it_exists_or_not(here: Host, known: bool) -> None:
+    person = await joined(here) if known else Person("", "cnryuser-nobody-at-all", "cnrypass-x")
+    waits = [await delayed(here, person.username, "cnrypass-wrong", f"192.0.2.{number}") for number in range(5)]
+    assert waits == [0] * 5
+    before = passwords.done
+    # The right one too: else delays would hide nothing from whoever guesses it.
+    assert await delayed(here, person.username, person.password, "192.0.2.99") == 1
+    assert passwords.done == before
+    assert await delayed(here, (await joined(here)).username, "cnrypass-wrong", "192.0.2.99") == 0
+
+
+async def test_success_forgives_the_account(here: Host) -> None:
+    person = await joined(here)
+    for _ in range(2):
+        for _ in range(4):
+            await refusal(here, person.username, "cnrypass-wrong")
+        assert (await checked(here, person.username, person.password)).user_id == person.user_id
+
+
+async def test_address_is_delayed_for_every_account(tmp_path: Path) -> None:
+    async with host(tmp_path, sign_in_failures_of_address_free=3) as one:
+        for number, ip in enumerate(("2001:db8::1", "2001:db8::2", "2001:db8::ffff:1")):
+            assert await delayed(one, f"cnryuser-{number}", "cnrypass-x", ip) == 0
+        assert await delayed(one, "cnryuser-9", "cnrypass-x", "2001:db8::3") == 1
+        assert await delayed(one, "cnryuser-9", "cnrypass-x", "2001:db8:0:1::1") == 0
+        assert await delayed(one, "cnryuser-9", "cnrypass-x", None) == 0
+
+
+async def test_many_at_once_are_no_way_around_the_delay(here: Host) -> None:
+    person = await joined(here)
+    before = passwords.done
+    work = asyncio.gather(
+        *(check(here.runtime, person.username, f"cnrypass-{number}", IP) for number in range(12)),
+        return_exceptions=True,
+    )
+
+    async def all_of_them() -> list[Any]:
+        return list(await work)
+
+    answers = await here.projecting(all_of_them())
+    assert passwords.done - before == 5
+    assert sum(isinstance(one, TooManyRequests) for one in answers) == 7
+
+
+async def test_attempt_that_could_not_be_looked_at_is_no_failure(here: Host) -> None:
+    person = await joined(here)
+
+    async def down(*_: object, **__: object) -> None:
+        raise Unavailable("the log is away")
+
+    at_end = here.runtime.view_at_end
+    here.runtime.view_at_end = down  # type: ignore[method-assign]
+    try:
+        for _ in range(20):
+            with pytest.raises(Unavailable):
+                await check(here.runtime, person.username, person.password, IP)
+    finally:
+        here.runtime.view_at_end = at_end  # type: ignore[method-assign]
+    assert (await checked(here, person.username, person.password)).user_id == person.user_id
