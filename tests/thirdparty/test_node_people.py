@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import jwt
 import pytest
 
 from tests.nodejs import NodeClient
 from tests.relying import OPENID, SIGNED_OUT, Person, web_app
-from tests.running import App, Service
+from tests.running import App, Service, until
 
 HYBRID: dict[str, Any] = {"hybrid": True}
 PUSHED: dict[str, Any] = {"pushed": True}
@@ -157,6 +158,38 @@ def test_scope_that_the_client_does_not_have_is_refused(client: NodeClient, serv
     assert pushed == {"kind": "ResponseBodyError", "error": "invalid_scope", "status": 400}
 
 
+def test_request_that_was_not_pushed_is_refused_where_it_must_be(
+    client: NodeClient, service: Service, person: Person
+) -> None:
+    """RFC 9126 §6."""
+    app = web_app(service, require_pushed_authorization_requests=True)
+    client.run("signIn", service, app, person.visit, request={"scope": OPENID}, **PUSHED)
+    found = client.run("refusedSignIn", service, app, person.visit, request={"scope": OPENID})
+    assert found == {"kind": "AuthorizationResponseError", "error": "invalid_request", "status": None}
+
+
+def test_id_tokens_of_the_old_key_and_of_the_new_are_verified(
+    client: NodeClient, service: Service, person: Person
+) -> None:
+    """A library that has never heard of either finds both in the key set."""
+    app = web_app(service, id_token_signed_response_alg="ES256")
+    asked = {"scope": f"{OPENID} offline_access", "prompt": "consent"}
+    old = client.run("signIn", service, app, person.visit, request=asked)["tokens"]
+    kid = service.done("POST", "/v1/keys/rotate", json={"purpose": "id", "alg": "ES256"})["kid"]
+    assert jwt.get_unverified_header(old["id_token"])["kid"] != kid
+    newest = old
+
+    def signed_by_the_new_key() -> bool:
+        nonlocal newest
+        newest = client.run("refresh", service, app, refresh_token=newest["refresh_token"])
+        found: bool = jwt.get_unverified_header(newest["id_token"])["kid"] == kid
+        return found
+
+    until(signed_by_the_new_key)
+    found = client.run("signOut", service, app, person.sign_out, id_token=old["id_token"])
+    assert found == {"arrived": SIGNED_OUT}
+
+
 def test_app_that_is_installed_listens_at_a_port_of_its_own(
     client: NodeClient, service: Service, person: Person
 ) -> None:
@@ -167,17 +200,15 @@ def test_app_that_is_installed_listens_at_a_port_of_its_own(
     assert service.validate(found["access_token"])["subject"] == person.user_id
 
 
-def test_signing_out_comes_back_and_ends_what_the_session_gave(service: Service, person: Person) -> None:
-    """OpenID Connect RP-Initiated Logout; oauth4webapi has no part in it."""
-    client = NodeClient("openid-client")
-    try:
-        app = web_app(service)
-        tokens = client.run("signIn", service, app, person.visit, request={"scope": OPENID})["tokens"]
-        found = client.run("signOut", service, app, person.sign_out, id_token=tokens["id_token"])
-        assert found == {"arrived": SIGNED_OUT}
-        assert service.code(tokens["access_token"]) == "revoked"
-        asked = {"scope": OPENID, "prompt": "none"}
-        refused = client.run("refusedSignIn", service, app, person.visit, request=asked)
-        assert refused["error"] == "login_required"
-    finally:
-        client.close()
+def test_signing_out_comes_back_and_ends_what_the_session_gave(
+    client: NodeClient, service: Service, person: Person
+) -> None:
+    """OpenID Connect RP-Initiated Logout 1.0 §2, §3."""
+    app = web_app(service)
+    tokens = client.run("signIn", service, app, person.visit, request={"scope": OPENID})["tokens"]
+    found = client.run("signOut", service, app, person.sign_out, id_token=tokens["id_token"])
+    assert found == {"arrived": SIGNED_OUT}
+    assert service.code(tokens["access_token"]) == "revoked"
+    asked = {"scope": OPENID, "prompt": "none"}
+    refused = client.run("refusedSignIn", service, app, person.visit, request=asked)
+    assert refused["error"] == "login_required"

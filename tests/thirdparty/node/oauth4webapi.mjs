@@ -149,3 +149,15 @@ export async function refusedSignIn(told) {
 export async function authorizeOnly(told) {
   return (await granted(told, false)).tokens;
 }
+
+// The library has no part in signing out: its users put the address together by themselves.
+export async function signOut(told) {
+  const [server, client] = await parties(told);
+  const state = oauth.generateRandomState();
+  const [post_logout_redirect_uri] = client.post_logout_redirect_uris;
+  const url = new URL(server.end_session_endpoint);
+  url.search = new URLSearchParams({ id_token_hint: told.id_token, post_logout_redirect_uri, state }).toString();
+  const arrived = await visit(url);
+  if (arrived.searchParams.get('state') !== state) throw new Error(`the state did not come back: ${arrived}`);
+  return { arrived: arrived.origin + arrived.pathname };
+}
