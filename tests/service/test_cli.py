@@ -550,6 +550,13 @@ def test_cli_user_is_made_with_a_password_from_stdin_and_disabled(run: Run, done
     assert username not in shown.output
 
 
+def test_cli_user_is_shown_where_they_are_signed_in_and_signed_out(done: Callable[..., Any]) -> None:
+    made = done("user", "create", unique(CANARY_USERNAME), "--password", "-", stdin=unique(CANARY_PASSWORD))
+    assert done("user", "sessions", made["user_id"])["items"] == []
+    assert done("user", "consents", made["user_id"])["items"] == []
+    assert done("user", "sign-out", made["user_id"])["ended"] == 0
+
+
 def test_cli_token_rotation_gives_a_successor_and_an_overlap(run: Run, done: Callable[..., Any]) -> None:
     issued = pat(done)
     successor = done("token", "rotate", issued["token_id"], "--overlap", "1h")
