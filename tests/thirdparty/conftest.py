@@ -12,6 +12,8 @@ from tests.people import Browser
 from tests.relying import Person, new_account
 from tests.running import Service
 
+ADDRESS = "127.0.0.33"  # from where nobody types wrong passwords, for which one has to wait
+
 
 @pytest.fixture(scope="session", params=PACKAGES)
 def client(request: pytest.FixtureRequest) -> Iterator[NodeClient]:
@@ -38,6 +40,6 @@ def account(service: Service) -> dict[str, Any]:
 @pytest.fixture
 def person(service: Service, account: dict[str, Any]) -> Iterator[Person]:
     """With a new browser, which is signed in nowhere."""
-    browser = Browser(service)
+    browser = Browser(service, source=ADDRESS)
     yield Person(browser, account)
     browser.http.close()
