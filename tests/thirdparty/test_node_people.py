@@ -190,6 +190,18 @@ def test_id_tokens_of_the_old_key_and_of_the_new_are_verified(
     assert found == {"arrived": SIGNED_OUT}
 
 
+def test_userinfo_refuses_in_words_that_are_understood(client: NodeClient, service: Service, person: Person) -> None:
+    """RFC 6750 §3.1: a revoked token and one without the scope, each with a challenge that the libraries parse."""
+    app = web_app(service)
+    revoked = client.run("signIn", service, app, person.visit, request={"scope": OPENID})["tokens"]["access_token"]
+    client.run("revoke", service, app, token=revoked)
+    narrow = client.run("authorizeOnly", service, app, person.visit, request={"scope": "profile"})["access_token"]
+    expected = {revoked: ("invalid_token", 401), narrow: ("insufficient_scope", 403)}
+    for token, (error, status) in expected.items():
+        found = client.run("refusedUserinfo", service, app, token=token, subject=person.user_id)
+        assert found == {"kind": "WWWAuthenticateChallengeError", "error": error, "status": status}
+
+
 def test_app_that_is_installed_listens_at_a_port_of_its_own(
     client: NodeClient, service: Service, person: Person
 ) -> None:

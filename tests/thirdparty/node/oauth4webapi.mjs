@@ -26,7 +26,9 @@ async function refusal(promise) {
   try {
     await promise;
   } catch (problem) {
-    return { kind: problem.constructor.name, error: problem.error ?? null, status: problem.status ?? null };
+    const [challenge] = Array.isArray(problem.cause) ? problem.cause : [];
+    const error = problem.error ?? challenge?.parameters.error ?? null;
+    return { kind: problem.constructor.name, error, status: problem.status ?? null };
   }
   throw new Error('it was not refused');
 }
@@ -140,6 +142,12 @@ export async function signIn(told) {
   const { server, client, tokens, claims } = await granted(told, true);
   const answer = await oauth.userInfoRequest(server, client, tokens.access_token, HTTP);
   return { tokens, claims, userinfo: await oauth.processUserInfoResponse(server, client, claims.sub, answer) };
+}
+
+export async function refusedUserinfo(told) {
+  const [server, client] = await parties(told);
+  const answer = await oauth.userInfoRequest(server, client, told.token, HTTP);
+  return refusal(oauth.processUserInfoResponse(server, client, told.subject, answer));
 }
 
 export async function refusedSignIn(told) {

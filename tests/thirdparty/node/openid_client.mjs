@@ -22,7 +22,9 @@ async function refusal(promise) {
   try {
     await promise;
   } catch (problem) {
-    return { kind: problem.constructor.name, error: problem.error ?? null, status: problem.status ?? null };
+    const [challenge] = Array.isArray(problem.cause) ? problem.cause : [];
+    const error = problem.error ?? challenge?.parameters.error ?? null;
+    return { kind: problem.constructor.name, error, status: problem.status ?? null };
   }
   throw new Error('it was not refused');
 }
@@ -88,6 +90,10 @@ export async function signIn(told) {
 
 export async function refusedSignIn(told) {
   return refusal(granted(told, openid.randomNonce()));
+}
+
+export async function refusedUserinfo(told) {
+  return refusal(openid.fetchUserInfo(await discovered(told), told.token, told.subject));
 }
 
 // Without OpenID Connect: there is no nonce, and nothing is learned of the person.
