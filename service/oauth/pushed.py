@@ -111,7 +111,7 @@ async def load(runtime: Runtime, request_uri: str, client_id: str, *, begun: boo
 
 
 async def spend(runtime: Runtime, loaded: Loaded, session_id: str, *, repeated: bool) -> None:
-    """Before the code is made, so that a request ends in one. `repeated`: the same answer may come twice, at once.
+    """Before the code is told, so that a request ends in one. `repeated`: the same answer may come twice, at once.
 
     Raises: UnknownRequestUri, Unavailable.
     """
