@@ -27,6 +27,7 @@ from service.outgoing import Headers, Response
 from service.pages.render import ANYWHERE, destination_of, form_post, is_local, onward, page
 from service.pages.scopes import scopes_shown
 from service.pages.values import Consent, Continue, Hidden, SignIn
+from service.parsing import decode_json
 from service.registry import profile_of
 from service.rules.authorization import (
     OFFLINE_ACCESS,
@@ -66,9 +67,10 @@ from service.signin.browser import (
 )
 from service.signin.doors import REQUEST, SIGN_IN
 from service.signin.sessions import session_of
-from service.tokens import mint, now
+from service.tokens import now
 
 PATH = "/oauth2/authorize"
+CONSENT = "consent"  # the purpose of the form
 _BEGUN = "begun"  # says, sealed, that a pushed request was taken up in time by this browser
 _NO_STORE: Headers = (("cache-control", "no-store"), ("pragma", "no-cache"), ("referrer-policy", "no-referrer"))
 
@@ -143,11 +145,11 @@ async def consent(runtime: Runtime, incoming: Incoming) -> Response:
     """`POST /oauth2/consent`: what the person decided. Raises: Forbidden, InvalidRequest, PageError and its kin."""
     form = await read_page_form(runtime, incoming)
     session = await session_of(runtime, incoming)
-    browser = check_csrf(runtime, incoming, form, _purpose(session))
-    shown = _decode_shown(open_request(runtime, browser, form.need(REQUEST)))
+    browser = check_csrf(runtime, incoming, form, CONSENT)
+    shown = decode_json(_decode_shown, open_request(runtime, browser, form.need(REQUEST)).encode())
     again = Response(303, b"", (*_NO_STORE, ("location", _again(runtime, shown.query))))
     if session is None or session.session_id != shown.session_id:
-        return again
+        return again  # another person may be here by now, or nobody
     decision = form.get("decision")
     if decision not in {"allow", "deny"}:
         raise InvalidRequest("the decision is allow or deny", fix="go back and choose one")
@@ -286,14 +288,10 @@ async def _consent_page(runtime: Runtime, incoming: Incoming, asked: Asked, gran
         known=bool(before),
         hidden=[
             (REQUEST, seal_request(runtime, browser, msgspec.json.encode(shown).decode())),
-            (CSRF, csrf_token(runtime, browser, _purpose(granting.session))),
+            (CSRF, csrf_token(runtime, browser, CONSENT)),
         ],
     )
     return page("consent", values, cookies=cookies)
-
-
-def _purpose(session: Session | None) -> str:
-    return f"consent {session.session_id if session is not None else ''}"
 
 
 def _resumed(runtime: Runtime, browser: str, asked: Asked) -> str:
@@ -317,23 +315,8 @@ def _union(before: str, more: str) -> str:
 
 
 async def _grant(runtime: Runtime, incoming: Incoming, asked: Asked, granting: Granting) -> dict[str, str]:
-    """The code, and for the hybrid flow the ID token with it.
-
-    What may fail comes first: a request that was pushed can be sent again then.
-    """
+    """The code, and for the hybrid flow the ID token with it."""
     request, client, session = asked.request, asked.client, granting.session
-    answer = {"code": mint("ac")}
-    if request.response_type != "code":
-        about = IdTokenFor(
-            granting.user.user_id,
-            session.auth_time,
-            nonce=request.nonce,
-            code=answer["code"],
-            claims={"amr": list(session.methods)},
-        )
-        answer["id_token"] = await mint_id_token(runtime, client, about)
-    if asked.pushed is not None:
-        await spend(runtime, asked.pushed, session.session_id)
     authorization = Authorization(
         client_id=client.client_id,
         subject=granting.user.user_id,
@@ -347,7 +330,20 @@ async def _grant(runtime: Runtime, incoming: Incoming, asked: Asked, granting: G
         offline=OFFLINE_ACCESS in granting.scope.split(),
         response_type=request.response_type,
     )
-    await grant_code(runtime, client, authorization, incoming.request_id, code=answer["code"])
+    code = await grant_code(runtime, client, authorization, incoming.request_id)
+    answer = {"code": code}
+    if request.response_type != "code":
+        about = IdTokenFor(
+            granting.user.user_id,
+            session.auth_time,
+            nonce=request.nonce,
+            code=code,
+            claims={"amr": list(session.methods)},
+        )
+        answer["id_token"] = await mint_id_token(runtime, client, about)
+    if asked.pushed is not None:
+        # Last, so that what fails before can be tried again; the code of who is second is told to nobody.
+        await spend(runtime, asked.pushed, session.session_id)
     return _whole(runtime, request.target, answer)
 
 
