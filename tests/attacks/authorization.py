@@ -546,6 +546,36 @@ def session_id_is_new_after_every_sign_in(stage: Stage) -> None:
     assert "password" in old.get(flow(stage.service, web_app(stage.service)).url).form.fields
 
 
+@attack("94", "RFC 6265bis §4.1.3.2, RFC 9700 §4.7: no neighbour can set these cookies, and no script read them")
+def cookies_of_an_https_issuer_are_locked(stage: Stage) -> None:
+    """The issuer has a path, which a proxy takes away: whatever leads to ourselves has it."""
+    odd = stage.odd.service
+    browser, somebody = Browser(odd), person(odd)
+    made = flow(odd, web_app(odd))
+    page = browser.get(made.url)
+    assert page.form.action == "/tenant/one/sign-in"
+    seen = [browser.http.get(AUTHORIZE, params=made.parameters).headers]
+    sent = browser.http.post(
+        "/sign-in",
+        data={**page.form.fields, "username": somebody["username"], "password": somebody["password"]},
+        headers={"Origin": "https://auth.example", "Sec-Fetch-Site": "same-origin"},
+    )
+    assert sent.status_code == 200
+    seen.append(sent.headers)
+    cookies = [one for headers in [*seen, page.headers] for one in headers.get_list("set-cookie")]
+    assert len({one.partition("=")[0] for one in cookies}) == 2
+    for cookie in cookies:
+        name, *attributes = cookie.split("; ")
+        assert name.startswith("__Host-")
+        assert {"HttpOnly", "Secure", "SameSite=Lax", "Path=/"} <= set(attributes)
+        assert not any(one.startswith("Domain") for one in attributes)
+    answer = browser.visit(made.url, somebody).answer
+    assert answer["iss"] == odd.issuer
+    assert redeem(odd, made, answer["code"]).status_code == 200
+    posted = browser.http.post(AUTHORIZE, data=made.parameters)
+    assert posted.headers["location"].startswith("/tenant/one/oauth2/authorize?")
+
+
 @attack("95", "RFC 6749 §10.14")
 def name_of_a_client_is_text(stage: Stage) -> None:
     name = "<img src=x onerror=alert(1)>\"'&{{7*7}}"
