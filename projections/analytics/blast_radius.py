@@ -35,20 +35,17 @@ from projections.asking_tokens import (
 LISTED_MAX = 50  # of each list of a report, series and uses apart
 _DEPENDENTS_SINCE = timedelta(hours=24)
 
-# A grant has one refresh token at a time, so that whatever was issued in it when this one was exchanged or later came
-# out of it, and refresh tokens from before led to it. An access token has no descendants.
+# A grant has one refresh token at a time, so that whatever was issued in it later than this one came out of it, and
+# refresh tokens from before led to it. An access token has no descendants.
 _ASKED_TOKEN = """
     SELECT other.token_id,
         CASE WHEN other.token_id = token.token_id THEN 'self'
-            WHEN other.ledger_seq >= spent.ledger_seq THEN 'descendant'
+            WHEN token.kind = 'refresh' AND other.ledger_seq > token.ledger_seq THEN 'descendant'
             WHEN other.kind = 'refresh' AND other.ledger_seq < token.ledger_seq THEN 'ancestor'
             ELSE 'sibling' END AS relation,
         other.token_id = token.token_id OR token.kind = 'refresh' AS in_breadth
     FROM issued_tokens AS token
     JOIN issued_tokens AS other ON other.grant_id = token.grant_id
-    LEFT JOIN (
-        SELECT token_id, min(ledger_seq) AS ledger_seq FROM ends WHERE what = 'spent' GROUP BY token_id
-    ) AS spent ON spent.token_id = token.token_id
     WHERE token.{column} = {value}"""
 _ASKED_ALL = """
     SELECT token_id, 'self' AS relation, true AS in_breadth FROM issued_tokens WHERE {column} = {value}"""
@@ -148,9 +145,9 @@ _VALIDATIONS = """SELECT coalesce(sum(validations), 0)::BIGINT AS validations FR
 _CALLS = """SELECT coalesce(sum(validations), 0)::BIGINT AS validations FROM all_caller_days
 WHERE caller IN (SELECT caller FROM related WHERE counted)"""
 _REFRESHES = """SELECT count(*) AS refreshes
-FROM ends JOIN issued_tokens AS spent USING (token_id)
-WHERE what = 'spent' AND ends.ended_at >= $day_ago::TIMESTAMP
-    AND spent.grant_id IN (SELECT grant_id FROM related WHERE would_end AND kind = 'refresh')"""
+FROM ends JOIN issued_tokens AS used USING (token_id) JOIN events ON events.ledger_seq = ends.ledger_seq
+WHERE what IN ('spent', 'renewed') AND events.recorded_at >= $day_ago::TIMESTAMP
+    AND used.grant_id IN (SELECT grant_id FROM related WHERE would_end AND kind = 'refresh')"""
 _DEEDS = """SELECT type, count(*) AS events, min(ledger_seq) AS first_seq, max(ledger_seq) AS last_seq,
     max(recorded_at) AS last_at
 FROM events

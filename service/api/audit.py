@@ -58,7 +58,7 @@ class EventQuery(Page, frozen=True, kw_only=True, forbid_unknown_fields=True, re
 class EventView(Struct, frozen=True, kw_only=True):
     """A recorded event. `body` is the event as recorded, without password hashes and what is sealed.
 
-    `subject`: the user or client that it is about. `by`: a token id, a client id or `system`.
+    `subject`: the user or client that it is about. `by`: a token id, a client id, a user or session id, or `system`.
     """
 
     type: str

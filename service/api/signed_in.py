@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from projections.registry import Session
-from service.api.routing import Call, Nothing, operation
-from service.api.wire import Id, Seq
+from service.api.routing import Call, operation
+from service.api.wire import Id, Page, Seq, cursor_of, page, position_of
+from service.commands import raw_id
 from service.consents import withdraw
 from service.errors import NotFound
 from service.registry import find_user_by_id
@@ -18,8 +20,10 @@ from service.runtime import Runtime
 from service.signin.sessions import end_session
 from service.tokens import is_id, now
 
+T = TypeVar("T")
+
 NEEDS = ("ledger:users",)
-_LISTED_MAX = 1_000
+_LISTED_MAX = 100_000
 
 
 class SessionView(Struct, frozen=True, kw_only=True):
@@ -35,6 +39,7 @@ class SessionView(Struct, frozen=True, kw_only=True):
 
 class SessionList(Struct, frozen=True):
     items: list[SessionView]
+    next_cursor: str | UnsetType = UNSET
 
 
 class SessionChoice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -61,6 +66,7 @@ class ConsentView(Struct, frozen=True, kw_only=True):
 
 class ConsentList(Struct, frozen=True):
     items: list[ConsentView]
+    next_cursor: str | UnsetType = UNSET
 
 
 class ConsentChoice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -79,8 +85,18 @@ def _live(runtime: Runtime, user_id: str) -> list[Session]:
     return [one for one in runtime.view.sessions_of(user_id, limit=_LISTED_MAX) if is_live(one, cut, moment)]
 
 
-@operation("GET", "/v1/users/{user_id}/sessions", tag="users", needs=NEEDS, answer=SessionList, errors=(404,))
-async def list_sessions(call: Call[None, Nothing]) -> dict[str, Any]:
+def _page(asked: Page, of: str, items: Sequence[T], key: Callable[[T], bytes]) -> dict[str, Any]:
+    """Of items in the order of their keys, those from behind the cursor."""
+    after = position_of(asked.cursor, of)
+    rest = [item for item in items if key(item) > after]
+    more = len(rest) > asked.limit
+    return page(rest[: asked.limit], cursor_of(of, key(rest[asked.limit - 1])) if more else None)
+
+
+@operation(
+    "GET", "/v1/users/{user_id}/sessions", tag="users", needs=NEEDS, query=Page, answer=SessionList, errors=(404,)
+)
+async def list_sessions(call: Call[None, Page]) -> dict[str, Any]:
     """List the browsers that a user is signed in with, the oldest first."""
     user = await find_user_by_id(call.runtime, call.name)
     items = [
@@ -94,7 +110,7 @@ async def list_sessions(call: Call[None, Nothing]) -> dict[str, Any]:
         )
         for one in _live(call.runtime, user.user_id)
     ]
-    return {"items": items}
+    return _page(call.query, f"sessions {user.user_id}", items, lambda one: raw_id(one.session_id))
 
 
 @operation(
@@ -125,8 +141,10 @@ async def end_sessions(call: Call[None, SessionChoice]) -> SessionsEnded:
     return SessionsEnded(len(sessions), max(seqs, default=0) or UNSET)
 
 
-@operation("GET", "/v1/users/{user_id}/consents", tag="users", needs=NEEDS, answer=ConsentList, errors=(404,))
-async def list_consents(call: Call[None, Nothing]) -> dict[str, Any]:
+@operation(
+    "GET", "/v1/users/{user_id}/consents", tag="users", needs=NEEDS, query=Page, answer=ConsentList, errors=(404,)
+)
+async def list_consents(call: Call[None, Page]) -> dict[str, Any]:
     """List what a user allows clients, or once did."""
     user = await find_user_by_id(call.runtime, call.name)
     view = call.runtime.view
@@ -143,7 +161,7 @@ async def list_consents(call: Call[None, Nothing]) -> dict[str, Any]:
                 ledger_seq=one.seq,
             )
         )
-    return {"items": items}
+    return _page(call.query, f"consents {user.user_id}", items, lambda one: raw_id(one.client_id))
 
 
 @operation(

@@ -27,6 +27,8 @@ CLIENT_COLUMNS = (
     "access_token_format",
     "created_at",
 )
+SESSION_COLUMNS = ("session_id", "auth_time", "expires_at", "methods")
+CONSENT_COLUMNS = ("client_id", "client_name", "status", "scope", "changed_at")
 USER_COLUMNS = ("user_id", "username", "display_name", "kind", "status", "scope", "created_at")
 SCOPE_COLUMNS = ("name", "description", "status", "audience", "implies")
 KEY_COLUMNS = (
@@ -171,6 +173,46 @@ def user_disable(session: Session, user_id: str, erase: bool) -> None:
     """End a user and every token of theirs, for good."""
     query = {"erase": True} if erase else {}
     session.show(session.call("DELETE", f"/v1/users/{segment(user_id)}", query=query))
+
+
+@user.command("sessions")
+@click.argument("user_id")
+@paged
+@asks_service
+def user_sessions(session: Session, user_id: str, paging: dict[str, Any]) -> None:
+    """Where a user is signed in."""
+    session.show_list(f"/v1/users/{segment(user_id)}/sessions", {}, SESSION_COLUMNS, paging)
+
+
+@user.command("sign-out")
+@click.argument("user_id")
+@click.option("--session-id", help="Only there; else everywhere.")
+@asks_service
+@confirmed
+def user_sign_out(session: Session, user_id: str, session_id: str | None) -> None:
+    """Sign a user out, and end what apps were granted meanwhile."""
+    query = {"session_id": session_id} if session_id is not None else {}
+    session.show(session.call("DELETE", f"/v1/users/{segment(user_id)}/sessions", query=query))
+
+
+@user.command("consents")
+@click.argument("user_id")
+@paged
+@asks_service
+def user_consents(session: Session, user_id: str, paging: dict[str, Any]) -> None:
+    """What a user allows clients."""
+    session.show_list(f"/v1/users/{segment(user_id)}/consents", {}, CONSENT_COLUMNS, paging)
+
+
+@user.command("withdraw-consent")
+@click.argument("user_id")
+@click.argument("client_id")
+@asks_service
+@confirmed
+def user_withdraw_consent(session: Session, user_id: str, client_id: str) -> None:
+    """End what a user allows a client, and all that it was granted."""
+    query = {"client_id": client_id}
+    session.show(session.call("DELETE", f"/v1/users/{segment(user_id)}/consents", query=query))
 
 
 @click.group()

@@ -256,6 +256,18 @@ def test_refresh_token_comes_with_offline_access_only(
     assert tokens["scope"] == "openid"
 
 
+def test_apps_get_no_scope_of_the_ledger_and_no_offline_access_unasked(service: Service, browser: Browser) -> None:
+    """Whatever client and person hold: nobody manages the ledger by a token that an app was given."""
+    app = web_app(service, scope="openid offline_access ledger:admin ledger:validate")
+    admin = person(service, scope="ledger:admin ledger:validate")
+    made = flow(service, app, scope=None)
+    page = browser.sign_in(browser.get(made.url), admin)
+    assert "ledger:" not in page.text
+    tokens = redeem(service, made, browser.consent(page).answer["code"]).json()
+    assert (tokens["scope"], "refresh_token" in tokens) == ("openid", False)
+    assert error_of(browser.get(flow(service, app, scope="openid ledger:validate").url)) == "invalid_scope"
+
+
 # Pushed requests
 
 
@@ -289,6 +301,27 @@ def test_pushed_request_of_a_public_client(service: Service, somebody: dict[str,
     app = web_app(service, token_endpoint_auth_method="none")
     made = flow(service, app)
     assert redeem(service, made, browser.visit(pushed(service, made), somebody).answer["code"]).status_code == 200
+
+
+def test_pushed_request_clicked_twice_is_no_error(
+    service: Service, app: App, somebody: dict[str, Any], browser: Browser
+) -> None:
+    """Whoever has consented before sees no page: both requests are GETs of one link."""
+    assert "code" in browser.visit(flow(service, app).url, somebody).answer
+    made = flow(service, app)
+    url = pushed(service, made)
+    first, second = (browser.get(url).answer["code"] for _ in range(2))
+    assert redeem(service, made, second).status_code == 200
+    assert first != second
+    other = Browser(service)
+    assert other.sign_in(other.get(flow(service, app).url), somebody).left is not None
+    assert "used already" in other.get(url).text
+
+
+def test_pushed_request_keeps_nothing_that_is_not_read(service: Service, app: App) -> None:
+    """Else one client could fill what all share."""
+    made = flow(service, app, state="s" * 3_000)
+    assert push(service, made, padding="x" * 6_000).status_code == 201
 
 
 def test_pushed_request_is_kept_unreadable(service: Service, app: App) -> None:

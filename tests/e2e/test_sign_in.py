@@ -105,6 +105,16 @@ def test_administrator_signs_a_user_out_of_one_browser_or_all(service: Service) 
     assert service.call("GET", path, token=service.bearer("ledger:audit")).status_code == 403
 
 
+def test_sessions_are_listed_page_by_page(service: Service) -> None:
+    user = person(service)
+    for _ in range(3):
+        Browser(service).sign_in(user)
+    path = f"/v1/users/{user['user_id']}/sessions"
+    pages = [one["session_id"] for one in service.items(path, limit=2)]
+    assert pages == sessions(service, user)
+    assert len(pages) == 3
+
+
 def test_consents_of_a_user_are_told(service: Service) -> None:
     user, app = person(service), service.app()
     path = f"/v1/users/{user['user_id']}/consents"
@@ -139,7 +149,7 @@ def test_events_say_who_signed_in_and_out_and_nothing_personal(service: Service)
     started, ended = until(found)
     assert [started["type"], ended["type"]] == ["session.started", "session.ended"]
     assert started["by"] == user["user_id"]
-    assert ended["by"] == ended["session_id"] == started["session_id"]
+    assert ended["by"] == ended["body"]["session_id"] == started["body"]["session_id"]
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])

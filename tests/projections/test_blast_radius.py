@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from msgspec import UNSET
 
+from events.streams import LEDGER
+from events.types import AccessRenewed, Kind
 from projections import analytics
 from projections.analytics.blast_radius import LISTED_MAX, Radius
 from projections.asking_tokens import NamedSql, Places, RadiusReport, RadiusRequest, RadiusUse
-from tests.making import grt, sha256_of
+from tests.making import START, History, authorized, grt, head, minted, redeemed, sha256_of, tok
 from tests.projections import token_population as p
-from tests.projections.token_population import ADDRESSES, NOW, at
+from tests.projections.token_population import ADDRESSES, LATE, NOW, at
 
 FIRST, SECOND, THIRD = ADDRESSES
 NETWORK, OTHER_NETWORK = "192.0.2.0/24", "198.51.100.0/24"
@@ -216,3 +219,28 @@ def test_blast_radius_queries_run_again_as_they_were_told(store: analytics.Analy
     assert len(rows["uses"]) == len(uses) == found.usage.uses
     assert rows["validations"] == [(found.usage.validations,)]
     assert len(rows["tokens"]) == found.related.tokens <= LISTED_MAX
+
+
+def test_blast_radius_of_a_refresh_token_that_stays_holds_what_it_was_used_for(tmp_path: Path) -> None:
+    first = (minted(tok(2), expires_at=LATE), minted(tok(3), Kind.REFRESH, expires_at=LATE))
+    renewed = AccessRenewed(
+        **head(),
+        grant_id=grt(1),
+        refresh_token_id=tok(3),
+        tokens=(minted(tok(4), expires_at=LATE),),
+        refresh_expires_at=LATE + timedelta(days=1),
+    )
+    history = History(authorized(grt(1), tok(1), offline=True), redeemed(grt(1), tok(1), *first), renewed)
+    store = analytics.open_analytics(tmp_path)
+    try:
+        store.apply(LEDGER, history.raw())
+        store.flush()
+        found = report(store, token_id=tok(3), now=START + timedelta(hours=1))
+    finally:
+        store.close()
+    assert relations(found) == {
+        tok(3): ("self", "active", True),
+        tok(4): ("descendant", "active", True),
+        tok(2): ("sibling", "active", True),
+    }
+    assert found.would_break.refreshes == 1

@@ -365,7 +365,9 @@ def on_terminal(*arguments: str, columns: int, environ: dict[str, str], typed: s
     """What a person sees: the output of a command on a real pseudo-terminal."""
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
-    clean = {name: text for name, text in os.environ.items() if not name.startswith("TOKEN_LEDGER_")}
+    clean = {
+        name: text for name, text in os.environ.items() if not name.startswith(("TOKEN_LEDGER_", "COLUMNS", "LINES"))
+    }
     process = subprocess.Popen(
         [*running.command(), *arguments],
         cwd=running.ROOT,
@@ -548,6 +550,13 @@ def test_cli_user_is_made_with_a_password_from_stdin_and_disabled(run: Run, done
     assert "ledger_seq" in done("user", "disable", made["user_id"], "--erase")
     shown = run("user", "show", made["user_id"])
     assert username not in shown.output
+
+
+def test_cli_user_is_shown_where_they_are_signed_in_and_signed_out(done: Callable[..., Any]) -> None:
+    made = done("user", "create", unique(CANARY_USERNAME), "--password", "-", stdin=unique(CANARY_PASSWORD))
+    assert done("user", "sessions", made["user_id"])["items"] == []
+    assert done("user", "consents", made["user_id"])["items"] == []
+    assert done("user", "sign-out", made["user_id"])["ended"] == 0
 
 
 def test_cli_token_rotation_gives_a_successor_and_an_overlap(run: Run, done: Callable[..., Any]) -> None:
