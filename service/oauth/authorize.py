@@ -331,7 +331,7 @@ async def _grant(runtime: Runtime, incoming: Incoming, asked: Asked, granting: G
         )
         answer["id_token"] = await mint_id_token(runtime, client, about)
     if asked.pushed is not None:
-        await spend(runtime, asked.pushed, session.session_id)
+        await spend(runtime, asked.pushed, session.session_id, answer["code"])
     authorization = Authorization(
         client_id=client.client_id,
         subject=granting.user.user_id,
