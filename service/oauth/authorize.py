@@ -67,7 +67,7 @@ from service.signin.browser import (
 )
 from service.signin.doors import REQUEST, SIGN_IN
 from service.signin.sessions import session_of
-from service.tokens import mint, now
+from service.tokens import now
 
 PATH = "/oauth2/authorize"
 CONSENT = "consent"  # the purpose of the form
@@ -315,23 +315,8 @@ def _union(before: str, more: str) -> str:
 
 
 async def _grant(runtime: Runtime, incoming: Incoming, asked: Asked, granting: Granting) -> dict[str, str]:
-    """The code, and for the hybrid flow the ID token with it.
-
-    What may fail comes first: a request that was pushed can be sent again then.
-    """
+    """The code, and for the hybrid flow the ID token with it."""
     request, client, session = asked.request, asked.client, granting.session
-    answer = {"code": mint("ac")}
-    if request.response_type != "code":
-        about = IdTokenFor(
-            granting.user.user_id,
-            session.auth_time,
-            nonce=request.nonce,
-            code=answer["code"],
-            claims={"amr": list(session.methods)},
-        )
-        answer["id_token"] = await mint_id_token(runtime, client, about)
-    if asked.pushed is not None:
-        await spend(runtime, asked.pushed, session.session_id, answer["code"])
     authorization = Authorization(
         client_id=client.client_id,
         subject=granting.user.user_id,
@@ -345,7 +330,20 @@ async def _grant(runtime: Runtime, incoming: Incoming, asked: Asked, granting: G
         offline=OFFLINE_ACCESS in granting.scope.split(),
         response_type=request.response_type,
     )
-    await grant_code(runtime, client, authorization, incoming.request_id, code=answer["code"])
+    code = await grant_code(runtime, client, authorization, incoming.request_id)
+    answer = {"code": code}
+    if request.response_type != "code":
+        about = IdTokenFor(
+            granting.user.user_id,
+            session.auth_time,
+            nonce=request.nonce,
+            code=code,
+            claims={"amr": list(session.methods)},
+        )
+        answer["id_token"] = await mint_id_token(runtime, client, about)
+    if asked.pushed is not None:
+        # Last, so that what fails before can be tried again; the code of who is second is told to nobody.
+        await spend(runtime, asked.pushed, session.session_id, code)
     return _whole(runtime, request.target, answer)
 
 

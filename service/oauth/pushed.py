@@ -126,7 +126,7 @@ async def _is_used(runtime: Runtime, pushed: Pushed) -> bool:
 
 
 async def spend(runtime: Runtime, loaded: Loaded, session_id: str, code: str) -> None:
-    """Before the grant is recorded, so that of two sessions one gets a code. Raises: UnknownRequestUri, Unavailable."""
+    """Before the code is told, so that of two sessions one is. Raises: UnknownRequestUri, Unavailable."""
     name, key = _name_and_key(loaded.request_uri)
     for _ in range(_ATTEMPTS_MAX):
         pushed = loaded.pushed

@@ -14,7 +14,7 @@ from tests.running import App, Service, StartService, free_port
 OPENID_CONNECT, RFC_8414 = "oidc", "oauth2"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # pytest comes by this module once for each library
 def tenant(service_with: StartService) -> Service:
     """Its issuer has a path. No proxy is there to take it off again, so it is asked for nothing but its metadata."""
     port = free_port()
