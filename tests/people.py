@@ -104,6 +104,14 @@ class Browser:
     def __init__(self, service: Service, *, source: str | None = None) -> None:
         self.service = service
         self.http = service.caller(source=source)
+        # A proxy in front of the service would speak https: cookies that are meant for that go over http here.
+        self.http.event_hooks = {"request": [self._send_cookies]}
+        parts = urlsplit(service.issuer)
+        self.origin = f"{parts.scheme}://{parts.netloc}"
+
+    def _send_cookies(self, request: httpx.Request) -> None:
+        if "cookie" not in request.headers and self.http.cookies:
+            request.headers["cookie"] = "; ".join(f"{name}={value}" for name, value in self.http.cookies.items())
 
     def __del__(self) -> None:
         self.http.close()
@@ -115,7 +123,7 @@ class Browser:
     def submit(self, page: Page, form: Form | None = None, /, **fields: str) -> Page:
         """Presses the button of the page's form, with these fields filled in."""
         form = form or page.form
-        headers = {"Sec-Fetch-Site": "same-origin", "Origin": self.service.issuer}
+        headers = {"Sec-Fetch-Site": "same-origin", "Origin": self.origin}
         sent = {**form.fields, **fields}
         if form.method.lower() != "post":
             return self._follow("GET", f"{form.action}?{urlencode(sent)}", headers, None, page)

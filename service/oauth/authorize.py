@@ -343,7 +343,7 @@ async def _grant(runtime: Runtime, incoming: Incoming, asked: Asked, granting: G
         answer["id_token"] = await mint_id_token(runtime, client, about)
     if asked.pushed is not None:
         # Last, so that what fails before can be tried again; the code of who is second is told to nobody.
-        await spend(runtime, asked.pushed, session.session_id)
+        await spend(runtime, asked.pushed, session.session_id, code)
     return _whole(runtime, request.target, answer)
 
 

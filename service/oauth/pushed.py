@@ -13,6 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from events.errors import LedgerError
+from projections.grants import AuthorizedGrant
 from projections.registry import Client
 from service.commands import expand, known_scopes, refused
 from service.errors import OAuthInvalidRequest, UnauthorizedClient
@@ -24,20 +25,22 @@ from service.rules.authorization import PARAMETERS, REQUEST_CHARS_MAX, REQUEST_U
 from service.rules.refusals import UnknownRequestUri
 from service.rules.registry import LEDGER_SCOPES
 from service.runtime import Runtime
-from service.tokens import now, random_base62
+from service.tokens import now, random_base62, sha256
 
+_ATTEMPTS_MAX = 12
 _REPEATED_SECONDS_MAX = 10.0  # who clicks twice is answered twice
 _UNKNOWN = "the request was never made here, was used already or has expired"
 
 
 class Pushed(Struct, frozen=True):
-    """What was pushed, and since when it is spent, and in which session."""
+    """What was pushed, since when it is spent, in which session, and for which codes (SHA-256, hex)."""
 
     client_id: str
     pushed_at: datetime
     pairs: list[tuple[str, str]]
     spent_at: datetime | None = None
     session_id: str | None = None
+    codes: tuple[str, ...] = ()
 
 
 class Loaded(Struct, frozen=True):
@@ -87,7 +90,9 @@ def held_by(runtime: Runtime, client: Client) -> frozenset[str]:
 
 
 async def load(runtime: Runtime, request_uri: str, client_id: str, *, begun: bool, session_id: str | None) -> Loaded:
-    """What this client pushed. `begun`: the person was asked in time. One session may come twice, as by a double click.
+    """What this client pushed. `begun`: the person was asked in time.
+
+    One session may come again at once, as by a double click, until the client has used what it was answered.
 
     Raises: UnknownRequestUri, one error for all; Unavailable.
     """
@@ -106,24 +111,35 @@ async def load(runtime: Runtime, request_uri: str, client_id: str, *, begun: boo
     if not begun and moment >= pushed.pushed_at + lifetime:
         raise UnknownRequestUri(_UNKNOWN, private="expired")
     if pushed.spent_at is not None:
-        again = session_id is not None and session_id == pushed.session_id
+        again = session_id is not None and session_id == pushed.session_id and not await _is_used(runtime, pushed)
         if not again or moment - pushed.spent_at > timedelta(seconds=_REPEATED_SECONDS_MAX):
             raise UnknownRequestUri(_UNKNOWN, private="spent")
     return Loaded(pushed, request_uri, entry[1])
 
 
-async def spend(runtime: Runtime, loaded: Loaded, session_id: str) -> None:
+async def _is_used(runtime: Runtime, pushed: Pushed) -> bool:
+    """Whether a code that it ended in was redeemed. Raises: Unavailable."""
+    await runtime.view_at_end()
+    grants = [runtime.view.grant_of_code(bytes.fromhex(digest)) for digest in pushed.codes]
+    found = [runtime.view.family(grant_id).grant for grant_id in grants if grant_id is not None]
+    return not all(isinstance(grant, AuthorizedGrant) for grant in found)
+
+
+async def spend(runtime: Runtime, loaded: Loaded, session_id: str, code: str) -> None:
     """Before the code is told, so that of two sessions one is. Raises: UnknownRequestUri, Unavailable."""
-    if loaded.pushed.spent_at is not None:
-        return
     name, key = _name_and_key(loaded.request_uri)
-    spent = replace(loaded.pushed, spent_at=now(), session_id=session_id)
-    try:
-        won = await runtime.pushed.update(name, _sealed(key, spent, name), loaded.revision)
-    except LedgerError as error:
-        raise refused(error) from error
-    if not won:
-        await load(runtime, loaded.request_uri, loaded.pushed.client_id, begun=True, session_id=session_id)
+    for _ in range(_ATTEMPTS_MAX):
+        pushed = loaded.pushed
+        codes = (*pushed.codes, sha256(code).hex())
+        spent = replace(pushed, spent_at=pushed.spent_at or now(), session_id=session_id, codes=codes)
+        try:
+            won = await runtime.pushed.update(name, _sealed(key, spent, name), loaded.revision)
+        except LedgerError as error:
+            raise refused(error) from error
+        if won:
+            return
+        loaded = await load(runtime, loaded.request_uri, pushed.client_id, begun=True, session_id=session_id)
+    raise UnknownRequestUri(_UNKNOWN, private="raced too often")
 
 
 def _name_and_key(request_uri: str) -> tuple[str, bytes]:
