@@ -27,4 +27,4 @@ def person_behind(runtime: Runtime, grant: ActiveGrant | None) -> Person:
     if grant is None or grant.by_code is None or grant.client_id is None:
         return NOBODY
     consent = runtime.view.consent(grant.subject, grant.client_id)
-    return Person(consent, None if grant.by_code.offline else runtime.view.session(grant.by_code.session_id))
+    return Person(consent, runtime.view.session(grant.by_code.session_id))

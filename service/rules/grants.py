@@ -57,13 +57,27 @@ class Person(Struct, frozen=True):
 NOBODY = Person()
 
 
-def is_taken_back(grant: ActiveGrant, person: Person) -> bool:
-    """Whether the person withdrew their consent since, or ended the session, which an offline grant outlives."""
+def is_taken_back(grant: ActiveGrant, person: Person, subject_cut: Cut | None) -> bool:
+    """Whether the person took back what the grant was given by: their consent, or the session, which an offline grant
+    outlives.
+
+    Also where that was done just before the grant began: between the look at session and consent and the grant's place
+    in the log there is room for others. A view that has the grant has everything before it.
+    """
     consent, session = person.consent, person.session
-    if consent is not None and consent.withdrawn_seq > grant.first_seq:
+    if consent is not None and (consent.withdrawn_seq > grant.first_seq or not _covers(consent, grant)):
         return True
-    ended = session is not None and session.reason in {"signed_out", "admin"}
-    return ended and grant.by_code is not None and not grant.by_code.offline
+    if grant.by_code is None or session is None:
+        return False
+    if subject_cut is not None and (subject_cut.disabled or subject_cut.seq > session.user_seq):
+        return True
+    ended = session.reason in {"signed_out", "admin"}
+    return ended and (session.seq < grant.first_seq or not grant.by_code.offline)
+
+
+def _covers(consent: Consent, grant: ActiveGrant) -> bool:
+    withdrawn = consent.withdrawn_seq == consent.seq
+    return not withdrawn and set(grant.scope.split()) <= set(consent.scope.split())
 
 
 def granted_scope(requested: str | None, *held: str, disabled: frozenset[str] = frozenset()) -> str:
@@ -135,7 +149,7 @@ def check_refreshable(
         raise _invalid_grant("issued to another client")
     if is_cut_off(grant, client_cut, subject_cut):
         raise _invalid_grant("client or subject revoked")
-    if is_taken_back(grant, person):
+    if is_taken_back(grant, person, subject_cut):
         raise _invalid_grant("taken back by the person")
     if token.ended is not None:
         raise _invalid_grant("token revoked")
