@@ -27,6 +27,7 @@ from service.outgoing import Headers, Response
 from service.pages.render import ANYWHERE, destination_of, form_post, is_local, onward, page
 from service.pages.scopes import scopes_shown
 from service.pages.values import Consent, Continue, Hidden, SignIn
+from service.parsing import decode_json
 from service.registry import profile_of
 from service.rules.authorization import (
     OFFLINE_ACCESS,
@@ -52,7 +53,7 @@ from service.rules.refusals import (
     UnknownClient,
     UnreadableRequest,
 )
-from service.rules.registry import OPENID_SCOPES
+from service.rules.registry import LEDGER_SCOPES, OPENID_SCOPES
 from service.runtime import Runtime
 from service.signin.browser import (
     CSRF,
@@ -69,6 +70,7 @@ from service.signin.sessions import session_of
 from service.tokens import now
 
 PATH = "/oauth2/authorize"
+CONSENT = "consent"  # the purpose of the form
 _BEGUN = "begun"  # says, sealed, that a pushed request was taken up in time by this browser
 _NO_STORE: Headers = (("cache-control", "no-store"), ("pragma", "no-cache"), ("referrer-policy", "no-referrer"))
 
@@ -107,7 +109,7 @@ async def authorize(runtime: Runtime, incoming: Incoming) -> Response:
     session = await session_of(runtime, incoming)
     silent = "none" in (given.get("prompt") or "").split()
     try:
-        asked = await _understood(runtime, incoming, given)
+        asked = await _understood(runtime, incoming, given, session)
         silent = asked.request.silent
         return await _decided(runtime, incoming, asked, session)
     except RedirectError as error:
@@ -126,7 +128,7 @@ async def _decided(runtime: Runtime, incoming: Incoming, asked: Asked, session: 
         if silent:
             raise _at(ConsentRequired("the person has to consent"), asked)
         return await _consent_page(runtime, incoming, asked, granting)
-    answer = await _grant(runtime, incoming, asked, granting, repeated=False)
+    answer = await _grant(runtime, incoming, asked, granting)
     return _redirect(asked.request.target, asked.client, answer)
 
 
@@ -143,17 +145,17 @@ async def consent(runtime: Runtime, incoming: Incoming) -> Response:
     """`POST /oauth2/consent`: what the person decided. Raises: Forbidden, InvalidRequest, PageError and its kin."""
     form = await read_page_form(runtime, incoming)
     session = await session_of(runtime, incoming)
-    browser = check_csrf(runtime, incoming, form, _purpose(session))
-    shown = _decode_shown(open_request(runtime, browser, form.need(REQUEST)))
+    browser = check_csrf(runtime, incoming, form, CONSENT)
+    shown = decode_json(_decode_shown, open_request(runtime, browser, form.need(REQUEST)).encode())
     again = Response(303, b"", (*_NO_STORE, ("location", _again(runtime, shown.query))))
     if session is None or session.session_id != shown.session_id:
-        return again
+        return again  # another person may be here by now, or nobody
     decision = form.get("decision")
     if decision not in {"allow", "deny"}:
         raise InvalidRequest("the decision is allow or deny", fix="go back and choose one")
     try:
         given = Parameters(parse_form(shown.query.encode()))
-        asked = await _understood(runtime, incoming, given, repeated=session.session_id)
+        asked = await _understood(runtime, incoming, given, session)
         if decision == "deny":
             raise _at(AccessDenied("the person refused"), asked)
         granting = _granting(runtime, asked, session)
@@ -161,7 +163,7 @@ async def consent(runtime: Runtime, incoming: Incoming) -> Response:
             return again  # what client or person may have has changed: they are to see it
         user_id = granting.user.user_id
         await give(runtime, user_id, asked.client.client_id, granting.scope, by=user_id, request_id=incoming.request_id)
-        answer = await _grant(runtime, incoming, asked, granting, repeated=True)
+        answer = await _grant(runtime, incoming, asked, granting)
         return _answer_to_form(asked.request.target, asked.client, answer)
     except RedirectError as error:
         return _refusal(runtime, error, to_form=True)
@@ -170,7 +172,7 @@ async def consent(runtime: Runtime, incoming: Incoming) -> Response:
 # Understanding what is asked
 
 
-async def _understood(runtime: Runtime, incoming: Incoming, given: Parameters, *, repeated: str | None = None) -> Asked:
+async def _understood(runtime: Runtime, incoming: Incoming, given: Parameters, session: Session | None) -> Asked:
     """Raises: PageError; RedirectError, with its target; TooManyRequests, Unavailable."""
     query = given.query()
     if len(query) > REQUEST_CHARS_MAX:
@@ -183,7 +185,8 @@ async def _understood(runtime: Runtime, incoming: Incoming, given: Parameters, *
         browser, begun = browser_of(runtime, incoming), False
         if browser is not None and given.get(_BEGUN) is not None:
             begun = open_request(runtime, browser, given.get(_BEGUN) or "") == request_uri
-        pushed = await load(runtime, request_uri, client.client_id, begun=begun, repeated=repeated)
+        session_id = session.session_id if session is not None else None
+        pushed = await load(runtime, request_uri, client.client_id, begun=begun, session_id=session_id)
         given = Parameters(pushed.pushed.pairs)
     held = held_by(runtime, client) if client is not None else frozenset()
     request = parse(given, client, held, issuer, pushed=pushed is not None)
@@ -233,7 +236,9 @@ def _granting(runtime: Runtime, asked: Asked, session: Session) -> Granting:
         raise _at(LoginRequired("nobody is signed in"), asked)
     scopes = known_scopes(runtime)
     disabled = frozenset(name for name, row in scopes.items() if row.disabled_at is not None)
-    of_client = expand(scopes, asked.client.metadata.scope)
+    # Nobody manages the ledger by a token that an app was given; and what outlives the session is asked for by name.
+    unasked = LEDGER_SCOPES if asked.request.scope else {*LEDGER_SCOPES, OFFLINE_ACCESS}
+    of_client = " ".join(name for name in expand(scopes, asked.client.metadata.scope).split() if name not in unasked)
     of_user = " ".join([expand(scopes, user.scope), *OPENID_SCOPES])
     wanted = asked.request.scope
     try:
@@ -283,14 +288,10 @@ async def _consent_page(runtime: Runtime, incoming: Incoming, asked: Asked, gran
         known=bool(before),
         hidden=[
             (REQUEST, seal_request(runtime, browser, msgspec.json.encode(shown).decode())),
-            (CSRF, csrf_token(runtime, browser, _purpose(granting.session))),
+            (CSRF, csrf_token(runtime, browser, CONSENT)),
         ],
     )
     return page("consent", values, cookies=cookies)
-
-
-def _purpose(session: Session | None) -> str:
-    return f"consent {session.session_id if session is not None else ''}"
 
 
 def _resumed(runtime: Runtime, browser: str, asked: Asked) -> str:
@@ -313,13 +314,9 @@ def _union(before: str, more: str) -> str:
 # Answers
 
 
-async def _grant(
-    runtime: Runtime, incoming: Incoming, asked: Asked, granting: Granting, *, repeated: bool
-) -> dict[str, str]:
+async def _grant(runtime: Runtime, incoming: Incoming, asked: Asked, granting: Granting) -> dict[str, str]:
     """The code, and for the hybrid flow the ID token with it."""
     request, client, session = asked.request, asked.client, granting.session
-    if asked.pushed is not None:
-        await spend(runtime, asked.pushed, session.session_id, repeated=repeated)
     authorization = Authorization(
         client_id=client.client_id,
         subject=granting.user.user_id,
@@ -344,6 +341,9 @@ async def _grant(
             claims={"amr": list(session.methods)},
         )
         answer["id_token"] = await mint_id_token(runtime, client, about)
+    if asked.pushed is not None:
+        # Last, so that what fails before can be tried again; the code of who is second is told to nobody.
+        await spend(runtime, asked.pushed, session.session_id)
     return _whole(runtime, request.target, answer)
 
 

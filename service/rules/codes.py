@@ -152,7 +152,7 @@ def judge_code(
         raise invalid_code("revoked" if isinstance(grant, RevokedGrant) else "no such grant")
     if known.client_id != command.client_id:
         raise invalid_code("issued to another client")
-    if is_cut_off(known, client_cut, subject_cut) or is_taken_back(known, person, subject_cut):
+    if is_cut_off(known, client_cut, subject_cut) or is_taken_back(known, person):
         raise invalid_code("client, subject, consent or session ended")
     wrong = _wrong_proof(command, by_code)
     refusals = grant.refusals if isinstance(grant, AuthorizedGrant) else by_code.refusals

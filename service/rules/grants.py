@@ -45,31 +45,32 @@ def is_cut_off(grant: ActiveGrant, *cuts: Cut | None) -> bool:
 
 
 class Person(Struct, frozen=True):
-    """What is known of the person behind a grant: what they allow its client, and the session that it was given in.
+    """What is known of the person behind a grant: what they allow its client, the session that it was given in, and
+    what cut them off last.
 
     None where there is none, or none any more.
     """
 
     consent: Consent | None = None
     session: Session | None = None
+    cut: Cut | None = None
 
 
 NOBODY = Person()
 
 
-def is_taken_back(grant: ActiveGrant, person: Person, subject_cut: Cut | None) -> bool:
-    """Whether the person took back what the grant was given by: their consent, or the session, which an offline grant
-    outlives.
+def is_taken_back(grant: ActiveGrant, person: Person) -> bool:
+    """Whether what the grant was given by was taken back: the consent, or the session, which an offline grant outlives.
 
     Also where that was done just before the grant began: between the look at session and consent and the grant's place
     in the log there is room for others. A view that has the grant has everything before it.
     """
-    consent, session = person.consent, person.session
+    consent, session, cut = person.consent, person.session, person.cut
     if consent is not None and (consent.withdrawn_seq > grant.first_seq or not _covers(consent, grant)):
         return True
     if grant.by_code is None or session is None:
         return False
-    if subject_cut is not None and (subject_cut.disabled or subject_cut.seq > session.user_seq):
+    if cut is not None and (cut.disabled or cut.seq > session.user_seq):
         return True
     ended = session.reason in {"signed_out", "admin"}
     return ended and (session.seq < grant.first_seq or not grant.by_code.offline)
@@ -149,7 +150,7 @@ def check_refreshable(
         raise _invalid_grant("issued to another client")
     if is_cut_off(grant, client_cut, subject_cut):
         raise _invalid_grant("client or subject revoked")
-    if is_taken_back(grant, person, subject_cut):
+    if is_taken_back(grant, person):
         raise _invalid_grant("taken back by the person")
     if token.ended is not None:
         raise _invalid_grant("token revoked")

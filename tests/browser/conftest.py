@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
 
+from tests.missing import missing
+
 CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = [
     "--headless",
@@ -23,11 +25,18 @@ ARGUMENTS = [
 
 NewPage = Callable[..., Page]
 
+_shots: list[Path] = []
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for directory in _shots:
+        terminalreporter.write_line(f"screenshots: {directory}")
+
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
     if not CHROMIUM.exists():
-        pytest.skip(f"no browser: {CHROMIUM} is missing (apt-get install chromium)")
+        missing(f"Chromium is missing: {CHROMIUM} (apt-get install chromium)")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
         yield browser
@@ -62,5 +71,5 @@ def new_page(chromium: Browser) -> Iterator[NewPage]:
 def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where screenshots are written, for whoever wants to look at them."""
     directory = tmp_path_factory.mktemp("screenshots")
-    print(f"\nscreenshots: {directory}")
+    _shots.append(directory)
     return directory

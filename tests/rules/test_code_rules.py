@@ -102,7 +102,7 @@ class Given:
                 session = registry.evolve(session, recorded)
         assert consent is None or isinstance(consent, Consent)
         assert session is None or isinstance(session, Session)
-        self.person = Person(consent, session)
+        self.person = Person(consent, session, self.cuts.get(usr(1)))
 
     def when(self, at: datetime = NOW, *, clock: datetime | None = None, **changes: Any) -> Fresh | Refused | Replayed:
         """`at`: by the log's clock. `clock`: what the host's says then, the same unless given."""

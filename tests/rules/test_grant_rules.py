@@ -242,7 +242,9 @@ def test_offline_grant_that_began_just_behind_what_ended_its_session_is_not_refr
     )
     subject_cut = Cut(cut, START, Reason.PASSWORD_CHANGED) if cut is not None else None
     with pytest.raises(InvalidGrant) if refused else contextlib.nullcontext():
-        check_refreshable(command, family, client_cut=None, subject_cut=subject_cut, person=Person(session=row))
+        check_refreshable(
+            command, family, client_cut=None, subject_cut=subject_cut, person=Person(None, row, subject_cut)
+        )
 
 
 # Refresh: a spent token comes again. It was spent at after(2).
