@@ -29,6 +29,7 @@ from events.streams import (
     direct,
     follow,
     last_on,
+    parse_time,
     recorded_at,
     stream_state,
 )
@@ -334,6 +335,11 @@ class Ledger:
         self._end_asked = asyncio.current_task()
         self._end_next = None
         return await self._ask_end()
+
+    async def clock(self) -> datetime:
+        """The time now, by the clock that events are stamped with when they are recorded. Raises: LedgerUnavailable."""
+        state = await stream_state(self.nc, LEDGER, seconds=_ATTEMPT_SECONDS)
+        return parse_time(state["ts"])
 
     def follow(self, after: int) -> AsyncGenerator[list[RawMessage]]:
         """Every event after `after`, in order, for ever; see `streams.follow`."""

@@ -327,7 +327,8 @@ async def _ask(nc: Client, subject: str, body: dict[str, Any] | None = None, *, 
 
 
 async def stream_state(nc: Client, stream: str, *, seconds: float = 5) -> dict[str, Any]:
-    """The `state` of a stream by its leader: `first_seq`, `last_seq`, `messages`, `bytes`; and when it was `created`.
+    """The `state` of a stream by its leader: `first_seq`, `last_seq`, `messages`, `bytes`; when it was `created`; and
+    `ts`, when this was answered, by the clock that messages are stamped with.
 
     Raises: LedgerUnavailable.
     """
@@ -335,7 +336,7 @@ async def stream_state(nc: Client, stream: str, *, seconds: float = 5) -> dict[s
     if "error" in answer:
         raise LedgerUnavailable(f"stream {stream}: {answer['error'].get('description')}")
     state: dict[str, Any] = answer["state"]
-    return state | {"created": answer["created"]}
+    return state | {"created": answer["created"], "ts": answer["ts"]}
 
 
 async def provision(nc: Connection, limits: StreamLimits) -> None:
@@ -470,8 +471,12 @@ class TooManySubjects(LedgerError):
 
 def recorded_at(headers: dict[str, str]) -> datetime:
     """When a message that was read directly was stored, with microseconds."""
-    # Nanoseconds, with trailing zeros cut: more digits than datetime takes.
-    main, _, fraction = headers["Nats-Time-Stamp"].rstrip("Z").partition(".")
+    return parse_time(headers["Nats-Time-Stamp"])
+
+
+def parse_time(text: str) -> datetime:
+    """A time as the server writes it, with microseconds. Nanoseconds, with trailing zeros cut, are too many digits."""
+    main, _, fraction = text.rstrip("Z").partition(".")
     return datetime.fromisoformat(f"{main}.{(fraction + '000000')[:6]}+00:00")
 
 

@@ -137,7 +137,10 @@ class CodeRedeemed(Event, frozen=True, kw_only=True, tag="code.redeemed/1"):
 
 
 class CodeRefused(Event, frozen=True, kw_only=True, tag="code.refused/1"):
-    """The client presented the code with another verifier (RFC 7636 §4.6) or redirect URI. The code lives on."""
+    """The client presented the code with another verifier (RFC 7636 §4.6) or redirect URI. The code lives on.
+
+    Of a code that was spent before: with another verifier. What it gave lives on.
+    """
 
     grant_id: str
     code_id: str
@@ -145,7 +148,8 @@ class CodeRefused(Event, frozen=True, kw_only=True, tag="code.refused/1"):
 
 
 class CodeReplayed(Event, frozen=True, kw_only=True, tag="code.replayed/1"):
-    """A spent code was presented again. `raced`: at once and with all proofs, by a client that asks twice."""
+    """A spent code was presented again, with its verifier. `raced`: at once and with all proofs, by a client that asks
+    twice."""
 
     grant_id: str
     code_id: str

@@ -88,7 +88,8 @@ class RefreshChain(Struct, frozen=True, array_like=True, gc=False):
 class ByCode(Struct, frozen=True, array_like=True, gc=False):
     """How a person gave the grant: RFC 6749 §4.1. `offline`: it outlives the session that it was given in.
 
-    `redeemed_at`: when the code was spent, by the log's clock; None until then.
+    `redeemed_at`: when the code was spent, by the log's clock; None until then. `refusals`: how often it was presented
+    without its verifier since.
     """
 
     code_id: str
@@ -98,6 +99,7 @@ class ByCode(Struct, frozen=True, array_like=True, gc=False):
     redirect_uri: str
     code_challenge: str
     redeemed_at: datetime | None = None
+    refusals: int = 0
 
 
 class NoGrant(Struct, frozen=True, array_like=True, gc=False, tag=0):
@@ -185,10 +187,7 @@ def evolve(family: Family, recorded: Recorded) -> Family:
             grant = _redeemed(family.grant, event, recorded)
             return Family(grant, family.tokens | _minted(family, recorded, event), seq)
         case CodeRefused():
-            grant = family.grant
-            if isinstance(grant, AuthorizedGrant):
-                grant = replace(grant, refusals=grant.refusals + 1)
-            return Family(grant, family.tokens, seq)
+            return Family(_refused(family.grant), family.tokens, seq)
         case AccessRenewed():
             tokens = family.tokens | _minted(family, recorded, event)
             token = tokens.get(event.refresh_token_id)
@@ -273,6 +272,16 @@ def _redeemed(grant: Grant, event: CodeRedeemed, recorded: Recorded) -> Grant:
         case AuthorizedGrant(becomes=ActiveGrant(by_code=ByCode() as by_code) as becomes):
             by_code = replace(by_code, redeemed_at=recorded.recorded_at)
             return replace(becomes, refresh=_chain(event), by_code=by_code)
+        case _:
+            return grant
+
+
+def _refused(grant: Grant) -> Grant:
+    match grant:
+        case AuthorizedGrant():
+            return replace(grant, refusals=grant.refusals + 1)
+        case ActiveGrant(by_code=ByCode() as by_code):
+            return replace(grant, by_code=replace(by_code, refusals=by_code.refusals + 1))
         case _:
             return grant
 

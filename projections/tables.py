@@ -66,8 +66,8 @@ class Batch:
         self._txn = txn
         self._tables = tables
         self._rows: dict[str, dict[bytes, bytes | None]] = {name: {} for name in TABLES if name not in DUPLICATES}
-        self._added: dict[str, list[tuple[bytes, bytes]]] = {name: [] for name in DUPLICATES}
-        self._removed: dict[str, list[tuple[bytes, bytes]]] = {name: [] for name in DUPLICATES}
+        # Whether the pair is to be there: what was said of it last counts.
+        self._pairs: dict[str, dict[tuple[bytes, bytes], bool]] = {name: {} for name in DUPLICATES}
 
     def get(self, table: str, key: bytes) -> bytes | None:
         rows = self._rows[table]
@@ -82,11 +82,11 @@ class Batch:
 
     def add(self, table: str, key: bytes, value: bytes) -> None:
         """One more value for a key of an index."""
-        self._added[table].append((key, value))
+        self._pairs[table][key, value] = True
 
     def remove(self, table: str, key: bytes, value: bytes) -> None:
         """Takes a value from a key of an index."""
-        self._removed[table].append((key, value))
+        self._pairs[table][key, value] = False
 
     def write(self) -> None:
         for name, rows in self._rows.items():
@@ -95,10 +95,11 @@ class Batch:
             for key, value in rows.items():
                 if value is None:
                     self._txn.delete(key, db=self._tables[name])
-        for name, pairs in self._added.items():
-            self._put(name, sorted(pairs))
-            for key, value in self._removed[name]:
-                self._txn.delete(key, value, db=self._tables[name])
+        for name, pairs in self._pairs.items():
+            self._put(name, sorted(pair for pair, there in pairs.items() if there))
+            for (key, value), there in pairs.items():
+                if not there:
+                    self._txn.delete(key, value, db=self._tables[name])
 
     def _put(self, name: str, items: list[tuple[bytes, bytes]]) -> None:
         if items:

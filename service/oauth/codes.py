@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import datetime, timedelta
 
 from msgspec import Struct
@@ -24,11 +25,13 @@ from service.rules.codes import (
     Redeem,
     Refused,
     Replayed,
+    Spent,
     check_verifier,
     decide_authorize,
     decide_redeem,
     invalid_code,
     judge_code,
+    judge_replay,
 )
 from service.rules.grants import granted_scope
 from service.rules.registry import OPENID_SCOPES
@@ -104,6 +107,7 @@ async def redeem(runtime: Runtime, presented: Redemption) -> bytes:
     Raises: InvalidGrant, InvalidRequest, InvalidTarget, Unavailable.
     """
     # Before anything is waited for: how soon a spent code came again is told by when it came.
+    came = time.monotonic()
     mark = stamp(presented.client.client_id, presented.request_id, events=2)
     check_verifier(presented.code_verifier)
     grant_id = await _grant_of(runtime, presented.code)
@@ -129,8 +133,12 @@ async def redeem(runtime: Runtime, presented: Redemption) -> bytes:
                 answer = await _exchange(runtime, presented, command, judged, family.seq)
                 if answer is not None:
                     return answer
-            elif await _refuse(runtime, command, judged, family.seq):
-                raise invalid_code("replayed" if isinstance(judged, Replayed) else "without its proofs")
+                continue
+            verdict = (
+                judge_replay(command, judged, await _by_the_log(runtime, came)) if isinstance(judged, Spent) else judged
+            )
+            if await _refuse(runtime, command, verdict, family.seq):
+                raise invalid_code("replayed" if isinstance(verdict, Replayed) else "without its proofs")
     except LedgerError as error:
         raise refused(error) from error
     raise Unavailable("too many redemptions race for one grant at this moment")
@@ -148,6 +156,15 @@ async def _grant_of(runtime: Runtime, code: str) -> str:
     if grant_id is None:
         raise invalid_code("unknown")
     return grant_id
+
+
+async def _by_the_log(runtime: Runtime, monotonic: float) -> datetime:
+    """When that was by the log's clock, or a moment later: as much as the question takes to get there.
+
+    Raises: LedgerUnavailable.
+    """
+    ago = time.monotonic() - monotonic
+    return await runtime.ledger.clock() - timedelta(seconds=ago)
 
 
 async def _exchange(

@@ -92,6 +92,10 @@ async def issue(runtime: Runtime, incoming: Incoming) -> Response:
     if problem is not None:
         return await _shown(runtime, incoming, person, problem=problem, draft=draft)
     answer = await _issue(runtime, incoming, person, draft, form=form, browser=browser)
+    if not _stands(runtime, person.session):
+        # What ended the session came before the token in the log, or just behind it: nobody is to see it.
+        await revoke_token(runtime, "system", answer["token_id"], Reason.LOGOUT, None, request_id=incoming.request_id)
+        return see_other(PATH)
     values = Issued(
         person=person.name,
         token=answer["token"],
@@ -144,6 +148,12 @@ async def sign_out_everywhere(runtime: Runtime, incoming: Incoming) -> Response:
     for one in [*others, session]:
         cookie = await end(runtime, one, "signed_out", by=session.session_id, request_id=incoming.request_id)
     return page("signed_out", SignedOut(onward=None), cookies=(cookie,))
+
+
+def _stands(runtime: Runtime, session: Session) -> bool:
+    """Asked again of a view that has what was done in the session, and so all that came before it."""
+    row = runtime.view.session(session.session_id)
+    return row is not None and is_live(row, runtime.view.cut(session.user_id), now())
 
 
 def _purpose(session: Session) -> str:

@@ -2,6 +2,11 @@
 
 A code is good once, for 60 seconds, for the client that it was made for, with the redirect URI that it went to and the
 verifier of the challenge that came before it. RFC 6749 §4.1.3, RFC 7636 §4.6, RFC 9700 §2.1.1 and §4.5.
+
+A code that comes a second time with its verifier ends what it gave: of two who have both, nobody knows who was first
+(RFC 6749 §4.1.2, §10.5). Without the verifier nobody could have spent it, and what it gave is the client's: then it is
+refused and recorded. To end that grant as well would hand everybody who finds an old code, in a history or a log, the
+means to sign the person out.
 """
 
 from __future__ import annotations
@@ -31,7 +36,7 @@ from service.errors import InvalidGrant, InvalidRequest
 from service.rules.grants import NOBODY, Person, Stamp, head, is_cut_off, is_taken_back
 
 CODE_TTL_SECONDS = 60
-REFUSALS_MAX = 3  # the last of them ends the grant
+REFUSALS_MAX = 3  # the last of them ends the grant; of a spent code no more are recorded
 # Who presents a spent code so soon, with all that belongs to it, is the client itself: a double click, two workers.
 RACE = timedelta(seconds=0.9)
 
@@ -107,10 +112,17 @@ class Fresh(Struct, frozen=True):
 
 
 class Refused(Struct, frozen=True):
-    """A proof is wrong. `ends`: it was so too often."""
+    """A proof is wrong. `ends`: it was so too often, and the code had not been spent."""
 
     events: tuple[LedgerEvent, ...]
     ends: bool
+
+
+class Spent(Struct, frozen=True):
+    """The code was spent before, and who presents it has its verifier. `proven`: all that belongs to it."""
+
+    by_code: ByCode
+    proven: bool
 
 
 class Replayed(Struct, frozen=True):
@@ -127,8 +139,10 @@ def judge_code(
     client_cut: Cut | None = None,
     subject_cut: Cut | None = None,
     person: Person = NOBODY,
-) -> Fresh | Refused | Replayed:
-    """What becomes of a presented code. Another client's attempt changes nothing, nor does one that comes too late.
+) -> Fresh | Refused | Spent:
+    """What becomes of a presented code; of a spent one `judge_replay` says the rest.
+
+    Another client's attempt changes nothing, nor does one that comes too late.
 
     Raises: InvalidGrant. One description for every cause.
     """
@@ -141,14 +155,18 @@ def judge_code(
     if is_cut_off(known, client_cut, subject_cut) or is_taken_back(known, person):
         raise invalid_code("client, subject, consent or session ended")
     wrong = _wrong_proof(command, by_code)
+    refusals = grant.refusals if isinstance(grant, AuthorizedGrant) else by_code.refusals
     if not isinstance(grant, AuthorizedGrant):
-        return _replayed(command, by_code, proven=wrong is None)
-    if command.stamp.at >= grant.expires_at:
+        if wrong != "verifier":
+            return Spent(by_code, proven=wrong is None)
+        if refusals >= REFUSALS_MAX:
+            raise invalid_code("spent, and without its verifier")
+    elif command.stamp.at >= grant.expires_at:
         raise invalid_code("expired")
-    if wrong is None:
+    elif wrong is None:
         return Fresh(grant, by_code)
     refused = CodeRefused(**head(command.stamp), grant_id=command.grant_id, code_id=by_code.code_id, cause=wrong)
-    if grant.refusals + 1 < REFUSALS_MAX:
+    if refusals + 1 < REFUSALS_MAX or not isinstance(grant, AuthorizedGrant):
         return Refused((refused,), ends=False)
     return Refused((refused, _revoked(command, Reason.ABUSE)), ends=True)
 
@@ -164,15 +182,18 @@ def _known(grant: Grant) -> ActiveGrant | None:
 
 
 def _wrong_proof(command: Redeem, by_code: ByCode) -> Literal["verifier", "redirect_uri"] | None:
-    if command.redirect_uri != by_code.redirect_uri:
-        return "redirect_uri"
-    same = hmac.compare_digest(challenge_of(command.code_verifier), by_code.code_challenge)
-    return None if same else "verifier"
+    if not hmac.compare_digest(challenge_of(command.code_verifier), by_code.code_challenge):
+        return "verifier"
+    return None if command.redirect_uri == by_code.redirect_uri else "redirect_uri"
 
 
-def _replayed(command: Redeem, by_code: ByCode, *, proven: bool) -> Replayed:
-    at = by_code.redeemed_at
-    raced = proven and at is not None and command.stamp.at < at + RACE
+def judge_replay(command: Redeem, spent: Spent, came_at: datetime) -> Replayed:
+    """`came_at`: when the code came again, by the clock that says when it was spent, which is the log's.
+
+    Hosts' clocks differ from it, and by how much is nothing to sign anybody out by, or to let a thief pass.
+    """
+    by_code = spent.by_code
+    raced = spent.proven and by_code.redeemed_at is not None and came_at < by_code.redeemed_at + RACE
     replayed = CodeReplayed(**head(command.stamp), grant_id=command.grant_id, code_id=by_code.code_id, raced=raced)
     if raced:
         return Replayed((replayed,), ends=False)

@@ -60,18 +60,25 @@ NOBODY = Person()
 
 
 def is_taken_back(grant: ActiveGrant, person: Person) -> bool:
-    """Whether the person withdrew their consent since, or ended the session, which an offline grant outlives.
+    """Whether what the grant was given by was taken back: the consent, or the session, which an offline grant outlives.
 
-    Or was cut off after they had proved who they are: then nothing should have been granted in the session any more,
-    and was in the moment before that was known.
+    Also where that was done just before the grant began: between the look at session and consent and the grant's place
+    in the log there is room for others. A view that has the grant has everything before it.
     """
-    consent, session = person.consent, person.session
-    if consent is not None and consent.withdrawn_seq > grant.first_seq:
+    consent, session, cut = person.consent, person.session, person.cut
+    if consent is not None and (consent.withdrawn_seq > grant.first_seq or not _covers(consent, grant)):
         return True
-    if session is not None and person.cut is not None and person.cut.seq > session.user_seq:
+    if grant.by_code is None or session is None:
+        return False
+    if cut is not None and (cut.disabled or cut.seq > session.user_seq):
         return True
-    ended = session is not None and session.reason in {"signed_out", "admin"}
-    return ended and grant.by_code is not None and not grant.by_code.offline
+    ended = session.reason in {"signed_out", "admin"}
+    return ended and (session.seq < grant.first_seq or not grant.by_code.offline)
+
+
+def _covers(consent: Consent, grant: ActiveGrant) -> bool:
+    withdrawn = consent.withdrawn_seq == consent.seq
+    return not withdrawn and set(grant.scope.split()) <= set(consent.scope.split())
 
 
 def granted_scope(requested: str | None, *held: str, disabled: frozenset[str] = frozenset()) -> str:

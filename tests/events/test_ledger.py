@@ -69,6 +69,16 @@ async def test_recorded_time_is_the_same_however_it_is_read(ledger: Ledger) -> N
     assert batch[0].recorded_at == found.recorded_at
 
 
+async def test_clock_is_the_one_that_events_are_stamped_with(ledger: Ledger) -> None:
+    times = []
+    for _ in range(3):
+        [seq] = await ledger.append(first(unique()))
+        found = await ledger.get(seq)
+        assert found is not None
+        times += [found.recorded_at, await ledger.clock()]
+    assert sorted(times) == times
+
+
 async def test_read_ends_where_it_is_told_to(ledger: Ledger) -> None:
     subject = unique()
     seqs = [(await ledger.append(Append(subject, event(number))))[0] for number in range(3)]

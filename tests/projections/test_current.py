@@ -518,6 +518,33 @@ def test_renewed_refresh_token_stays_until_its_new_end(writer: CurrentWriter) ->
     assert writer.trim(START + 9 * DAY) == 1
 
 
+@pytest.mark.parametrize("together", [True, False], ids=["in one batch", "one by one"])
+def test_refresh_token_that_is_renewed_to_the_same_end_leaves_all_the_same(
+    writer: CurrentWriter, together: bool
+) -> None:
+    """Twice within a minute, or near the end of its chain: no row of it may be left over for ever."""
+    ends = [START + DAY + timedelta(seconds=seconds) for seconds in (1, 2, 300, 301)]
+    history = History(
+        issued(grt(1), minted(tok(1)), minted(tok(2), Kind.REFRESH)),
+        *(
+            AccessRenewed(
+                **head(),
+                grant_id=grt(1),
+                refresh_token_id=tok(2),
+                tokens=(minted(tok(3 + number)),),
+                refresh_expires_at=end,
+            )
+            for number, end in enumerate(ends)
+        ),
+    )
+    for messages in [history.raw()] if together else [[message] for message in history.raw()]:
+        writer.apply(LEDGER, messages)
+    rows = writer.dump()
+    assert sorted(token for _, token in rows["expiry"]) == sorted(token for token, _ in rows["token"])
+    assert writer.trim(START + 9 * DAY) == 6
+    assert all(found == [] for found in writer.dump().values())
+
+
 def test_replay_of_an_old_log_is_not_trimmed_before_it_is_complete(writer: CurrentWriter) -> None:
     """A pause in the midst of a replay: what looks long expired there was refreshed by an event yet to come."""
     old = {"expires_at": PAST}

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from events.types import (
     ClientDisabled,
@@ -42,11 +43,13 @@ from service.rules.codes import (
     Redeem,
     Refused,
     Replayed,
+    Spent,
     challenge_of,
     check_verifier,
     decide_authorize,
     decide_redeem,
     judge_code,
+    judge_replay,
 )
 from service.rules.grants import Person, Stamp
 from tests.making import (
@@ -99,16 +102,19 @@ class Given:
                 session = registry.evolve(session, recorded)
         assert consent is None or isinstance(consent, Consent)
         assert session is None or isinstance(session, Session)
-        self.person = Person(consent, session)
+        self.person = Person(consent, session, self.cuts.get(usr(1)))
 
-    def when(self, at: datetime = NOW, **changes: Any) -> Fresh | Refused | Replayed:
-        return judge_code(
-            presented(at, **changes),
+    def when(self, at: datetime = NOW, *, clock: datetime | None = None, **changes: Any) -> Fresh | Refused | Replayed:
+        """`at`: by the log's clock. `clock`: what the host's says then, the same unless given."""
+        command = presented(clock or at, **changes)
+        judged = judge_code(
+            command,
             self.grant,
             client_cut=self.cuts.get(cli(1)),
             subject_cut=self.cuts.get(usr(1)),
             person=self.person,
         )
+        return judge_replay(command, judged, at) if isinstance(judged, Spent) else judged
 
 
 def presented(at: datetime = NOW, **changes: Any) -> Redeem:
@@ -254,7 +260,49 @@ def test_what_ended_before_the_grant_began_does_not_end_it() -> None:
         event for events in CUTS.values() for event in events if not isinstance(event, ClientDisabled | UserDisabled)
     ]
     before.remove(SIGNED_OUT)
-    assert isinstance(Given(CONSENTED, *before, SIGNED_IN, GRANTED).when(), Fresh)
+    signed_in = replace(SIGNED_IN, user_seq=len(before) + 1)
+    assert isinstance(Given(CONSENTED, *before, signed_in, GRANTED).when(), Fresh)
+
+
+# What comes between the look at session and consent and the grant's place in the log
+BEHIND: dict[str, tuple[LedgerEvent, ...]] = {
+    "subject revoked": CUTS["subject revoked"],
+    "password changed": CUTS["password changed"],
+    "user disabled": CUTS["user disabled"],
+    "consent withdrawn": (WITHDRAWN,),
+    "consent withdrawn and less given": (
+        WITHDRAWN,
+        ConsentGiven(**head(), user_id=usr(1), client_id=cli(1), scope="a"),
+    ),
+    "signed out": (SIGNED_OUT,),
+    "signed out by an administrator": (SessionEnded(**head(), session_id=ses(1), user_id=usr(1), reason="admin"),),
+}
+
+
+@pytest.mark.parametrize("granted", [GRANTED, OFFLINE], ids=["session", "offline"])
+@pytest.mark.parametrize("events", BEHIND.values(), ids=BEHIND.keys())
+def test_grant_that_comes_just_behind_what_ended_its_session_or_consent_is_not_redeemed(
+    events: tuple[LedgerEvent, ...], granted: LedgerEvent
+) -> None:
+    with pytest.raises(InvalidGrant):
+        Given(CONSENTED, SIGNED_IN, *events, granted).when()
+
+
+@pytest.mark.parametrize(
+    "events",
+    [(REPLACED,), (WITHDRAWN, CONSENTED), CUTS["client revoked"]],
+    ids=["session replaced", "consent given again", "client revoked"],
+)
+def test_grant_that_comes_behind_what_ended_something_else_is_redeemed(events: tuple[LedgerEvent, ...]) -> None:
+    assert isinstance(Given(CONSENTED, SIGNED_IN, *events, GRANTED).when(), Fresh)
+
+
+def test_consent_to_nothing_is_withdrawn_too() -> None:
+    nothing = ConsentGiven(**head(), user_id=usr(1), client_id=cli(1), scope="")
+    without = authorized(G, CODE, session_id=ses(1), scope="")
+    assert isinstance(Given(nothing, SIGNED_IN, without).when(), Fresh)
+    with pytest.raises(InvalidGrant):
+        Given(nothing, SIGNED_IN, WITHDRAWN, without).when()
 
 
 def test_offline_grant_outlives_the_session_and_others_its_replacement() -> None:
@@ -267,29 +315,58 @@ def test_offline_grant_outlives_the_session_and_others_its_replacement() -> None
 RACED = {
     "at once": after(2),
     "just within": after(2) + RACE - timedelta(microseconds=1),
-    "by a clock that is behind the log's": after(-30),
+    "before the other was done": after(1),
 }
+CLOCKS = {"right": 0.0, "ahead": 30.0, "behind": -60.0}
 
 
+@pytest.mark.parametrize("off", CLOCKS.values(), ids=CLOCKS.keys())
 @pytest.mark.parametrize("at", RACED.values(), ids=RACED.keys())
-def test_spent_code_with_its_proofs_at_once_is_recorded_and_revokes_nothing(at: datetime) -> None:
-    replayed = CodeReplayed(**fields(at), grant_id=G, code_id=CODE, raced=True)
-    assert Given(GRANTED, REDEEMED).when(at) == Replayed((replayed,), ends=False)
+def test_spent_code_with_its_proofs_at_once_is_recorded_and_revokes_nothing(at: datetime, off: float) -> None:
+    clock = at + timedelta(seconds=off)
+    replayed = CodeReplayed(**fields(clock), grant_id=G, code_id=CODE, raced=True)
+    assert Given(GRANTED, REDEEMED).when(at, clock=clock) == Replayed((replayed,), ends=False)
 
 
 AGAIN: dict[str, tuple[datetime, dict[str, str]]] = {
     "a moment later": (after(2) + RACE, {}),
     "after it expired": (after(86_400), {}),
-    **{f"at once without its {name}": (after(2), wrong) for name, wrong in WRONG_PROOFS.items()},
+    "at once with another redirect URI": (after(2), WRONG_PROOFS["redirect_uri"]),
 }
 
 
+@pytest.mark.parametrize("off", CLOCKS.values(), ids=CLOCKS.keys())
 @pytest.mark.parametrize(("at", "wrong"), AGAIN.values(), ids=AGAIN.keys())
-def test_spent_code_that_comes_again_ends_the_grant(at: datetime, wrong: dict[str, str]) -> None:
-    replayed = CodeReplayed(**fields(at), grant_id=G, code_id=CODE, raced=False)
-    assert Given(GRANTED, REDEEMED).when(at, **wrong) == Replayed(
-        (replayed, revoked(Reason.CODE_REPLAYED, at)), ends=True
+def test_spent_code_that_comes_again_with_its_verifier_ends_the_grant(
+    at: datetime, wrong: dict[str, str], off: float
+) -> None:
+    """RFC 6749 §4.1.2, §10.5."""
+    clock = at + timedelta(seconds=off)
+    replayed = CodeReplayed(**fields(clock), grant_id=G, code_id=CODE, raced=False)
+    assert Given(GRANTED, REDEEMED).when(at, clock=clock, **wrong) == Replayed(
+        (replayed, revoked(Reason.CODE_REPLAYED, clock)), ends=True
     )
+
+
+@pytest.mark.parametrize("at", [after(2), after(30), after(86_400)], ids=["at once", "later", "long after"])
+@pytest.mark.parametrize("more", [{}, WRONG_PROOFS["redirect_uri"]], ids=["alone", "with its redirect URI"])
+def test_spent_code_without_its_verifier_is_recorded_three_times_and_ends_nothing(
+    at: datetime, more: dict[str, str]
+) -> None:
+    """Who finds an old code cannot have spent it, and is not to sign the person out by it."""
+    wrong = WRONG_PROOFS["verifier"] | more
+    refused = CodeRefused(**fields(at), grant_id=G, code_id=CODE, cause="verifier")
+    before = (GRANTED, WRONG, WRONG, REDEEMED)
+    for count in range(3):
+        assert Given(*before, *[WRONG] * count).when(at, **wrong) == Refused((refused,), ends=False)
+    with pytest.raises(InvalidGrant):
+        Given(*before, WRONG, WRONG, WRONG).when(at, **wrong)
+
+
+def test_replay_after_refusals_still_ends_the_grant() -> None:
+    judged = Given(GRANTED, REDEEMED, WRONG, WRONG, WRONG).when(after(5))
+    assert isinstance(judged, Replayed)
+    assert judged.ends
 
 
 def test_replay_after_a_race_still_ends_the_grant() -> None:
@@ -324,6 +401,8 @@ def test_whatever_attempts_come_there_is_one_set_of_tokens_and_no_way_back(attem
                 judged = judge_code(presented(clock, **proofs), family.grant)
             except InvalidGrant:
                 break
+            if isinstance(judged, Spent):
+                judged = judge_replay(presented(clock, **proofs), judged, clock)
             events: tuple[LedgerEvent, ...]
             if isinstance(judged, Fresh):
                 minted_now = Exchange(tokens=(minted(tok(100 + number)),))

@@ -21,6 +21,7 @@ from events.types import (
     Kind,
     LedgerEvent,
     Reason,
+    Recorded,
     RefreshReplayed,
     SubjectRevoked,
     TokenIssued,
@@ -31,7 +32,7 @@ from events.types import (
 )
 from projections import grants, registry
 from projections.grants import EMPTY, Family
-from projections.registry import Consent, Cut
+from projections.registry import Consent, Cut, Session
 from service.errors import Gone, InvalidGrant, InvalidRequest, InvalidScope, NotFound, ServiceError
 from service.rules.grants import (
     AnsweredAgain,
@@ -197,6 +198,53 @@ def test_refresh_ends_with_the_consent_that_was_withdrawn_since(withdrawn_seq: i
     )
     with pytest.raises(InvalidGrant) if refused else contextlib.nullcontext():
         check_refreshable(command, family, client_cut=None, subject_cut=None, person=Person(consent))
+
+
+@pytest.mark.parametrize(
+    ("session", "cut", "refused"),
+    [
+        ({}, None, False),
+        ({}, 3, True),
+        ({"user_seq": 3}, 3, False),
+        ({"seq": 4, "ended_at": START, "reason": "signed_out"}, None, True),
+        ({"seq": 4, "ended_at": START, "reason": "admin"}, None, True),
+        ({"seq": 4, "ended_at": START, "reason": "replaced"}, None, False),
+        ({"seq": 6, "ended_at": START, "reason": "signed_out"}, None, False),
+    ],
+    ids=[
+        "nothing ended",
+        "person cut off just before",
+        "person cut off before they signed in",
+        "signed out just before",
+        "signed out by an administrator just before",
+        "session replaced",
+        "signed out since",
+    ],
+)
+def test_offline_grant_that_began_just_behind_what_ended_its_session_is_not_refreshed(
+    session: dict[str, Any], cut: int | None, refused: bool
+) -> None:
+    """The grant began at 5; the session at 2, when the person's subject stood at 1."""
+    history = [
+        Recorded(seq=5 + number, recorded_at=after(number), subject=f"ledger.main.grant.{G}", event=event)
+        for number, event in enumerate((BY_PERSON, REDEEMED))
+    ]
+    family = reduce(grants.evolve, history, EMPTY)
+    row = replace(Session(ses(1), usr(1), START, START + DAY, ("pwd",), user_seq=1, seq=2), **session)
+    command = Refresh(
+        stamp=stamp(NOW, cli(1)),
+        grant_id=G,
+        token_id=FIRST,
+        client_id=cli(1),
+        tokens=NEW,
+        answer_id="new answer",
+        retry_window=WINDOW,
+    )
+    subject_cut = Cut(cut, START, Reason.PASSWORD_CHANGED) if cut is not None else None
+    with pytest.raises(InvalidGrant) if refused else contextlib.nullcontext():
+        check_refreshable(
+            command, family, client_cut=None, subject_cut=subject_cut, person=Person(None, row, subject_cut)
+        )
 
 
 # Refresh: a spent token comes again. It was spent at after(2).
