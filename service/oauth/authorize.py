@@ -58,8 +58,10 @@ from service.signin.browser import (
     CSRF,
     browser_of,
     check_csrf,
+    check_site,
     csrf_token,
     known_browser,
+    open_carried,
     open_request,
     read_page_form,
     seal_request,
@@ -143,11 +145,12 @@ async def consent(runtime: Runtime, incoming: Incoming) -> Response:
     """`POST /oauth2/consent`: what the person decided. Raises: Forbidden, InvalidRequest, PageError and its kin."""
     form = await read_page_form(runtime, incoming)
     session = await session_of(runtime, incoming)
-    browser = check_csrf(runtime, incoming, form, _purpose(session))
-    shown = _decode_shown(open_request(runtime, browser, form.need(REQUEST)))
+    browser = check_site(runtime, incoming)
+    shown = open_carried(runtime, browser, form.need(REQUEST), "consent", _decode_shown)
     again = Response(303, b"", (*_NO_STORE, ("location", _again(runtime, shown.query))))
     if session is None or session.session_id != shown.session_id:
-        return again
+        return again  # signed out, or signed in anew, in another tab: the request begins again, and grants nothing
+    check_csrf(runtime, incoming, form, _purpose(session))
     decision = form.get("decision")
     if decision not in {"allow", "deny"}:
         raise InvalidRequest("the decision is allow or deny", fix="go back and choose one")
@@ -182,7 +185,7 @@ async def _understood(runtime: Runtime, incoming: Incoming, given: Parameters, *
             raise UnknownClient("no application is registered under this client_id")
         browser, begun = browser_of(runtime, incoming), False
         if browser is not None and given.get(_BEGUN) is not None:
-            begun = open_request(runtime, browser, given.get(_BEGUN) or "") == request_uri
+            begun = open_request(runtime, browser, given.get(_BEGUN) or "", "begun") == request_uri
         pushed = await load(runtime, request_uri, client.client_id, begun=begun, repeated=repeated)
         given = Parameters(pushed.pushed.pairs)
     held = held_by(runtime, client) if client is not None else frozenset()
@@ -259,11 +262,12 @@ def _must_consent(runtime: Runtime, asked: Asked, granting: Granting) -> bool:
 def _sign_in_page(runtime: Runtime, incoming: Incoming, asked: Asked) -> Response:
     browser, cookies = known_browser(runtime, incoming)
     query = after_sign_in(Parameters(parse_form(_resumed(runtime, browser, asked).encode())))
+    sealed = seal_request(runtime, browser, query, SIGN_IN)
     values = SignIn(
         app=asked.client.metadata.client_name,
         username=asked.request.login_hint or "",
         problem=None,
-        hidden=[(REQUEST, seal_request(runtime, browser, query)), (CSRF, csrf_token(runtime, browser, SIGN_IN))],
+        hidden=[(REQUEST, sealed), (CSRF, csrf_token(runtime, browser, SIGN_IN))],
     )
     return page("sign_in", values, cookies=cookies)
 
@@ -282,15 +286,15 @@ async def _consent_page(runtime: Runtime, incoming: Incoming, asked: Asked, gran
         local=is_local(redirect_uri),
         known=bool(before),
         hidden=[
-            (REQUEST, seal_request(runtime, browser, msgspec.json.encode(shown).decode())),
+            (REQUEST, seal_request(runtime, browser, msgspec.json.encode(shown).decode(), "consent")),
             (CSRF, csrf_token(runtime, browser, _purpose(granting.session))),
         ],
     )
     return page("consent", values, cookies=cookies)
 
 
-def _purpose(session: Session | None) -> str:
-    return f"consent {session.session_id if session is not None else ''}"
+def _purpose(session: Session) -> str:
+    return f"consent {session.session_id}"
 
 
 def _resumed(runtime: Runtime, browser: str, asked: Asked) -> str:
@@ -298,7 +302,7 @@ def _resumed(runtime: Runtime, browser: str, asked: Asked) -> str:
     if asked.pushed is None:
         return asked.query
     request_uri = asked.pushed.request_uri
-    begun = seal_request(runtime, browser, request_uri)
+    begun = seal_request(runtime, browser, request_uri, "begun")
     return urlencode({"client_id": asked.client.client_id, "request_uri": request_uri, _BEGUN: begun})
 
 

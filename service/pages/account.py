@@ -152,7 +152,8 @@ def _purpose(session: Session) -> str:
 def _sign_in(runtime: Runtime, incoming: Incoming) -> Response:
     """Without a request behind it: who has signed in comes back here."""
     browser, cookies = known_browser(runtime, incoming)
-    hidden = [("request", seal_request(runtime, browser, "")), (CSRF, csrf_token(runtime, browser, "sign-in"))]
+    sealed = seal_request(runtime, browser, "", "sign-in")
+    hidden = [("request", sealed), (CSRF, csrf_token(runtime, browser, "sign-in"))]
     return page("sign_in", SignIn(app=None, username="", problem=None, hidden=hidden), cookies=cookies)
 
 

@@ -6,7 +6,7 @@ sign-in page, the app to go back to behind the sign-out page. Nothing leads to a
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import msgspec
@@ -28,6 +28,7 @@ from service.signin.browser import (
     check_csrf,
     csrf_token,
     known_browser,
+    open_carried,
     open_request,
     read_page_form,
     seal_request,
@@ -36,7 +37,7 @@ from service.signin.passwords import USERNAME_CHARS_MAX, WrongPassword, check
 from service.signin.sessions import begin, end, session_of
 
 REQUEST = "request"  # the field of what waits, sealed
-SIGN_IN = "sign-in"  # the purpose of the form
+SIGN_IN: Final = "sign-in"  # the purpose of the form
 AUTHORIZE = "/oauth2/authorize"
 ACCOUNT = "/account"
 _STATE_CHARS_MAX = 4_096
@@ -50,7 +51,7 @@ async def sign_in_page(runtime: Runtime, incoming: Incoming) -> Response:
     if await session_of(runtime, incoming) is not None:
         return see_other(ACCOUNT)
     browser, cookies = known_browser(runtime, incoming)
-    return _sign_in_again(runtime, browser, seal_request(runtime, browser, ""), cookies=cookies)
+    return _sign_in_again(runtime, browser, seal_request(runtime, browser, "", SIGN_IN), cookies=cookies)
 
 
 async def sign_in(runtime: Runtime, incoming: Incoming) -> Response:
@@ -61,7 +62,7 @@ async def sign_in(runtime: Runtime, incoming: Incoming) -> Response:
     form = await read_page_form(runtime, incoming)
     browser = check_csrf(runtime, incoming, form, SIGN_IN)
     sealed = form.need(REQUEST)
-    query = open_request(runtime, browser, sealed)
+    query = open_request(runtime, browser, sealed, SIGN_IN)
     username = form.get("username") or ""
     ip = incoming.client_ip(runtime.settings)
     try:
@@ -140,7 +141,7 @@ async def sign_out(runtime: Runtime, incoming: Incoming) -> Response:
     if session is None:
         return _signed_out(runtime, None)
     browser = check_csrf(runtime, incoming, form, _purpose(session))
-    waiting = _decode_waiting(open_request(runtime, browser, form.need(REQUEST)))
+    waiting = open_carried(runtime, browser, form.need(REQUEST), "sign-out", _decode_waiting)
     cookie = await _end(runtime, incoming, session)
     return _signed_out(runtime, waiting, cookies=(cookie,))
 
@@ -219,7 +220,7 @@ async def _ask(runtime: Runtime, incoming: Incoming, session: Session, waiting: 
         person=(profile.display_name or profile.username) if profile is not None else session.user_id,
         action="/sign-out",
         hidden=[
-            (REQUEST, seal_request(runtime, browser, msgspec.json.encode(waiting).decode())),
+            (REQUEST, seal_request(runtime, browser, msgspec.json.encode(waiting).decode(), "sign-out")),
             (CSRF, csrf_token(runtime, browser, _purpose(session))),
         ],
     )

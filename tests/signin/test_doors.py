@@ -69,7 +69,7 @@ async def asked(here: Host, browser: Browser, query: str = "") -> Page:
     if query:
         own = browser_of(here.runtime, browser.get())
         assert own is not None
-        page.hidden["request"] = seal_request(here.runtime, own, query)
+        page.hidden["request"] = seal_request(here.runtime, own, query, "sign-in")
     return page
 
 
@@ -228,7 +228,7 @@ async def test_session_that_was_there_before_is_never_the_one_after(here: Host) 
     own = browser_of(here.runtime, browser.get())
     assert own is not None
     hidden = {
-        "request": seal_request(here.runtime, own, ""),
+        "request": seal_request(here.runtime, own, "", "sign-in"),
         "csrf": doors.csrf_token(here.runtime, own, doors.SIGN_IN),
     }
     page.hidden = hidden
