@@ -267,7 +267,7 @@ def stream_configs(limits: StreamLimits) -> dict[str, dict[str, Any]]:
         _bucket(SUBJECT_KEYS, limits, bytes_max=8 * 1024**3),
         _bucket(WEBHOOKS, limits, bytes_max=64 * 1024**2),
         _bucket(ANSWERS, limits, bytes_max=1024**3, ttl_seconds=limits.answers_ttl_seconds),
-        _bucket(PUSHED, limits, bytes_max=256 * 1024**2, ttl_seconds=limits.pushed_ttl_seconds),
+        _bucket(PUSHED, limits, bytes_max=1024**3, ttl_seconds=limits.pushed_ttl_seconds),
         _bucket(IDEMPOTENCY, limits, bytes_max=1024**3, ttl_seconds=IDEMPOTENCY_SECONDS),
     ]
     return {config["name"]: config for config in [ledger, usage, revocations, receipts, deliveries, *buckets]}

@@ -151,10 +151,10 @@ async def _rows(runtime: Runtime, table: str) -> AsyncIterator[Row]:
         rows = runtime.view.rows(table, after=after, limit=_SLICE)
         for _, row in rows:
             yield row
+            await asyncio.sleep(0)
         if len(rows) < _SLICE:
             return
         after = rows[-1][0]
-        await asyncio.sleep(0)
 
 
 async def keep_finishing(runtime: Runtime) -> None:

@@ -186,6 +186,11 @@ class Incoming:
             "incoming": self,
         }
 
+    def client_network(self, settings: Settings) -> str:
+        """Where the request comes from, as limits count it: of IPv6 64 bits, all of which one host has."""
+        ip = self.client_ip(settings) or ""
+        return str(ipaddress.ip_network(f"{ip}/64", strict=False)) if ":" in ip else ip
+
     def client_ip(self, settings: Settings) -> str | None:
         """The address the request comes from: of the peer, or what a trusted proxy says."""
         # `192.0.2.1:4711`, `[2001:db8::1]:4711`; a link-local one with this host's zone: `[fe80::1%2]:4711`

@@ -129,6 +129,7 @@ async def prepare_client(runtime: Runtime, asker: Asker, changes: Mapping[str, A
         issuer=runtime.settings.issuer,
     )
     event = decide_register_client(command, known_scopes(runtime))
+    runtime.signing_keys.want_for_id_tokens(event.metadata.id_token_signed_response_alg)
     answer = client_answer(event.client_id, event.metadata)
     answer["client_id_issued_at"] = int(event.occurred_at.timestamp())
     if event.secret_sha256 is not None:
@@ -146,11 +147,13 @@ async def change_client(
         changes=changes,
         issuer=runtime.settings.issuer,
     )
-    return await _change(
+    changed, seq = await _change(
         runtime,
         *_client(runtime, client_id),
         lambda client: decide_change_client(command, client, known_scopes(runtime)),
     )
+    runtime.signing_keys.want_for_id_tokens(changed.metadata.id_token_signed_response_alg)
+    return changed, seq
 
 
 async def disable_client(runtime: Runtime, asker: Asker, client_id: str) -> tuple[Client, int]:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 APPLIED_SECONDS_MAX = 3.0
 _POLL_SECONDS = 0.0005
 _LIMITER_KEYS_MAX = 50_000
+_PLACES_OF_A_CLIENT = 4  # from so many networks a public client may push as much as it can
 
 
 class ViewWaiter:
@@ -170,7 +171,9 @@ class Runtime:
         self.account_delays = Delays(settings.sign_in_failures_free, settings.sign_in_delay_seconds_max)
         self.address_delays = Delays(settings.sign_in_failures_of_address_free, settings.sign_in_delay_seconds_max)
         self.unknown_tokens = RateLimiter(settings.unknown_tokens_per_minute_max)
-        self.pushes = RateLimiter(settings.pushed_requests_per_minute_max, of="pushed requests")
+        pushes_max = settings.pushed_requests_per_minute_max
+        self.pushes = RateLimiter(pushes_max, of="pushed requests")
+        self.pushes_unproven = RateLimiter(_PLACES_OF_A_CLIENT * pushes_max, of="pushed requests of the client")
         self.callers: dict[str, RememberedCaller] = {}  # by Authorization header
         self.subscribers: dict[str, tuple[float, Subscriber]] = {}  # by id, with the monotonic time they were read at
         self.followers = Places(settings.followers_max, settings.followers_per_caller_max)

@@ -12,7 +12,7 @@ from events.streams import StreamLimits
 from service.settings import Settings
 
 _ANSWER_TTL_MARGIN_SECONDS = 60
-PUSHED_AND_BEGUN_SECONDS = 3_600  # how long a person may take who began in time
+PUSHED_AND_BEGUN_SECONDS = 600  # how long a person may take who began in time
 
 
 def stream_limits(settings: Settings) -> StreamLimits:

@@ -21,7 +21,7 @@ from service.tokens import is_id, now
 T = TypeVar("T")
 
 NEEDS = ("ledger:users",)
-_LISTED_MAX = 1_000
+_LISTED_MAX = 100_000
 
 
 class SessionView(Struct, frozen=True, kw_only=True):

@@ -52,7 +52,7 @@ from service.rules.refusals import (
     UnknownClient,
     UnreadableRequest,
 )
-from service.rules.registry import OPENID_SCOPES
+from service.rules.registry import LEDGER_SCOPES, OPENID_SCOPES
 from service.runtime import Runtime
 from service.signin.browser import (
     CSRF,
@@ -68,7 +68,7 @@ from service.signin.browser import (
 )
 from service.signin.doors import REQUEST, SIGN_IN
 from service.signin.sessions import session_of
-from service.tokens import now
+from service.tokens import mint, now
 
 PATH = "/oauth2/authorize"
 _BEGUN = "begun"  # says, sealed, that a pushed request was taken up in time by this browser
@@ -109,7 +109,7 @@ async def authorize(runtime: Runtime, incoming: Incoming) -> Response:
     session = await session_of(runtime, incoming)
     silent = "none" in (given.get("prompt") or "").split()
     try:
-        asked = await _understood(runtime, incoming, given)
+        asked = await _understood(runtime, incoming, given, session)
         silent = asked.request.silent
         return await _decided(runtime, incoming, asked, session)
     except RedirectError as error:
@@ -128,7 +128,7 @@ async def _decided(runtime: Runtime, incoming: Incoming, asked: Asked, session: 
         if silent:
             raise _at(ConsentRequired("the person has to consent"), asked)
         return await _consent_page(runtime, incoming, asked, granting)
-    answer = await _grant(runtime, incoming, asked, granting, repeated=False)
+    answer = await _grant(runtime, incoming, asked, granting)
     return _redirect(asked.request.target, asked.client, answer)
 
 
@@ -156,7 +156,7 @@ async def consent(runtime: Runtime, incoming: Incoming) -> Response:
         raise InvalidRequest("the decision is allow or deny", fix="go back and choose one")
     try:
         given = Parameters(parse_form(shown.query.encode()))
-        asked = await _understood(runtime, incoming, given, repeated=session.session_id)
+        asked = await _understood(runtime, incoming, given, session)
         if decision == "deny":
             raise _at(AccessDenied("the person refused"), asked)
         granting = _granting(runtime, asked, session)
@@ -164,7 +164,7 @@ async def consent(runtime: Runtime, incoming: Incoming) -> Response:
             return again  # what client or person may have has changed: they are to see it
         user_id = granting.user.user_id
         await give(runtime, user_id, asked.client.client_id, granting.scope, by=user_id, request_id=incoming.request_id)
-        answer = await _grant(runtime, incoming, asked, granting, repeated=True)
+        answer = await _grant(runtime, incoming, asked, granting)
         return _answer_to_form(asked.request.target, asked.client, answer)
     except RedirectError as error:
         return _refusal(runtime, error, to_form=True)
@@ -173,7 +173,7 @@ async def consent(runtime: Runtime, incoming: Incoming) -> Response:
 # Understanding what is asked
 
 
-async def _understood(runtime: Runtime, incoming: Incoming, given: Parameters, *, repeated: str | None = None) -> Asked:
+async def _understood(runtime: Runtime, incoming: Incoming, given: Parameters, session: Session | None) -> Asked:
     """Raises: PageError; RedirectError, with its target; TooManyRequests, Unavailable."""
     query = given.query()
     if len(query) > REQUEST_CHARS_MAX:
@@ -186,7 +186,8 @@ async def _understood(runtime: Runtime, incoming: Incoming, given: Parameters, *
         browser, begun = browser_of(runtime, incoming), False
         if browser is not None and given.get(_BEGUN) is not None:
             begun = open_request(runtime, browser, given.get(_BEGUN) or "", "begun") == request_uri
-        pushed = await load(runtime, request_uri, client.client_id, begun=begun, repeated=repeated)
+        session_id = session.session_id if session is not None else None
+        pushed = await load(runtime, request_uri, client.client_id, begun=begun, session_id=session_id)
         given = Parameters(pushed.pushed.pairs)
     held = held_by(runtime, client) if client is not None else frozenset()
     request = parse(given, client, held, issuer, pushed=pushed is not None)
@@ -236,7 +237,9 @@ def _granting(runtime: Runtime, asked: Asked, session: Session) -> Granting:
         raise _at(LoginRequired("nobody is signed in"), asked)
     scopes = known_scopes(runtime)
     disabled = frozenset(name for name, row in scopes.items() if row.disabled_at is not None)
-    of_client = expand(scopes, asked.client.metadata.scope)
+    # Nobody manages the ledger by a token that an app was given; and what outlives the session is asked for by name.
+    unasked = LEDGER_SCOPES if asked.request.scope else {*LEDGER_SCOPES, OFFLINE_ACCESS}
+    of_client = " ".join(name for name in expand(scopes, asked.client.metadata.scope).split() if name not in unasked)
     of_user = " ".join([expand(scopes, user.scope), *OPENID_SCOPES])
     wanted = asked.request.scope
     try:
@@ -317,13 +320,24 @@ def _union(before: str, more: str) -> str:
 # Answers
 
 
-async def _grant(
-    runtime: Runtime, incoming: Incoming, asked: Asked, granting: Granting, *, repeated: bool
-) -> dict[str, str]:
-    """The code, and for the hybrid flow the ID token with it."""
+async def _grant(runtime: Runtime, incoming: Incoming, asked: Asked, granting: Granting) -> dict[str, str]:
+    """The code, and for the hybrid flow the ID token with it.
+
+    What may fail comes first: a request that was pushed can be sent again then.
+    """
     request, client, session = asked.request, asked.client, granting.session
+    answer = {"code": mint("ac")}
+    if request.response_type != "code":
+        about = IdTokenFor(
+            granting.user.user_id,
+            session.auth_time,
+            nonce=request.nonce,
+            code=answer["code"],
+            claims={"amr": list(session.methods)},
+        )
+        answer["id_token"] = await mint_id_token(runtime, client, about)
     if asked.pushed is not None:
-        await spend(runtime, asked.pushed, session.session_id, repeated=repeated)
+        await spend(runtime, asked.pushed, session.session_id)
     authorization = Authorization(
         client_id=client.client_id,
         subject=granting.user.user_id,
@@ -337,17 +351,7 @@ async def _grant(
         offline=OFFLINE_ACCESS in granting.scope.split(),
         response_type=request.response_type,
     )
-    code = await grant_code(runtime, client, authorization, incoming.request_id)
-    answer = {"code": code}
-    if request.response_type != "code":
-        about = IdTokenFor(
-            granting.user.user_id,
-            session.auth_time,
-            nonce=request.nonce,
-            code=code,
-            claims={"amr": list(session.methods)},
-        )
-        answer["id_token"] = await mint_id_token(runtime, client, about)
+    await grant_code(runtime, client, authorization, incoming.request_id, code=answer["code"])
     return _whole(runtime, request.target, answer)
 
 

@@ -17,7 +17,6 @@ from events.errors import LedgerError
 from projections.registry import Client
 from service.commands import refused
 from service.runtime import Runtime
-from service.settings import Algorithm
 from service.tokens import now
 
 ID_TOKEN_TTL_SECONDS = 300
@@ -42,7 +41,7 @@ class IdTokenFor(Struct, frozen=True):
 
 async def mint_id_token(runtime: Runtime, client: Client, about: IdTokenFor) -> str:
     """A signed ID token for the client. Raises: Unavailable if there is no key for it yet or it cannot be fetched."""
-    alg: Algorithm = getattr(client.metadata, "id_token_signed_response_alg", "RS256")
+    alg = client.metadata.id_token_signed_response_alg
     at = int(now().timestamp())
     hashed = {"c_hash": about.code, "at_hash": about.access_token}
     claims = {

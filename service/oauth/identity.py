@@ -18,7 +18,9 @@ async def id_token(
     """
     if "openid" not in scope.split() or grant.by_code is None:
         return None
-    about = IdTokenFor(grant.subject, grant.by_code.auth_time, nonce=nonce, access_token=access_token)
+    session = runtime.view.session(grant.by_code.session_id)  # gone some time after its end
+    claims = {"amr": list(session.methods)} if session is not None else {}
+    about = IdTokenFor(grant.subject, grant.by_code.auth_time, nonce=nonce, access_token=access_token, claims=claims)
     return await mint_id_token(runtime, client, about)
 
 
@@ -27,4 +29,4 @@ def person_behind(runtime: Runtime, grant: ActiveGrant | None) -> Person:
     if grant is None or grant.by_code is None or grant.client_id is None:
         return NOBODY
     consent = runtime.view.consent(grant.subject, grant.client_id)
-    return Person(consent, None if grant.by_code.offline else runtime.view.session(grant.by_code.session_id))
+    return Person(consent, runtime.view.session(grant.by_code.session_id), runtime.view.cut(grant.subject))

@@ -20,12 +20,12 @@ from service.incoming import Incoming
 from service.keys import derive, seal, unseal
 from service.oauth.forms import Form, authenticate_client, read_pairs
 from service.outgoing import NO_STORE, Response
-from service.rules.authorization import REQUEST_CHARS_MAX, REQUEST_URI_PREFIX, Parameters, parse
+from service.rules.authorization import PARAMETERS, REQUEST_CHARS_MAX, REQUEST_URI_PREFIX, Parameters, parse
 from service.rules.refusals import UnknownRequestUri
+from service.rules.registry import LEDGER_SCOPES
 from service.runtime import Runtime
 from service.tokens import now, random_base62
 
-_CREDENTIALS = frozenset({"client_secret", "client_assertion", "client_assertion_type"})
 _REPEATED_SECONDS_MAX = 10.0  # who clicks twice is answered twice
 _UNKNOWN = "the request was never made here, was used already or has expired"
 
@@ -58,10 +58,12 @@ async def push(runtime: Runtime, incoming: Incoming) -> Response:
     client = await authenticate_client(runtime, incoming, form, public=True)
     if "authorization_code" not in client.metadata.grant_types:
         raise UnauthorizedClient("the client is not registered for authorization_code")
-    runtime.pushes.take(client.client_id, incoming.client_ip(runtime.settings) or "")
+    runtime.pushes.take(client.client_id, incoming.client_network(runtime.settings))
+    if client.metadata.token_endpoint_auth_method == "none":
+        runtime.pushes_unproven.take(client.client_id)  # anybody can name it, from anywhere
     if form.get("request_uri") is not None:
         raise OAuthInvalidRequest("a pushed request holds no request_uri (RFC 9126 §2.1)")
-    kept = [(name, value) for name, value in pairs if name not in _CREDENTIALS and name != "client_id"]
+    kept = [(name, value) for name, value in pairs if name in PARAMETERS and name != "client_id"]
     kept.append(("client_id", client.client_id))
     parameters = Parameters(kept)
     if len(parameters.query()) > REQUEST_CHARS_MAX:
@@ -78,14 +80,14 @@ async def push(runtime: Runtime, incoming: Incoming) -> Response:
 
 
 def held_by(runtime: Runtime, client: Client) -> frozenset[str]:
-    """The scope names that the client may ask for."""
+    """The scope names that the client may ask people for: never the ledger's own, which only who manages it grants."""
     scopes = known_scopes(runtime)
     disabled = {name for name, row in scopes.items() if row.disabled_at is not None}
-    return frozenset(expand(scopes, client.metadata.scope).split()) - disabled
+    return frozenset(expand(scopes, client.metadata.scope).split()) - disabled - LEDGER_SCOPES
 
 
-async def load(runtime: Runtime, request_uri: str, client_id: str, *, begun: bool, repeated: str | None) -> Loaded:
-    """What this client pushed. `begun`: the person was asked in time. `repeated`: a session that sent its answer again.
+async def load(runtime: Runtime, request_uri: str, client_id: str, *, begun: bool, session_id: str | None) -> Loaded:
+    """What this client pushed. `begun`: the person was asked in time. One session may come twice, as by a double click.
 
     Raises: UnknownRequestUri, one error for all; Unavailable.
     """
@@ -104,17 +106,14 @@ async def load(runtime: Runtime, request_uri: str, client_id: str, *, begun: boo
     if not begun and moment >= pushed.pushed_at + lifetime:
         raise UnknownRequestUri(_UNKNOWN, private="expired")
     if pushed.spent_at is not None:
-        again = repeated is not None and repeated == pushed.session_id
+        again = session_id is not None and session_id == pushed.session_id
         if not again or moment - pushed.spent_at > timedelta(seconds=_REPEATED_SECONDS_MAX):
             raise UnknownRequestUri(_UNKNOWN, private="spent")
     return Loaded(pushed, request_uri, entry[1])
 
 
-async def spend(runtime: Runtime, loaded: Loaded, session_id: str, *, repeated: bool) -> None:
-    """Before the code is made, so that a request ends in one. `repeated`: the same answer may come twice, at once.
-
-    Raises: UnknownRequestUri, Unavailable.
-    """
+async def spend(runtime: Runtime, loaded: Loaded, session_id: str) -> None:
+    """Before the grant is recorded, so that of two sessions one gets a code. Raises: UnknownRequestUri, Unavailable."""
     if loaded.pushed.spent_at is not None:
         return
     name, key = _name_and_key(loaded.request_uri)
@@ -124,8 +123,7 @@ async def spend(runtime: Runtime, loaded: Loaded, session_id: str, *, repeated: 
     except LedgerError as error:
         raise refused(error) from error
     if not won:
-        again = session_id if repeated else None
-        await load(runtime, loaded.request_uri, loaded.pushed.client_id, begun=True, repeated=again)
+        await load(runtime, loaded.request_uri, loaded.pushed.client_id, begun=True, session_id=session_id)
 
 
 def _name_and_key(request_uri: str) -> tuple[str, bytes]:

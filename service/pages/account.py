@@ -33,12 +33,13 @@ from service.oauth.forms import Form
 from service.outgoing import Response
 from service.pages.render import page, see_other
 from service.pages.scopes import scopes_shown
-from service.pages.values import Account, AppShown, Draft, Hidden, Issued, SessionShown, SignedOut, SignIn, TokenShown
+from service.pages.values import Account, AppShown, Draft, Hidden, Issued, SessionShown, SignedOut, TokenShown
 from service.registry import profile_of, read_sealed
 from service.revocations import ending_of
 from service.rules.registry import is_plain
 from service.runtime import Runtime
-from service.signin.browser import CSRF, check_csrf, csrf_token, known_browser, read_page_form, seal_request
+from service.signin.browser import CSRF, check_csrf, csrf_token, known_browser, read_page_form
+from service.signin.doors import sign_in_page
 from service.signin.sessions import drop_session, end_everywhere, session_of, standing
 from service.tokens import is_id
 from service.validation import scope_of
@@ -74,7 +75,7 @@ async def show(runtime: Runtime, incoming: Incoming) -> Response:
     """`GET /account`."""
     person = await _person(runtime, incoming)
     if person is None:
-        return _sign_in(runtime, incoming)
+        return await sign_in_page(runtime, incoming)  # which leads back here
     done = dict(parse_form(incoming.query_string)).get("done", "")
     return await _shown(runtime, incoming, person, said=_SAID.get(done))
 
@@ -109,7 +110,7 @@ async def revoke(runtime: Runtime, incoming: Incoming) -> Response:
         return see_other(PATH)
     check_csrf(runtime, incoming, form, _purpose(session))
     token_id = form.get("token_id") or ""
-    hit = await find_hit(runtime, token_id)
+    hit = await find_hit(runtime, token_id) if is_id(token_id, "tok") else None
     if hit is None or hit.token.kind is not Kind.PAT or _owner(hit) != session.user_id:
         raise NotFound("you have no such token", fix=_GO_BACK)
     await revoke_token(
@@ -148,14 +149,6 @@ def _purpose(session: Session) -> str:
     return f"account {session.session_id}"
 
 
-def _sign_in(runtime: Runtime, incoming: Incoming) -> Response:
-    """Without a request behind it: who has signed in comes back here."""
-    browser, cookies = known_browser(runtime, incoming)
-    sealed = seal_request(runtime, browser, "", "sign-in")
-    hidden = [("request", sealed), (CSRF, csrf_token(runtime, browser, "sign-in"))]
-    return page("sign_in", SignIn(app=None, username="", problem=None, hidden=hidden), cookies=cookies)
-
-
 async def _person(runtime: Runtime, incoming: Incoming) -> Person | None:
     """Raises: Unavailable."""
     session = await session_of(runtime, incoming)
@@ -166,7 +159,8 @@ async def _person(runtime: Runtime, incoming: Incoming) -> Person | None:
     disabled = {name for name, row in scopes.items() if row.disabled_at is not None}
     held = tuple(name for name in expand(scopes, user.scope).split() if name not in disabled)
     profile = await profile_of(runtime, user)
-    return Person(session, profile.username if profile is not None else user.user_id, held)
+    name = profile.display_name or profile.username if profile is not None else user.user_id
+    return Person(session, name, held)
 
 
 # A new token

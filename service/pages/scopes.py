@@ -21,6 +21,7 @@ def scopes_shown(runtime: Runtime, scope: str) -> list[ScopeShown]:
     registered = known_scopes(runtime)
 
     def words(name: str) -> str:
-        return registered[name].description if name in registered else _DESCRIPTIONS.get(name, "")
+        described = registered[name].description if name in registered else _DESCRIPTIONS.get(name, "")
+        return described or "The app's own name for something: nobody has described it here"
 
     return [ScopeShown(name=name, description=words(name), keeps=name == _OFFLINE_ACCESS) for name in scope.split()]

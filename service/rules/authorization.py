@@ -40,6 +40,15 @@ PROMPTS = ("none", "login", "consent", "select_account")
 REQUEST_URI_PREFIX = "urn:ietf:params:oauth:request_uri:"
 OFFLINE_ACCESS = "offline_access"
 
+# What is read of a request; of one that is pushed nothing else is kept.
+PARAMETERS = frozenset(
+    {
+        *("client_id", "redirect_uri", "response_type", "response_mode", "scope", "state", "nonce", "resource"),
+        *("code_challenge", "code_challenge_method", "prompt", "max_age", "login_hint", "id_token_hint"),
+        *("request", "request_uri", "registration"),
+    }
+)
+
 REQUEST_CHARS_MAX = 8_192  # as a query, which must fit with all headers into what the server reads of them
 STATE_CHARS_MAX = 4_096
 NONCE_CHARS_MAX = 512

@@ -45,22 +45,30 @@ def is_cut_off(grant: ActiveGrant, *cuts: Cut | None) -> bool:
 
 
 class Person(Struct, frozen=True):
-    """What is known of the person behind a grant: what they allow its client, and the session that it was given in.
+    """What is known of the person behind a grant: what they allow its client, the session that it was given in, and
+    what cut them off last.
 
     None where there is none, or none any more.
     """
 
     consent: Consent | None = None
     session: Session | None = None
+    cut: Cut | None = None
 
 
 NOBODY = Person()
 
 
 def is_taken_back(grant: ActiveGrant, person: Person) -> bool:
-    """Whether the person withdrew their consent since, or ended the session, which an offline grant outlives."""
+    """Whether the person withdrew their consent since, or ended the session, which an offline grant outlives.
+
+    Or was cut off after they had proved who they are: then nothing should have been granted in the session any more,
+    and was in the moment before that was known.
+    """
     consent, session = person.consent, person.session
     if consent is not None and consent.withdrawn_seq > grant.first_seq:
+        return True
+    if session is not None and person.cut is not None and person.cut.seq > session.user_seq:
         return True
     ended = session is not None and session.reason in {"signed_out", "admin"}
     return ended and grant.by_code is not None and not grant.by_code.offline

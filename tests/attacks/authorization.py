@@ -353,6 +353,23 @@ def pushed_request_taken_up_in_time_is_answered_later(stage: Stage) -> None:
     is_page(browser.get(url))
 
 
+@attack("86", "P, RFC 9126 §7.4: what says that it was begun in time is one browser's")
+def pushed_request_cannot_be_handed_on_to_another_browser(stage: Stage) -> None:
+    hasty = stage.hasty
+    made = flow(hasty.service, web_app(hasty.service))
+    url = pushed(hasty.service, made)
+    attacker, victim = Browser(hasty.service), Browser(hasty.service)
+    own = person(hasty.service)
+    assert "password" in victim.get(flow(hasty.service, made.app).url).form.fields
+    waiting = attacker.sign_in(attacker.get(url), own)
+    assert ("decision", "allow") in waiting.form.buttons
+    begun = waiting.url
+    assert "begun=" in begun
+    until(lambda: Browser(hasty.service).get(url).status == 400, seconds=15, what="it expires")
+    is_page(victim.get(begun))
+    assert "code" in attacker.consent(waiting).answer
+
+
 @attack("86", "P, RFC 9126 §4: the query beside a request_uri changes nothing")
 def parameters_beside_a_pushed_request_are_ignored(stage: Stage) -> None:
     made = flow(stage.service, web_app(stage.service))

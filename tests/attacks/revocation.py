@@ -108,11 +108,14 @@ def metadata_names_the_issuer(stage: Stage) -> None:
 
 @attack("199", "RFC 8414 §3: the path of the issuer follows the well-known part")
 def metadata_of_an_issuer_with_path(stage: Stage) -> None:
-    answer = stage.odd.service.http.get(f"{METADATA}/tenant/one")
-    assert answer.status_code == 200
-    metadata = answer.json()
-    assert metadata["issuer"] == ODD_ISSUER
-    assert metadata["token_endpoint"].startswith(ODD_ISSUER + "/")
+    """OpenID Connect Discovery §4.1 has it before the well-known part, RFC 8414 §5 behind."""
+    openid = "/.well-known/openid-configuration"
+    for path in (f"{METADATA}/tenant/one", f"{openid}/tenant/one", f"/tenant/one{openid}"):
+        answer = stage.odd.service.http.get(path)
+        assert answer.status_code == 200
+        metadata = answer.json()
+        assert metadata["issuer"] == ODD_ISSUER
+        assert metadata["token_endpoint"].startswith(ODD_ISSUER + "/")
 
 
 @attack("200", "RFC 7517 §4, §9.2")

@@ -23,6 +23,13 @@ ARGUMENTS = [
 
 NewPage = Callable[..., Page]
 
+_shots: list[Path] = []
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for directory in _shots:
+        terminalreporter.write_line(f"screenshots: {directory}")
+
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
@@ -62,5 +69,5 @@ def new_page(chromium: Browser) -> Iterator[NewPage]:
 def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where screenshots are written, for whoever wants to look at them."""
     directory = tmp_path_factory.mktemp("screenshots")
-    print(f"\nscreenshots: {directory}")
+    _shots.append(directory)
     return directory

@@ -85,6 +85,10 @@ def revoked(service: Service) -> dict[str, int]:
         ),
         "clientRevoked": service.done("POST", "/v1/revocations", json={"client_id": app.client_id, "reason": "unused"}),
     }
+    # A key that nobody else here uses.
+    rotation = {"purpose": "id", "alg": "ES256"}
+    service.done("POST", "/v1/keys/rotate", json=rotation)
+    seqs["keyRevoked"] = service.done("POST", "/v1/keys/rotate", json={**rotation, "revoke": True})
     return {message: done["ledger_seq"] for message, done in seqs.items()}
 
 

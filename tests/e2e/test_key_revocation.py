@@ -162,6 +162,16 @@ def test_keys_for_id_tokens_and_access_tokens_rotate_apart(service: Service) -> 
     assert keys_of(service, alg="EdDSA") == [kid for kid in access if kid.startswith("ed-")]
 
 
+def test_client_that_asks_for_an_algorithm_has_its_key_from_its_registration_on(service: Service) -> None:
+    """Whoever verifies fetches the key set before the first ID token comes."""
+    assert keys_of(service, "id", "EdDSA") == []
+    app = service.app(id_token_signed_response_alg="EdDSA")
+    [kid] = until(lambda: keys_of(service, "id", "EdDSA"), what="it is made")
+    assert (kid.startswith("id-ed-1-"), kid in listed(service)) == (True, True)
+    service.done("PATCH", f"/v1/clients/{app.client_id}", json={"id_token_signed_response_alg": "ES256"})
+    until(lambda: keys_of(service, "id", "ES256"), what="it is made")
+
+
 def test_announced_key_is_left_where_a_new_one_is_wanted(service: Service) -> None:
     [old] = keys_of(service, alg="ES256")
     done = service.done("POST", "/v1/keys/rotate", json={"alg": "ES256", "now": True})

@@ -52,7 +52,7 @@ def test_metadata_is_valid_and_lists_only_what_works(metadata: dict[str, Any], s
         assert service.http.request("OPTIONS", metadata[name]).status_code != 404
     assert set(metadata["grant_types_supported"]) == {"authorization_code", "client_credentials", "refresh_token"}
     assert {"client_secret_basic", "client_secret_post"} <= set(metadata["token_endpoint_auth_methods_supported"])
-    for absent in ("authorization_endpoint", "pushed_authorization_request_endpoint", "userinfo_endpoint"):
+    for absent in ("registration_endpoint", "device_authorization_endpoint", "introspection_signing_alg_values"):
         assert absent not in metadata
 
 

@@ -591,6 +591,23 @@ def test_unknown_hash_and_unknown_ids_are_none(reader: CurrentReader) -> None:
     assert reader.family(grt(999), None) == EMPTY
 
 
+@pytest.mark.parametrize("limit", [1, 2, 3, 100])
+def test_a_users_tokens_of_one_kind_are_found_among_many_others(path: Path, limit: int) -> None:
+    kinds = (Kind.ACCESS, Kind.PAT, Kind.ACCESS, Kind.ACCESS, Kind.PAT)
+    tokens = [(grt(at), minted(tok(at), kind)) for at, kind in enumerate(kinds, start=1)]
+    written(path, History(*(issued(grant_id, token, subject=usr(1)) for grant_id, token in tokens)).raw())
+    with contextlib.closing(CurrentReader(path)) as reader:
+        found: list[str] = []
+        after: str | None = None
+        for _ in range(len(kinds) + 1):
+            some, after = reader.token_ids_of_kind(usr(1), Kind.PAT, after=after, limit=limit)
+            found += some
+            if after is None:
+                break
+        assert (found, after) == ([tok(2), tok(5)], None)
+        assert reader.token_ids_of_kind(usr(2), Kind.PAT) == ([], None)
+
+
 def test_hit_carries_the_cuts_of_client_and_subject(reader: CurrentReader) -> None:
     def cuts(number: int) -> tuple[Any, Any]:
         hit = reader.hit(tok(number))

@@ -365,7 +365,9 @@ def on_terminal(*arguments: str, columns: int, environ: dict[str, str], typed: s
     """What a person sees: the output of a command on a real pseudo-terminal."""
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
-    clean = {name: text for name, text in os.environ.items() if not name.startswith("TOKEN_LEDGER_")}
+    clean = {
+        name: text for name, text in os.environ.items() if not name.startswith(("TOKEN_LEDGER_", "COLUMNS", "LINES"))
+    }
     process = subprocess.Popen(
         [*running.command(), *arguments],
         cwd=running.ROOT,

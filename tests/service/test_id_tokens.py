@@ -14,9 +14,8 @@ import pytest
 import pytest_asyncio
 from joserfc import jwt as joserfc_jwt
 from joserfc.jwk import KeySet
-from msgspec import Struct, structs
+from msgspec import Struct
 
-from events.types import ClientMetadata
 from projections.registry import Client
 from service.errors import Unavailable
 from service.grants import AccessFor, mint_access
@@ -41,16 +40,8 @@ async def one(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Host]:
         yield made
 
 
-class Asking(ClientMetadata, frozen=True, kw_only=True):
-    """What a client is registered with that asks for an algorithm."""
-
-    id_token_signed_response_alg: str = "RS256"
-
-
 def client(alg: str = "RS256", **changes: Any) -> Client:
-    fields = structs.asdict(metadata(**changes))
-    asking = Asking(**(fields | {"id_token_signed_response_alg": alg}))
-    return Client(new_id("cli"), asking, (), now(), 1)
+    return Client(new_id("cli"), metadata(id_token_signed_response_alg=alg, **changes), (), now(), 1)
 
 
 def about(**changes: Any) -> IdTokenFor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 import argon2
@@ -14,7 +13,7 @@ from service.hashing import Hashing, passwords
 from service.registry import UserChange, change_user, disable_user
 from service.signin.delays import Delays
 from service.signin.passwords import Proof, WrongPassword, check
-from tests.hosts import Host, host
+from tests.hosts import Host
 from tests.signin.people import SYSTEM, Person, joined
 
 IP = "192.0.2.1"
@@ -222,13 +221,13 @@ async def test_success_forgives_the_account(here: Host) -> None:
         assert (await checked(here, person.username, person.password)).user_id == person.user_id
 
 
-async def test_address_is_delayed_for_every_account(tmp_path: Path) -> None:
-    async with host(tmp_path, sign_in_failures_of_address_free=3) as one:
-        for number, ip in enumerate(("2001:db8::1", "2001:db8::2", "2001:db8::ffff:1")):
-            assert await delayed(one, f"cnryuser-{number}", "cnrypass-x", ip) == 0
-        assert await delayed(one, "cnryuser-9", "cnrypass-x", "2001:db8::3") == 1
-        assert await delayed(one, "cnryuser-9", "cnrypass-x", "2001:db8:0:1::1") == 0
-        assert await delayed(one, "cnryuser-9", "cnrypass-x", None) == 0
+async def test_address_is_delayed_for_every_account(here: Host) -> None:
+    here.runtime.address_delays = Delays(3, 900, clock=lambda: 1e6)
+    for number, ip in enumerate(("2001:db8::1", "2001:db8::2", "2001:db8::ffff:1")):
+        assert await delayed(here, f"cnryuser-{number}", "cnrypass-x", ip) == 0
+    assert await delayed(here, "cnryuser-9", "cnrypass-x", "2001:db8::3") == 1
+    assert await delayed(here, "cnryuser-9", "cnrypass-x", "2001:db8:0:1::1") == 0
+    assert await delayed(here, "cnryuser-9", "cnrypass-x", None) == 0
 
 
 async def test_many_at_once_are_no_way_around_the_delay(here: Host) -> None:

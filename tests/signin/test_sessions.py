@@ -11,17 +11,19 @@ import pytest
 from msgspec.structs import replace
 
 from events.types import Reason, SubjectRevoked
+from projections.grants import ActiveGrant, ByCode
 from projections.registry import Cut, Session
 from service.errors import Unavailable
 from service.keys import MasterKey
 from service.registry import UserChange, change_user, disable_user
+from service.rules import grants
 from service.rules.grants import Stamp
 from service.rules.sessions import StartSession, decide_end, decide_start, is_live
 from service.signin import passwords, sessions
 from service.signin.browser import cookie_name
 from service.signin.passwords import Proof
 from tests.hosts import Host
-from tests.making import DAY, START, after, head, ses, usr
+from tests.making import DAY, START, after, cli, head, ses, tok, usr
 from tests.rsgi import request
 from tests.signin.people import SYSTEM, Browser, Person, joined
 
@@ -75,6 +77,16 @@ def test_session_is_ended_once() -> None:
     assert decide_end(stamp(), replace(BEGUN, ended_at=START, reason="admin"), "signed_out") == []
     assert decide_end(stamp(), None, "signed_out") == []
     assert decide_end(Stamp(("0" * 32,), START + DAY, usr(1), None), BEGUN, "signed_out") == []
+
+
+@pytest.mark.parametrize("offline", [False, True])
+@pytest.mark.parametrize(("cut_seq", "ended"), [(7, False), (8, True)], ids=["known", "since"])
+def test_grant_of_a_session_that_was_cut_off_before_is_none(cut_seq: int, ended: bool, offline: bool) -> None:
+    """The password was changed, and in the same moment a grant recorded behind that in a session begun with the old."""
+    by_code = ByCode(tok(1), ses(1), START, offline, "https://app.example/back", "x" * 43)
+    grant = ActiveGrant(usr(1), cli(1), "openid", (), 20, by_code=by_code)
+    person = grants.Person(session=BEGUN, cut=Cut(cut_seq, START, Reason.PASSWORD_CHANGED))
+    assert grants.is_taken_back(grant, person) is ended
 
 
 # In a browser

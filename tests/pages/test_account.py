@@ -1,0 +1,299 @@
+"""`/account` over HTTP: a person looks after what is theirs, and nobody else can."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from tests.people import Browser, Form, Page, flow, person, redeem, web_app
+from tests.running import CANARY_NAME, App, Service, unique
+
+ACCOUNT = "/account"
+TOKEN = re.compile(r"tl_pat_[0-9A-Za-z]{49}")
+
+
+@pytest.fixture(scope="module")
+def scopes(service: Service) -> tuple[str, str]:
+    return service.scope(description="See your orders"), service.scope(description="Change your orders")
+
+
+@pytest.fixture
+def ada(service: Service, scopes: tuple[str, str]) -> dict[str, Any]:
+    return person(service, scope=" ".join(scopes))
+
+
+@pytest.fixture
+def browser(service: Service, ada: dict[str, Any]) -> Browser:
+    return signed_in(service, ada)
+
+
+@pytest.fixture(scope="module")
+def app(service: Service) -> App:
+    return web_app(service)
+
+
+def signed_in(service: Service, who: dict[str, Any]) -> Browser:
+    browser = Browser(service)
+    page = browser.sign_in(browser.get(ACCOUNT), who)
+    assert page.title.startswith("Your account")
+    return browser
+
+
+def form(page: Page, action: str, **fields: str) -> Form:
+    """The page's form that goes there, with these fields among its own."""
+    found = [one for one in page.forms if one.action == action and fields.items() <= one.fields.items()]
+    assert len(found) == 1, page.text
+    return found[0]
+
+
+def filled(page: Page, *ticked: str, name: str = "", days: str = "30") -> tuple[Form, dict[str, str]]:
+    """The form for a new token without its boxes, and what a person fills in."""
+    made = form(page, "/account/tokens")
+    fields = {key: value for key, value in made.fields.items() if not key.startswith("scope ")}
+    wanted = {"name": name or unique(CANARY_NAME), "days": days, **{f"scope {one}": "on" for one in ticked}}
+    return Form(made.action, made.method, fields), wanted
+
+
+def issued(browser: Browser, *ticked: str, **more: str) -> str:
+    page = browser.get(ACCOUNT)
+    made, wanted = filled(page, *ticked, **more)
+    answer = browser.submit(page, made, **wanted)
+    assert answer.status == 200, answer.text
+    tokens = TOKEN.findall(answer.text)
+    assert len(tokens) == 1, answer.text
+    return str(tokens[0])
+
+
+def token_id(service: Service, token: str) -> str:
+    return str(service.validate(token)["token_id"])
+
+
+def test_a_token_of_ones_own_has_the_scopes_that_were_ticked_and_the_life_that_was_chosen(
+    service: Service, browser: Browser, ada: dict[str, Any], scopes: tuple[str, str]
+) -> None:
+    token = issued(browser, scopes[0], days="7")
+    verdict = service.validate(token)
+    assert verdict["code"] == "valid"
+    assert verdict["subject"] == ada["user_id"]
+    assert verdict["scope"] == scopes[0]
+    shown = service.done("GET", f"/v1/tokens/{verdict['token_id']}")
+    lived = datetime.fromisoformat(shown["expires_at"]) - datetime.fromisoformat(shown["issued_at"])
+    assert timedelta(days=7) - lived < timedelta(seconds=1)
+    history = service.history(verdict["token_id"])
+    assert history[0]["by"].startswith("ses_")
+    assert token not in browser.get(ACCOUNT).text
+
+
+@pytest.mark.parametrize(
+    ("ticked", "name", "told"),
+    [
+        ((), "Backup", "Choose at least one thing"),
+        ((0,), "", "Give the token a name"),
+        ((0,), " blank ", "Give the token a name"),
+        ((0,), "x" * 201, "Give the token a name"),
+        ((0,), "turned\u202eround", "Give the token a name"),
+    ],
+    ids=["no scope", "no name", "blanks around", "too long", "unseen letters"],
+)
+def test_a_form_that_lacks_something_comes_back_as_it_was_and_issues_nothing(
+    *, service: Service, browser: Browser, scopes: tuple[str, str], ticked: tuple[int, ...], name: str, told: str
+) -> None:
+    page = browser.get(ACCOUNT)
+    made, wanted = filled(page, *(scopes[at] for at in ticked))
+    answer = browser.submit(page, made, **(wanted | {"name": name}))
+    assert answer.status == 400
+    assert told in answer.text
+    assert 'role="alert"' in answer.text
+    assert answer.title.startswith("Error: ")
+    assert not TOKEN.findall(answer.text)
+    assert "You have no tokens." in answer.text
+
+
+def test_a_scope_that_the_person_lacks_is_neither_offered_nor_given(
+    service: Service, browser: Browser, scopes: tuple[str, str]
+) -> None:
+    """attacks: no more than one holds, whatever the form says."""
+    other = service.scope()
+    assert other not in browser.get(ACCOUNT).text
+    token = issued(browser, scopes[0], other, "ledger:admin", "openid")
+    assert service.validate(token)["scope"] == scopes[0]
+
+
+def test_whoever_holds_a_ledger_scope_can_give_it_to_a_token_and_nobody_gets_more(service: Service) -> None:
+    browser = signed_in(service, person(service, scope="ledger:audit"))
+    token = issued(browser, "ledger:audit", "ledger:users")
+    assert service.validate(token)["scope"] == "ledger:audit"
+
+
+def test_a_person_without_scopes_is_told_that_there_is_nothing_to_issue(service: Service) -> None:
+    page = signed_in(service, person(service)).get(ACCOUNT)
+    assert "holds no scope that a token could have" in page.text
+    assert not [one for one in page.forms if one.action == "/account/tokens"]
+
+
+def test_the_same_form_sent_twice_issues_one_token(
+    service: Service, browser: Browser, ada: dict[str, Any], scopes: tuple[str, str]
+) -> None:
+    """A double click, or an answer that was lost."""
+    page = browser.get(ACCOUNT)
+    made, wanted = filled(page, scopes[0])
+    answers = [TOKEN.findall(browser.submit(page, made, **wanted).text) for _ in range(2)]
+    assert answers[0] == answers[1]
+    assert len(list(service.items("/v1/tokens", subject=ada["user_id"]))) == 1
+    changed = TOKEN.findall(browser.submit(page, made, **(wanted | {"days": "90"})).text)
+    assert changed != answers[0]
+
+
+def test_another_session_does_not_get_the_token_again(
+    service: Service, browser: Browser, ada: dict[str, Any], scopes: tuple[str, str]
+) -> None:
+    page = browser.get(ACCOUNT)
+    made, wanted = filled(page, scopes[0])
+    first = TOKEN.findall(browser.submit(page, made, **wanted).text)
+    other = signed_in(service, ada)
+    its_own = form(other.get(ACCOUNT), "/account/tokens").fields["csrf"]
+    again = Form(made.action, made.method, made.fields | {"csrf": its_own})
+    assert TOKEN.findall(other.submit(other.get(ACCOUNT), again, **wanted).text) != first
+
+
+def test_revoking_ends_the_token_and_says_whose_wish_it_was(
+    service: Service, browser: Browser, scopes: tuple[str, str]
+) -> None:
+    token = issued(browser, scopes[0])
+    identifier = token_id(service, token)
+    page = browser.get(ACCOUNT)
+    after = browser.submit(page, form(page, "/account/tokens/revoke", token_id=identifier))
+    assert after.url.endswith("/account?done=revoked")
+    assert "The token was revoked" in after.text
+    assert identifier not in after.text
+    assert service.code(token) == "revoked"
+    assert service.done("GET", f"/v1/tokens/{identifier}")["reason"] == "owner_request"
+    again = browser.submit(page, form(page, "/account/tokens/revoke", token_id=identifier))
+    assert again.status == 200  # the wanted state holds already
+
+
+@pytest.mark.parametrize("what", ["another person's", "a refresh token", "no id", "nobody's"])
+def test_only_a_token_of_ones_own_can_be_revoked(
+    *, service: Service, browser: Browser, ada: dict[str, Any], scopes: tuple[str, str], app: App, what: str
+) -> None:
+    theirs = service.pat(scopes[0])
+    made = flow(service, app, scope="openid offline_access")
+    redeem(service, made, browser.visit(made.url, ada).answer["code"])
+    (refresh,) = service.items("/v1/tokens", subject=ada["user_id"], kind="refresh")
+    named = {
+        "another person's": theirs["token_id"],
+        "a refresh token": refresh["token_id"],
+        "no id": "tok_../../x",
+        "nobody's": "tok_" + "0" * 32,
+    }[what]
+    issued(browser, scopes[0])
+    page = browser.get(ACCOUNT)
+    made_form = next(one for one in page.forms if one.action == "/account/tokens/revoke")
+    answer = browser.submit(page, made_form, token_id=named)
+    assert answer.status == 404
+    assert "You have no such token" in answer.text
+    assert service.code(theirs["token"]) == "valid"
+    assert service.done("GET", f"/v1/tokens/{refresh['token_id']}")["status"] == "active"
+
+
+def test_withdrawing_ends_what_the_app_had_and_it_must_ask_again(
+    service: Service, browser: Browser, ada: dict[str, Any], app: App
+) -> None:
+    made = flow(service, app, scope="openid offline_access")
+    tokens = redeem(service, made, browser.visit(made.url, ada).answer["code"]).json()
+    page = browser.get(ACCOUNT)
+    assert app.metadata["client_name"] in page.text
+    assert "Keep this access while you are away" in page.text
+    after = browser.submit(page, form(page, "/account/apps/withdraw", client_id=app.client_id))
+    assert after.url.endswith("/account?done=withdrawn")
+    assert "No app has access to your account." in after.text
+    assert service.code(tokens["access_token"]) == "revoked"
+    assert service.refresh(app, tokens["refresh_token"]).json()["error"] == "invalid_grant"
+    assert browser.get(made.url).title.startswith("Allow access?")
+    other = browser.submit(page, form(page, "/account/apps/withdraw", client_id=app.client_id), client_id="cli_x")
+    assert other.status == 404
+
+
+def test_signing_out_everywhere_ends_all_sessions_and_keeps_tokens(
+    service: Service, browser: Browser, ada: dict[str, Any], scopes: tuple[str, str], app: App
+) -> None:
+    token = issued(browser, scopes[0])
+    other = signed_in(service, ada)
+    made = flow(service, app)
+    short = redeem(service, made, other.visit(made.url, ada).answer["code"]).json()["access_token"]
+    page = browser.get(ACCOUNT)
+    assert page.text.count("Another browser") == 1
+    after = browser.submit(page, form(page, "/account/sign-out-everywhere"))
+    assert after.title.startswith("Signed out")
+    for one in (browser, other):
+        assert one.get(ACCOUNT).title.startswith("Sign in")
+    assert service.code(token) == "valid"
+    assert service.code(short) == "revoked"  # it was to last as long as its session
+
+
+DOORS = ("/account/tokens", "/account/tokens/revoke", "/account/apps/withdraw", "/account/sign-out-everywhere")
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize(
+    ("headers", "csrf"),
+    [
+        ({}, ""),
+        ({}, "guess"),
+        ({"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}, None),
+        ({"Sec-Fetch-Site": "same-site"}, None),
+    ],
+    ids=["no token", "wrong token", "another site", "a sibling site"],
+)
+def test_what_another_site_sends_changes_nothing(
+    *, service: Service, browser: Browser, scopes: tuple[str, str], door: str, headers: dict[str, str], csrf: str | None
+) -> None:
+    """attacks 92."""
+    token = issued(browser, scopes[0])
+    page = browser.get(ACCOUNT)
+    fields = form(page, "/account/tokens").fields
+    sent = {
+        "csrf": fields["csrf"] if csrf is None else csrf,
+        "name": "Theirs",
+        "days": "30",
+        f"scope {scopes[0]}": "on",
+        "token_id": token_id(service, token),
+        "client_id": "cli_" + "0" * 32,
+    }
+    answer = browser.http.post(door, data=sent, headers=headers)
+    assert answer.status_code == 403
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert service.code(token) == "valid"
+    assert browser.get(ACCOUNT).title.startswith("Your account")
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_the_forms_of_one_session_do_nothing_in_another(service: Service, browser: Browser, door: str) -> None:
+    stranger = signed_in(service, person(service))
+    csrf = form(stranger.get(ACCOUNT), "/account/sign-out-everywhere").fields["csrf"]
+    assert browser.http.post(door, data={"csrf": csrf}).status_code == 403
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_whoever_is_not_signed_in_is_asked_to(service: Service, door: str) -> None:
+    browser = Browser(service)
+    answer = browser.http.post(door, data={"csrf": "x"}, follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (303, ACCOUNT)
+    assert browser.get(ACCOUNT).title.startswith("Sign in")
+
+
+@pytest.mark.parametrize(
+    "query", ["?done=revoked", "?done=%3Cscript%3E", "?done=a&done=b", "?done", "?%00=%ff"], ids=str
+)
+def test_an_address_that_somebody_made_up_shows_nothing_of_its_own(browser: Browser, query: str) -> None:
+    answer = browser.http.get(ACCOUNT + query)
+    assert answer.status_code in {200, 400}
+    assert "<script" not in answer.text
+
+
+def test_a_disabled_person_is_signed_out(service: Service, browser: Browser, ada: dict[str, Any]) -> None:
+    service.done("DELETE", f"/v1/users/{ada['user_id']}")
+    assert browser.get(ACCOUNT).title.startswith("Sign in")
