@@ -52,15 +52,15 @@ def _is_secure(runtime: Runtime) -> bool:
     return runtime.settings.issuer.startswith("https:")
 
 
-def set_cookie(runtime: Runtime, what: str, value: str) -> Cookie:
-    """Until the browser is closed; for nobody but us, and not with what pages of other sites post."""
+def set_cookie(runtime: Runtime, what: str, value: str, *, seconds: int | None = None) -> Cookie:
+    """For nobody but us, and not with what pages of other sites post. None: until the browser is closed."""
     secure = "; Secure" if _is_secure(runtime) else ""
-    return "set-cookie", f"{cookie_name(runtime, what)}={value}; Path=/; HttpOnly; SameSite=Lax{secure}"
+    lasts = "" if seconds is None else f"; Max-Age={seconds}"
+    return "set-cookie", f"{cookie_name(runtime, what)}={value}; Path=/; HttpOnly; SameSite=Lax{secure}{lasts}"
 
 
 def drop_cookie(runtime: Runtime, what: str) -> Cookie:
-    name, value = set_cookie(runtime, what, "")
-    return name, f"{value}; Max-Age=0"
+    return set_cookie(runtime, what, "", seconds=0)
 
 
 def read_cookie(runtime: Runtime, incoming: Incoming, what: str) -> str | None:

@@ -22,6 +22,7 @@ from service.pages.render import onward, page, see_other
 from service.pages.values import Link, SignedOut, SignIn, SignOut
 from service.registry import profile_of
 from service.runtime import Runtime
+from service.signin.acquainted import acquaint
 from service.signin.browser import (
     CSRF,
     Cookie,
@@ -33,7 +34,7 @@ from service.signin.browser import (
     read_page_form,
     seal_request,
 )
-from service.signin.passwords import USERNAME_CHARS_MAX, WrongPassword, check
+from service.signin.passwords import USERNAME_CHARS_MAX, WrongPassword, check, name_hash
 from service.signin.sessions import begin, end, session_of
 
 REQUEST = "request"  # the field of what waits, sealed
@@ -66,14 +67,15 @@ async def sign_in(runtime: Runtime, incoming: Incoming) -> Response:
     username = form.get("username") or ""
     ip = incoming.client_ip(runtime.settings)
     try:
-        proof = await check(runtime, username, form.get("password") or "", ip)
+        proof = await check(runtime, username, form.get("password") or "", ip, incoming=incoming)
     except (WrongPassword, TooManyRequests) as refused:
         return _sign_in_again(runtime, browser, sealed, query=query, username=username, refused=refused)
     before = await session_of(runtime, incoming)
     _, cookie = await begin(runtime, incoming, proof, replacing=before)
+    cookies = (cookie, acquaint(runtime, incoming, name_hash(runtime, username), proof.user_seq))
     if not query:
-        return see_other(ACCOUNT, cookies=(cookie,))
-    return onward(f"{_base(runtime)}{AUTHORIZE}?{query}", cookies=(cookie,))
+        return see_other(ACCOUNT, cookies=cookies)
+    return onward(f"{_base(runtime)}{AUTHORIZE}?{query}", cookies=cookies)
 
 
 def _sign_in_again(

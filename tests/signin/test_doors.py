@@ -38,6 +38,7 @@ QUERY = "client_id={}&redirect_uri=https%3A%2F%2Fapp.example%2Fback&state=a%26b"
 def nobody_waits(here: Host) -> None:
     """Nothing is remembered, and time stands still."""
     here.runtime.account_delays = Delays(5, 900, clock=lambda: 1e6)
+    here.runtime.browser_delays = Delays(5, 900, clock=lambda: 1e6)
     here.runtime.address_delays = Delays(30, 900, clock=lambda: 1e6)
 
 
