@@ -8,6 +8,7 @@ be asked anything: else whoever registers a client could lead strangers on from 
 
 from __future__ import annotations
 
+from typing import Final
 from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
@@ -58,7 +59,6 @@ from service.signin.browser import (
     CSRF,
     browser_of,
     check_csrf,
-    check_site,
     csrf_token,
     known_browser,
     open_carried,
@@ -68,9 +68,10 @@ from service.signin.browser import (
 )
 from service.signin.doors import REQUEST, SIGN_IN
 from service.signin.sessions import session_of
-from service.tokens import mint, now
+from service.tokens import now
 
 PATH = "/oauth2/authorize"
+CONSENT: Final = "consent"  # the purpose of the form
 _BEGUN = "begun"  # says, sealed, that a pushed request was taken up in time by this browser
 _NO_STORE: Headers = (("cache-control", "no-store"), ("pragma", "no-cache"), ("referrer-policy", "no-referrer"))
 
@@ -145,12 +146,11 @@ async def consent(runtime: Runtime, incoming: Incoming) -> Response:
     """`POST /oauth2/consent`: what the person decided. Raises: Forbidden, InvalidRequest, PageError and its kin."""
     form = await read_page_form(runtime, incoming)
     session = await session_of(runtime, incoming)
-    browser = check_site(runtime, incoming)
-    shown = open_carried(runtime, browser, form.need(REQUEST), "consent", _decode_shown)
+    browser = check_csrf(runtime, incoming, form, CONSENT)
+    shown = open_carried(runtime, browser, form.need(REQUEST), CONSENT, _decode_shown)
     again = Response(303, b"", (*_NO_STORE, ("location", _again(runtime, shown.query))))
     if session is None or session.session_id != shown.session_id:
-        return again  # signed out, or signed in anew, in another tab: the request begins again, and grants nothing
-    check_csrf(runtime, incoming, form, _purpose(session))
+        return again  # another person may be here by now, or nobody
     decision = form.get("decision")
     if decision not in {"allow", "deny"}:
         raise InvalidRequest("the decision is allow or deny", fix="go back and choose one")
@@ -289,15 +289,11 @@ async def _consent_page(runtime: Runtime, incoming: Incoming, asked: Asked, gran
         local=is_local(redirect_uri),
         known=bool(before),
         hidden=[
-            (REQUEST, seal_request(runtime, browser, msgspec.json.encode(shown).decode(), "consent")),
-            (CSRF, csrf_token(runtime, browser, _purpose(granting.session))),
+            (REQUEST, seal_request(runtime, browser, msgspec.json.encode(shown).decode(), CONSENT)),
+            (CSRF, csrf_token(runtime, browser, CONSENT)),
         ],
     )
     return page("consent", values, cookies=cookies)
-
-
-def _purpose(session: Session) -> str:
-    return f"consent {session.session_id}"
 
 
 def _resumed(runtime: Runtime, browser: str, asked: Asked) -> str:
@@ -321,23 +317,8 @@ def _union(before: str, more: str) -> str:
 
 
 async def _grant(runtime: Runtime, incoming: Incoming, asked: Asked, granting: Granting) -> dict[str, str]:
-    """The code, and for the hybrid flow the ID token with it.
-
-    What may fail comes first: a request that was pushed can be sent again then.
-    """
+    """The code, and for the hybrid flow the ID token with it."""
     request, client, session = asked.request, asked.client, granting.session
-    answer = {"code": mint("ac")}
-    if request.response_type != "code":
-        about = IdTokenFor(
-            granting.user.user_id,
-            session.auth_time,
-            nonce=request.nonce,
-            code=answer["code"],
-            claims={"amr": list(session.methods)},
-        )
-        answer["id_token"] = await mint_id_token(runtime, client, about)
-    if asked.pushed is not None:
-        await spend(runtime, asked.pushed, session.session_id)
     authorization = Authorization(
         client_id=client.client_id,
         subject=granting.user.user_id,
@@ -351,7 +332,20 @@ async def _grant(runtime: Runtime, incoming: Incoming, asked: Asked, granting: G
         offline=OFFLINE_ACCESS in granting.scope.split(),
         response_type=request.response_type,
     )
-    await grant_code(runtime, client, authorization, incoming.request_id, code=answer["code"])
+    code = await grant_code(runtime, client, authorization, incoming.request_id)
+    answer = {"code": code}
+    if request.response_type != "code":
+        about = IdTokenFor(
+            granting.user.user_id,
+            session.auth_time,
+            nonce=request.nonce,
+            code=code,
+            claims={"amr": list(session.methods)},
+        )
+        answer["id_token"] = await mint_id_token(runtime, client, about)
+    if asked.pushed is not None:
+        # Last, so that what fails before can be tried again; the code of who is second is told to nobody.
+        await spend(runtime, asked.pushed, session.session_id)
     return _whole(runtime, request.target, answer)
 
 

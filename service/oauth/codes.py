@@ -58,14 +58,9 @@ class Authorization(Struct, frozen=True, kw_only=True):
     response_type: str
 
 
-async def grant_code(
-    runtime: Runtime, client: Client, authorization: Authorization, request_id: str, *, code: str = ""
-) -> str:
-    """Begins the grant, durably, and returns its code, which is good for 60 seconds: the given one, or a new one.
-
-    Raises: Unavailable.
-    """
-    code, mark = code or mint("ac"), stamp(authorization.subject, request_id)
+async def grant_code(runtime: Runtime, client: Client, authorization: Authorization, request_id: str) -> str:
+    """Begins the grant, durably, and returns its code, which is good for 60 seconds. Raises: Unavailable."""
+    code, mark = mint("ac"), stamp(authorization.subject, request_id)
     about = authorization
     expires_at = mark.at + timedelta(seconds=CODE_TTL_SECONDS)
     command = Authorize(

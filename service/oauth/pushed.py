@@ -113,7 +113,7 @@ async def load(runtime: Runtime, request_uri: str, client_id: str, *, begun: boo
 
 
 async def spend(runtime: Runtime, loaded: Loaded, session_id: str) -> None:
-    """Before the grant is recorded, so that of two sessions one gets a code. Raises: UnknownRequestUri, Unavailable."""
+    """Before the code is told, so that of two sessions one is. Raises: UnknownRequestUri, Unavailable."""
     if loaded.pushed.spent_at is not None:
         return
     name, key = _name_and_key(loaded.request_uri)

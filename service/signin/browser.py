@@ -122,22 +122,13 @@ def check_csrf(runtime: Runtime, incoming: Incoming, form: Form, purpose: str) -
 
     Raises: Forbidden.
     """
-    browser = check_site(runtime, incoming)
-    token = form.get(CSRF) or ""
-    if not hmac.compare_digest(token.encode(), csrf_token(runtime, browser, purpose).encode()):
-        raise _forbidden("wrong token")
-    return browser
-
-
-def check_site(runtime: Runtime, incoming: Incoming) -> str:
-    """The browser that sent something, by all it says from a page of ours. Of itself no proof: see `check_csrf`.
-
-    Raises: Forbidden.
-    """
     browser = browser_of(runtime, incoming)
     problem = _foreign(runtime, incoming)
     if problem is not None or browser is None:
         raise _forbidden(problem or "no browser id")
+    token = form.get(CSRF) or ""
+    if not hmac.compare_digest(token.encode(), csrf_token(runtime, browser, purpose).encode()):
+        raise _forbidden("wrong token")
     return browser
 
 

@@ -511,6 +511,18 @@ def consent_form_of_another_browser_is_refused(stage: Stage) -> None:
     assert (sent.status, sent.left) == (403, None)
 
 
+@attack("92", "P: what one page carries is no other's")
+def sealed_request_of_another_page_is_refused(stage: Stage) -> None:
+    browser, _, made, page = at_consent(stage)
+    first = browser.get(flow(stage.service, made.app, prompt="login").url)
+    for sealed in (first.form.fields["request"], "A" * 100, "", "\u00e4", page.form.fields["request"][:-1]):
+        sent = browser.submit(page, decision="allow", request=sealed)
+        assert (sent.status, sent.left) == (400, None)
+    wrong = browser.submit(page, decision="perhaps")
+    assert (wrong.status, wrong.left) == (400, None)
+    assert "code" in browser.consent(page).answer
+
+
 @attack("94", "RFC 9700 §4.7: the pending request is bound to the browser")
 def sign_in_form_of_another_browser_is_refused(stage: Stage) -> None:
     attacker, victim = Browser(stage.service), Browser(stage.service)

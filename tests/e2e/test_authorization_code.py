@@ -393,10 +393,25 @@ def test_consent_page_of_another_session_is_shown_again(
 ) -> None:
     """Somebody else has signed in in the other tab meanwhile: what the first was shown is not allowed by the second."""
     page = browser.sign_in(browser.get(flow(service, app).url), somebody)
-    assert page.title.startswith(CONSENT_ASKED)
-    assert "code" in browser.visit(flow(service, app, prompt="login").url, person(service)).answer
-    sent = browser.submit(page, decision="allow")
-    assert (sent.status, sent.left) == (403, None)
+    other = person(service, display_name=unique("cnryname"))
+    waiting = browser.sign_in(browser.get(flow(service, app, prompt="login").url), other)
+    assert waiting.title.startswith(CONSENT_ASKED)
+    again = browser.consent(page)
+    assert again.title.startswith(CONSENT_ASKED)
+    assert other["display_name"] in again.text
+    assert "code" in browser.consent(again).answer
+    assert error_of(Browser(service).visit(flow(service, app, prompt="none").url, {})) == "login_required"
+
+
+def test_consent_page_of_a_session_that_ended_leads_to_signing_in(
+    service: Service, app: App, somebody: dict[str, Any], browser: Browser
+) -> None:
+    made = flow(service, app)
+    page = browser.sign_in(browser.get(made.url), somebody)
+    browser.submit(browser.get("/sign-out"))
+    again = browser.consent(page)
+    assert again.title.startswith(PASSWORD_ASKED)
+    assert browser.consent(browser.sign_in(again, somebody)).answer["state"] == made.state
 
 
 def test_consent_covers_what_was_shown_and_no_more(service: Service, browser: Browser) -> None:

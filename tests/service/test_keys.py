@@ -15,7 +15,7 @@ import pytest_asyncio
 
 from events.errors import LedgerUnavailable
 from events.server import EmbeddedServer
-from events.streams import ANSWERS, SIGNING_KEYS, SUBJECT_KEYS, Connection
+from events.streams import ANSWERS, PUSHED, SIGNING_KEYS, SUBJECT_KEYS, Connection
 from service.keys import Bucket, MasterKey, MasterKeyMismatch, SubjectKeys, derive, seal, unseal, write_private
 from tests.logs import connected, server_with_streams, until
 from tests.making import cli, usr
@@ -147,6 +147,20 @@ async def test_value_is_put_and_got_and_missing_is_none(nc: Connection) -> None:
     await bucket.put(key, b"one")
     await bucket.put(key, b"two")
     assert await bucket.get(key) == b"two"
+
+
+async def test_value_is_changed_by_one_of_many_who_know_its_revision(nc: Connection) -> None:
+    bucket, key = Bucket(nc, PUSHED), unique("k")
+    assert await bucket.entry(key) is None
+    assert await bucket.create(key, b"first")
+    entry = await bucket.entry(key)
+    assert entry is not None
+    value, revision = entry
+    assert value == b"first"
+    changed = await asyncio.gather(*(bucket.update(key, f"{n}".encode(), revision) for n in range(20)))
+    assert sum(changed) == 1
+    assert await bucket.get(key) == f"{changed.index(True)}".encode()
+    assert not await bucket.update(key, b"late", revision)
 
 
 @pytest.mark.parametrize("name", [SUBJECT_KEYS, SIGNING_KEYS])

@@ -24,7 +24,7 @@ def consent_form(here: Host, browser: Browser, session: Session) -> dict[str, st
     shown = msgspec.json.encode(Shown(session.session_id, "openid", WAITS)).decode()
     return {
         doors.REQUEST: seal_request(here.runtime, own, shown, "consent"),
-        CSRF: csrf_token(here.runtime, own, f"consent {session.session_id}"),
+        CSRF: csrf_token(here.runtime, own, "consent"),
         "decision": "allow",
     }
 

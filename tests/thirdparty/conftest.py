@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from tests.nodejs import PACKAGES, NodeClient
+from tests.people import Browser
+from tests.relying import Person, new_account
+from tests.running import Service
+
+ADDRESS = "127.0.0.33"  # from where nobody types wrong passwords, for which one has to wait
 
 
 @pytest.fixture(scope="session", params=PACKAGES)
@@ -23,3 +29,17 @@ def oauth4webapi() -> Iterator[NodeClient]:
     started = NodeClient("oauth4webapi")
     yield started
     started.close()
+
+
+@pytest.fixture(scope="session")
+def account(service: Service) -> dict[str, Any]:
+    """One for all: what an application gets and how a browser is signed in is of that application and browser."""
+    return new_account(service)
+
+
+@pytest.fixture
+def person(service: Service, account: dict[str, Any]) -> Iterator[Person]:
+    """With a new browser, which is signed in nowhere."""
+    browser = Browser(service, source=ADDRESS)
+    yield Person(browser, account)
+    browser.http.close()

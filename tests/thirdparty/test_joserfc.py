@@ -9,7 +9,7 @@ import pytest
 from joserfc import jwk, jws, jwt
 from joserfc.errors import BadSignatureError, InvalidClaimError
 
-from tests.running import App, Service
+from tests.running import App, Service, until
 
 # RFC 9864 names the curve; RFC 9068's verifiers know EdDSA.
 pytestmark = pytest.mark.filterwarnings("ignore:EdDSA is deprecated")
@@ -30,6 +30,12 @@ def key_set(service: Service) -> dict[str, Any]:
 
 def keys_of(service: Service) -> Iterator[jwk.Key]:
     yield from jwk.KeySet.import_key_set(key_set(service)).keys
+
+
+def kid_of(token: str) -> str:
+    """Unverified: the key that it says it is signed by."""
+    kid: str = jws.extract_compact(token.encode()).headers()["kid"]
+    return kid
 
 
 def claims_of(service: Service, token: str, **wanted: Any) -> dict[str, Any]:
@@ -63,6 +69,15 @@ def test_access_token_is_verified(service: Service, app: App) -> None:
         claims_of(service, token, aud="https://other.example")
 
 
+def test_access_tokens_of_the_old_key_and_of_the_new_are_verified(service: Service, app: App) -> None:
+    old = service.grant(app)["access_token"]
+    kid = service.done("POST", "/v1/keys/rotate", json={"alg": ALGORITHM})["kid"]
+    new = until(lambda: next((token for token in [service.grant(app)["access_token"]] if kid_of(token) == kid), None))
+    assert kid_of(old) != kid
+    for token in (old, new):
+        assert claims_of(service, token)["client_id"] == app.client_id
+
+
 def test_access_token_that_was_changed_is_not(service: Service, app: App) -> None:
     header, _, signature = service.grant(app)["access_token"].split(".")
     _, other, _ = service.grant(app)["access_token"].split(".")
@@ -72,7 +87,6 @@ def test_access_token_that_was_changed_is_not(service: Service, app: App) -> Non
 
 def test_access_token_is_signed_by_the_key_that_it_names_and_no_other(service: Service, app: App) -> None:
     token = service.grant(app)["access_token"]
-    named = jws.extract_compact(token.encode()).headers()["kid"]
     verified = []
     for key in keys_of(service):
         if key.key_type != "OKP":
@@ -82,4 +96,4 @@ def test_access_token_is_signed_by_the_key_that_it_names_and_no_other(service: S
         except BadSignatureError:
             continue
         verified.append(key.kid)
-    assert verified == [named]
+    assert verified == [kid_of(token)]

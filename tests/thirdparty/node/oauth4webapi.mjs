@@ -26,7 +26,9 @@ async function refusal(promise) {
   try {
     await promise;
   } catch (problem) {
-    return { kind: problem.constructor.name, error: problem.error ?? null, status: problem.status ?? null };
+    const [challenge] = Array.isArray(problem.cause) ? problem.cause : [];
+    const error = problem.error ?? challenge?.parameters.error ?? null;
+    return { kind: problem.constructor.name, error, status: problem.status ?? null };
   }
   throw new Error('it was not refused');
 }
@@ -142,10 +144,28 @@ export async function signIn(told) {
   return { tokens, claims, userinfo: await oauth.processUserInfoResponse(server, client, claims.sub, answer) };
 }
 
+export async function refusedUserinfo(told) {
+  const [server, client] = await parties(told);
+  const answer = await oauth.userInfoRequest(server, client, told.token, HTTP);
+  return refusal(oauth.processUserInfoResponse(server, client, told.subject, answer));
+}
+
 export async function refusedSignIn(told) {
   return refusal(granted(told, true));
 }
 
 export async function authorizeOnly(told) {
   return (await granted(told, false)).tokens;
+}
+
+// The library has no part in signing out: its users put the address together by themselves.
+export async function signOut(told) {
+  const [server, client] = await parties(told);
+  const state = oauth.generateRandomState();
+  const [post_logout_redirect_uri] = client.post_logout_redirect_uris;
+  const url = new URL(server.end_session_endpoint);
+  url.search = new URLSearchParams({ id_token_hint: told.id_token, post_logout_redirect_uri, state }).toString();
+  const arrived = await visit(url);
+  if (arrived.searchParams.get('state') !== state) throw new Error(`the state did not come back: ${arrived}`);
+  return { arrived: arrived.origin + arrived.pathname };
 }

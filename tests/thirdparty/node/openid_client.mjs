@@ -22,7 +22,9 @@ async function refusal(promise) {
   try {
     await promise;
   } catch (problem) {
-    return { kind: problem.constructor.name, error: problem.error ?? null, status: problem.status ?? null };
+    const [challenge] = Array.isArray(problem.cause) ? problem.cause : [];
+    const error = problem.error ?? challenge?.parameters.error ?? null;
+    return { kind: problem.constructor.name, error, status: problem.status ?? null };
   }
   throw new Error('it was not refused');
 }
@@ -74,25 +76,30 @@ async function authorized(config, told, nonce) {
   return [arrived, { pkceCodeVerifier, expectedState, expectedNonce: nonce, maxAge, idTokenExpected: nonce !== undefined }];
 }
 
-export async function signIn(told) {
+async function granted(told, nonce) {
   const config = await discovered(told);
-  const [arrived, checks] = await authorized(config, told, openid.randomNonce());
-  const tokens = await openid.authorizationCodeGrant(config, arrived, checks, told.token_request);
+  const [arrived, checks] = await authorized(config, told, nonce);
+  return [config, await openid.authorizationCodeGrant(config, arrived, checks, told.token_request)];
+}
+
+export async function signIn(told) {
+  const [config, tokens] = await granted(told, openid.randomNonce());
   const claims = tokens.claims();
   return { tokens, claims, userinfo: await openid.fetchUserInfo(config, tokens.access_token, claims.sub) };
 }
 
 export async function refusedSignIn(told) {
-  const config = await discovered(told);
-  const [arrived, checks] = await authorized(config, told, openid.randomNonce());
-  return refusal(openid.authorizationCodeGrant(config, arrived, checks, told.token_request));
+  return refusal(granted(told, openid.randomNonce()));
+}
+
+export async function refusedUserinfo(told) {
+  return refusal(openid.fetchUserInfo(await discovered(told), told.token, told.subject));
 }
 
 // Without OpenID Connect: there is no nonce, and nothing is learned of the person.
 export async function authorizeOnly(told) {
-  const config = await discovered(told);
-  const [arrived, checks] = await authorized(config, told);
-  return openid.authorizationCodeGrant(config, arrived, checks, told.token_request);
+  const [, tokens] = await granted(told);
+  return tokens;
 }
 
 export async function signOut(told) {
