@@ -668,10 +668,11 @@ class CurrentReader:
         row = self._by_id("session", session_id, "ses_")
         return row if isinstance(row, Session) else None
 
-    def sessions_of(self, user_id: str, *, limit: int = 1000) -> list[Session]:
-        """Those of a user that have not been dropped, oldest first."""
+    def sessions_of(self, user_id: str, *, after: str | None = None, limit: int = 1000) -> list[Session]:
+        """Those of a user that have not been dropped, oldest first, from behind the session `after`."""
+        start = raw_id(after) if after else None
         with self._read() as txn:
-            keys = _values(txn, self._db["user_session"], raw_id(user_id), limit=limit)
+            keys = _values(txn, self._db["user_session"], raw_id(user_id), after=start, limit=limit)
             found = [txn.get(key, db=self._db["session"]) for key in keys]
         return [DECODERS["session"](raw) for raw in found if raw is not None]
 

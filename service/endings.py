@@ -8,10 +8,11 @@ it starts, and from time to time.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from datetime import timedelta
+from collections.abc import AsyncIterator, Callable, Collection
+from datetime import datetime, timedelta
 
 import structlog
+from msgspec import Struct
 
 from events.types import Reason
 from projections.grants import ActiveGrant, AuthorizedGrant, RevokedGrant, facts
@@ -23,7 +24,7 @@ from service.tokens import now
 
 log = structlog.get_logger()
 
-_SLICE = 256
+_SLICE = 64
 _AT_ONCE = 16
 _TOKENS_MAX = 5_000_000
 _ROWS_MAX = 100_000_000
@@ -34,11 +35,34 @@ _RETRY_SECONDS = 5.0
 Belongs = Callable[[ActiveGrant], bool]
 
 
-def begun_in(session_id: str) -> Belongs:
-    """Grants that end with the session: those that may be used while the person is away do not."""
-    return lambda grant: (
-        grant.by_code is not None and grant.by_code.session_id == session_id and not grant.by_code.offline
-    )
+def left_behind(runtime: Runtime, session_ids: Collection[str], at: datetime, seq: int) -> Belongs:
+    """Grants that end when the person signs out of these sessions: those that may be used while they are away do not.
+
+    With them those that began before `seq`, in a session that had ended by then without a sign-out: it had expired by
+    `at`, or another took its place in the browser. Nobody could sign out of it any more.
+    """
+
+    def belongs(grant: ActiveGrant) -> bool:
+        if grant.by_code is None or grant.by_code.offline:
+            return False
+        session_id = grant.by_code.session_id
+        if session_id in session_ids:
+            return True
+        # What the view has of a grant, it has of the session that the grant began in.
+        return grant.first_seq < seq and not _stood(runtime.view.session(session_id), at, seq)
+
+    return belongs
+
+
+def signed_out_of(runtime: Runtime, session: Session) -> Belongs:
+    """The same for one that has ended."""
+    return left_behind(runtime, {session.session_id}, session.ended_at or session.expires_at, session.seq)
+
+
+def _stood(session: Session | None, at: datetime, seq: int) -> bool:
+    if session is None or at >= session.expires_at:
+        return False
+    return session.ended_at is None or session.seq > seq
 
 
 def consented_before(consent: Consent) -> Belongs:
@@ -94,19 +118,31 @@ async def _grants(runtime: Runtime, user_id: str, belongs: Belongs) -> AsyncIter
         await asyncio.sleep(0)
 
 
-async def finish(runtime: Runtime) -> int:
-    """Ends what was left behind by whoever was killed; how many grants. Raises: Unavailable."""
+class Finished(Struct, frozen=True):
+    """How many grants were ended, and up to where in the log nothing is left behind."""
+
+    grants: int
+    position: int
+
+
+async def finish(runtime: Runtime, *, after: int = 0) -> Finished:
+    """Ends what was left behind by whoever was killed, of sessions and consents that ended behind the position `after`.
+
+    Others have their turn after each of them. Raises: Unavailable; then nothing is finished.
+    """
     await runtime.view_at_end()
+    position = runtime.view.freshness().position
     ended = 0
     async for row in _rows(runtime, "session"):
-        if isinstance(row, Session) and row.reason in {"signed_out", "admin"}:
-            ended += await end_grants(runtime, row.user_id, begun_in(row.session_id), Reason.LOGOUT, by="system")
+        if isinstance(row, Session) and row.seq > after and row.reason in {"signed_out", "admin"}:
+            ended += await end_grants(runtime, row.user_id, signed_out_of(runtime, row), Reason.LOGOUT, by="system")
+            await asyncio.sleep(0)
     async for row in _rows(runtime, "consent"):
-        if isinstance(row, Consent) and row.withdrawn_seq:
-            ended += await end_grants(
-                runtime, row.user_id, consented_before(row), Reason.CONSENT_WITHDRAWN, by="system"
-            )
-    return ended
+        if isinstance(row, Consent) and row.withdrawn_seq > after:
+            reason = Reason.CONSENT_WITHDRAWN
+            ended += await end_grants(runtime, row.user_id, consented_before(row), reason, by="system")
+            await asyncio.sleep(0)
+    return Finished(ended, position)
 
 
 async def _rows(runtime: Runtime, table: str) -> AsyncIterator[Row]:
@@ -122,13 +158,18 @@ async def _rows(runtime: Runtime, table: str) -> AsyncIterator[Row]:
 
 
 async def keep_finishing(runtime: Runtime) -> None:
-    """For ever, beside a worker."""
+    """For ever, beside a worker.
+
+    Each end is looked at in two rounds: what was granted while the session ended may have come behind the first.
+    """
+    before = last = 0
     while True:
         seconds = _SECONDS
         try:
-            ended = await finish(runtime)
-            if ended:
-                log.warning("grants_ended_late", grants=ended, why="a process died before it had ended them all")
+            done = await finish(runtime, after=before)
+            before, last = last, done.position
+            if done.grants:
+                log.warning("grants_ended_late", grants=done.grants, why="a process died before it had ended them all")
         except ServiceError as error:
             log.warning("grants_not_ended", why=error.private or error.detail)
             seconds = _RETRY_SECONDS

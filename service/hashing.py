@@ -12,7 +12,14 @@ from argon2.exceptions import InvalidHashError, VerificationError
 
 from service.errors import Unavailable
 
-_WAITING_MAX = 64
+_CHECKED_WAITING_MAX = 64
+_MADE_WAITING_MAX = 16  # places of their own, so that no crowd of sign-ins keeps users from being managed
+
+
+class _Places:
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.taken = 0
 
 
 class Hashing:
@@ -23,11 +30,12 @@ class Hashing:
         self._hasher = hasher
         self._nobodys = _nobodys(hasher)
         self._one_at_a_time = asyncio.Semaphore(1)
-        self._waiting = 0
+        self._checked = _Places(_CHECKED_WAITING_MAX)
+        self._made = _Places(_MADE_WAITING_MAX)
 
     async def make(self, password: str) -> str:
         """Raises: Unavailable when too many wait."""
-        hashed: str = await self._beside(self._hasher.hash, password)
+        hashed: str = await self._beside(self._made, self._hasher.hash, password)
         return hashed
 
     async def matches(self, hashed: str | None, password: str) -> bool:
@@ -35,7 +43,7 @@ class Hashing:
 
         Raises: Unavailable when too many wait.
         """
-        matches: bool = await self._beside(self._verify, hashed or self._nobodys, password)
+        matches: bool = await self._beside(self._checked, self._verify, hashed or self._nobodys, password)
         return matches and hashed is not None
 
     def _verify(self, hashed: str, password: str) -> bool:
@@ -44,10 +52,10 @@ class Hashing:
         except (VerificationError, InvalidHashError):
             return False
 
-    async def _beside(self, work: Any, *arguments: str) -> Any:
-        if self._waiting >= _WAITING_MAX:
+    async def _beside(self, places: _Places, work: Any, *arguments: str) -> Any:
+        if places.taken >= places.number:
             raise Unavailable("too many passwords are being checked at this moment", retry_after_seconds=5)
-        self._waiting += 1
+        places.taken += 1
         try:
             async with self._one_at_a_time:
                 # Whoever asks may go away: the thread works on, and nobody else may begin meanwhile.
@@ -60,7 +68,7 @@ class Hashing:
                 finally:
                     self.done += 1
         finally:
-            self._waiting -= 1
+            places.taken -= 1
 
 
 def _nobodys(hasher: PasswordHasher) -> str:

@@ -62,6 +62,7 @@ class MasterKey:
         self._sealing = derive(secret, "seal")
         self._usernames = derive(secret, "usernames")
         self.sessions = derive(secret, "session cookies")
+        self.acquaintances = derive(secret, "browsers that somebody has signed in with")
         self.forms = derive(secret, "forms")
         self.requests = derive(secret, "requests that wait for a sign-in")
         self.deployment = derive(secret, "deployment")[:4].hex()

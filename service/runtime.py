@@ -22,7 +22,7 @@ from service.errors import TooManyRequests, Unavailable
 from service.feed import Feed
 from service.keys import Bucket, MasterKey, SubjectKeys
 from service.settings import Settings
-from service.signin.delays import Delays
+from service.signin.delays import Delays, address_delays
 from service.signing import SigningKeys
 from service.snapshots import Snapshots
 from service.streams import stream_limits, writer_name
@@ -169,7 +169,10 @@ class Runtime:
         self.pushed = Bucket(nc, PUSHED)
         self.client_failures = RateLimiter(settings.client_auth_failures_per_minute_max)
         self.account_delays = Delays(settings.sign_in_failures_free, settings.sign_in_delay_seconds_max)
-        self.address_delays = Delays(settings.sign_in_failures_of_address_free, settings.sign_in_delay_seconds_max)
+        self.browser_delays = Delays(settings.sign_in_failures_free, settings.sign_in_delay_seconds_max)
+        self.address_delays = address_delays(settings, of=1)
+        # The larger an IPv6 network, the more who are not each other's fault may be in it.
+        self.network_delays = {56: address_delays(settings, of=4), 48: address_delays(settings, of=16)}
         self.unknown_tokens = RateLimiter(settings.unknown_tokens_per_minute_max)
         pushes_max = settings.pushed_requests_per_minute_max
         self.pushes = RateLimiter(pushes_max, of="pushed requests")

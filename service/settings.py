@@ -460,14 +460,15 @@ class Settings(Struct, frozen=True, kw_only=True):
         int,
         About(
             "Wrong passwords in a row for one name, in each worker, before whoever tries must wait: a second, two, "
-            "four and so on.",
+            "four and so on. A browser that the person has signed in with before is counted by itself.",
             _integer(1, 1_000),
         ),
     ] = 5
     sign_in_failures_of_address_free: Annotated[
         int,
         About(
-            "The same for one address (IPv6: its first 64 bits), from which many people may come.",
+            "The same for one address (IPv6: its first 64 bits; four times as many for 56, sixteen for 48), from which "
+            "many people may come: one failure passes each minute (15 s, 3.75 s), and nobody waits longer than 30 s.",
             _integer(1, 1_000_000),
         ),
     ] = 30

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from projections.registry import Session
 from service.api.routing import Call, operation
 from service.api.wire import Id, Page, Seq, cursor_of, page, position_of
 from service.commands import raw_id
@@ -16,8 +15,7 @@ from service.consents import withdraw
 from service.errors import NotFound
 from service.registry import find_user_by_id
 from service.rules.sessions import is_live
-from service.runtime import Runtime
-from service.signin.sessions import end_session
+from service.signin.sessions import end_everywhere, end_session, standing
 from service.tokens import is_id, now
 
 T = TypeVar("T")
@@ -80,11 +78,6 @@ class ConsentWithdrawal(Struct, frozen=True):
     ledger_seq: Seq
 
 
-def _live(runtime: Runtime, user_id: str) -> list[Session]:
-    cut, moment = runtime.view.cut(user_id), now()
-    return [one for one in runtime.view.sessions_of(user_id, limit=_LISTED_MAX) if is_live(one, cut, moment)]
-
-
 def _page(asked: Page, of: str, items: Sequence[T], key: Callable[[T], bytes]) -> dict[str, Any]:
     """Of items in the order of their keys, those from behind the cursor."""
     after = position_of(asked.cursor, of)
@@ -108,7 +101,7 @@ async def list_sessions(call: Call[None, Page]) -> dict[str, Any]:
             methods=one.methods,
             ledger_seq=one.seq,
         )
-        for one in _live(call.runtime, user.user_id)
+        for one in await standing(call.runtime, user.user_id)
     ]
     return _page(call.query, f"sessions {user.user_id}", items, lambda one: raw_id(one.session_id))
 
@@ -129,16 +122,16 @@ async def end_sessions(call: Call[None, SessionChoice]) -> SessionsEnded:
     """
     user = await find_user_by_id(call.runtime, call.name)
     await call.runtime.view_at_end()
-    wanted = call.query.session_id
-    sessions = [one for one in _live(call.runtime, user.user_id) if wanted in {UNSET, one.session_id}]
-    known = call.runtime.view.session(wanted) if isinstance(wanted, str) else None
-    if isinstance(wanted, str) and (known is None or known.user_id != user.user_id):
+    wanted, by = call.query.session_id, call.caller.token_id
+    if not isinstance(wanted, str):
+        done = await end_everywhere(call.runtime, user.user_id, "admin", by=by, request_id=call.request_id)
+        return SessionsEnded(done.ended, done.seq or UNSET)
+    known = call.runtime.view.session(wanted)
+    if known is None or known.user_id != user.user_id:
         raise NotFound("the user has no such session")
-    seqs = [
-        await end_session(call.runtime, one, "admin", by=call.caller.token_id, request_id=call.request_id)
-        for one in sessions or ([known] if known is not None else [])
-    ]
-    return SessionsEnded(len(sessions), max(seqs, default=0) or UNSET)
+    stands = is_live(known, call.runtime.view.cut(user.user_id), now())
+    seq = await end_session(call.runtime, known, "admin", by=by, request_id=call.request_id)
+    return SessionsEnded(int(stands), seq)
 
 
 @operation(

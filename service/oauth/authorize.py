@@ -8,6 +8,7 @@ be asked anything: else whoever registers a client could lead strangers on from 
 
 from __future__ import annotations
 
+from typing import Final
 from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
@@ -27,7 +28,6 @@ from service.outgoing import Headers, Response
 from service.pages.render import ANYWHERE, destination_of, form_post, is_local, onward, page
 from service.pages.scopes import scopes_shown
 from service.pages.values import Consent, Continue, Hidden, SignIn
-from service.parsing import decode_json
 from service.registry import profile_of
 from service.rules.authorization import (
     OFFLINE_ACCESS,
@@ -61,6 +61,7 @@ from service.signin.browser import (
     check_csrf,
     csrf_token,
     known_browser,
+    open_carried,
     open_request,
     read_page_form,
     seal_request,
@@ -70,7 +71,7 @@ from service.signin.sessions import session_of
 from service.tokens import now
 
 PATH = "/oauth2/authorize"
-CONSENT = "consent"  # the purpose of the form
+CONSENT: Final = "consent"  # the purpose of the form
 _BEGUN = "begun"  # says, sealed, that a pushed request was taken up in time by this browser
 _NO_STORE: Headers = (("cache-control", "no-store"), ("pragma", "no-cache"), ("referrer-policy", "no-referrer"))
 
@@ -146,7 +147,7 @@ async def consent(runtime: Runtime, incoming: Incoming) -> Response:
     form = await read_page_form(runtime, incoming)
     session = await session_of(runtime, incoming)
     browser = check_csrf(runtime, incoming, form, CONSENT)
-    shown = decode_json(_decode_shown, open_request(runtime, browser, form.need(REQUEST)).encode())
+    shown = open_carried(runtime, browser, form.need(REQUEST), CONSENT, _decode_shown)
     again = Response(303, b"", (*_NO_STORE, ("location", _again(runtime, shown.query))))
     if session is None or session.session_id != shown.session_id:
         return again  # another person may be here by now, or nobody
@@ -184,7 +185,7 @@ async def _understood(runtime: Runtime, incoming: Incoming, given: Parameters, s
             raise UnknownClient("no application is registered under this client_id")
         browser, begun = browser_of(runtime, incoming), False
         if browser is not None and given.get(_BEGUN) is not None:
-            begun = open_request(runtime, browser, given.get(_BEGUN) or "") == request_uri
+            begun = open_request(runtime, browser, given.get(_BEGUN) or "", "begun") == request_uri
         session_id = session.session_id if session is not None else None
         pushed = await load(runtime, request_uri, client.client_id, begun=begun, session_id=session_id)
         given = Parameters(pushed.pushed.pairs)
@@ -264,11 +265,12 @@ def _must_consent(runtime: Runtime, asked: Asked, granting: Granting) -> bool:
 def _sign_in_page(runtime: Runtime, incoming: Incoming, asked: Asked) -> Response:
     browser, cookies = known_browser(runtime, incoming)
     query = after_sign_in(Parameters(parse_form(_resumed(runtime, browser, asked).encode())))
+    sealed = seal_request(runtime, browser, query, SIGN_IN)
     values = SignIn(
         app=asked.client.metadata.client_name,
         username=asked.request.login_hint or "",
         problem=None,
-        hidden=[(REQUEST, seal_request(runtime, browser, query)), (CSRF, csrf_token(runtime, browser, SIGN_IN))],
+        hidden=[(REQUEST, sealed), (CSRF, csrf_token(runtime, browser, SIGN_IN))],
     )
     return page("sign_in", values, cookies=cookies)
 
@@ -287,7 +289,7 @@ async def _consent_page(runtime: Runtime, incoming: Incoming, asked: Asked, gran
         local=is_local(redirect_uri),
         known=bool(before),
         hidden=[
-            (REQUEST, seal_request(runtime, browser, msgspec.json.encode(shown).decode())),
+            (REQUEST, seal_request(runtime, browser, msgspec.json.encode(shown).decode(), CONSENT)),
             (CSRF, csrf_token(runtime, browser, CONSENT)),
         ],
     )
@@ -299,7 +301,7 @@ def _resumed(runtime: Runtime, browser: str, asked: Asked) -> str:
     if asked.pushed is None:
         return asked.query
     request_uri = asked.pushed.request_uri
-    begun = seal_request(runtime, browser, request_uri)
+    begun = seal_request(runtime, browser, request_uri, "begun")
     return urlencode({"client_id": asked.client.client_id, "request_uri": request_uri, _BEGUN: begun})
 
 

@@ -37,12 +37,11 @@ from service.pages.values import Account, AppShown, Draft, Hidden, Issued, Sessi
 from service.registry import profile_of, read_sealed
 from service.revocations import ending_of
 from service.rules.registry import is_plain
-from service.rules.sessions import is_live
 from service.runtime import Runtime
 from service.signin.browser import CSRF, check_csrf, csrf_token, known_browser, read_page_form
 from service.signin.doors import sign_in_page
-from service.signin.sessions import end, session_of
-from service.tokens import is_id, now
+from service.signin.sessions import drop_session, end_everywhere, session_of, standing
+from service.tokens import is_id
 from service.validation import scope_of
 
 PATH = "/account"
@@ -54,6 +53,7 @@ _TICK = "scope "  # stands before the scope's name, in that of its box
 _KEY = "key"
 _KEY_SYNTAX = re.compile(r"[A-Za-z0-9_-]{22}")
 _TOKENS_SHOWN_MAX = 200
+_SESSIONS_SHOWN_MAX = 200
 _SLICE = 2_000
 _SLICES_MAX = 500
 _GO_BACK = "go back to your account and try again"
@@ -144,10 +144,9 @@ async def sign_out_everywhere(runtime: Runtime, incoming: Incoming) -> Response:
     if session is None:
         return see_other(PATH)
     check_csrf(runtime, incoming, form, _purpose(session))
-    others = [one for one in _live(runtime, session.user_id) if one.session_id != session.session_id]
-    for one in [*others, session]:
-        cookie = await end(runtime, one, "signed_out", by=session.session_id, request_id=incoming.request_id)
-    return page("signed_out", SignedOut(onward=None), cookies=(cookie,))
+    here = session.session_id
+    await end_everywhere(runtime, session.user_id, "signed_out", by=here, last=here, request_id=incoming.request_id)
+    return page("signed_out", SignedOut(onward=None), cookies=(drop_session(runtime),))
 
 
 def _stands(runtime: Runtime, session: Session) -> bool:
@@ -247,6 +246,7 @@ async def _shown(
     session = person.session
     browser, cookies = known_browser(runtime, incoming)
     tokens, more = await _tokens(runtime, session.user_id)
+    sessions = (await standing(runtime, session.user_id))[: -_SESSIONS_SHOWN_MAX - 1 : -1]  # the newest first
     hidden: Hidden = [
         (CSRF, csrf_token(runtime, browser, _purpose(session))),
         (_KEY, secrets.token_urlsafe(16)),
@@ -263,7 +263,7 @@ async def _shown(
         draft=draft or Draft(name="", ticked=(), days=_LIFETIME_DAYS),
         sessions=[
             SessionShown(since=one.auth_time, until=one.expires_at, current=one.session_id == session.session_id)
-            for one in _live(runtime, session.user_id)
+            for one in sessions
         ],
         hidden=hidden,
     )
@@ -316,9 +316,3 @@ async def _token(runtime: Runtime, hit: Hit) -> TokenShown:
 def _owner(hit: Hit) -> str | None:
     known = facts(hit.grant)
     return known.subject if known is not None else None
-
-
-def _live(runtime: Runtime, user_id: str) -> list[Session]:
-    """The person's sessions that stand, the newest first."""
-    cut, moment = runtime.view.cut(user_id), now()
-    return [one for one in reversed(runtime.view.sessions_of(user_id)) if is_live(one, cut, moment)]

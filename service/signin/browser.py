@@ -11,7 +11,11 @@ import hmac
 import re
 import secrets
 import time
+from collections.abc import Callable
+from typing import Literal, TypeVar
 from urllib.parse import urlsplit
+
+import msgspec
 
 from service.errors import Forbidden, InvalidRequest
 from service.incoming import Incoming, parse_form
@@ -19,7 +23,10 @@ from service.keys import seal, unseal
 from service.oauth.forms import FORM, Form
 from service.runtime import Runtime
 
+T = TypeVar("T")
+
 Cookie = tuple[str, str]  # a header
+Carried = Literal["sign-in", "consent", "sign-out", "begun"]  # what something is sealed for: it opens as nothing else
 
 REQUEST_SECONDS_MAX = 3_600
 CSRF = "csrf"
@@ -45,15 +52,15 @@ def _is_secure(runtime: Runtime) -> bool:
     return runtime.settings.issuer.startswith("https:")
 
 
-def set_cookie(runtime: Runtime, what: str, value: str) -> Cookie:
-    """Until the browser is closed; for nobody but us, and not with what pages of other sites post."""
+def set_cookie(runtime: Runtime, what: str, value: str, *, seconds: int | None = None) -> Cookie:
+    """For nobody but us, and not with what pages of other sites post. None: until the browser is closed."""
     secure = "; Secure" if _is_secure(runtime) else ""
-    return "set-cookie", f"{cookie_name(runtime, what)}={value}; Path=/; HttpOnly; SameSite=Lax{secure}"
+    lasts = "" if seconds is None else f"; Max-Age={seconds}"
+    return "set-cookie", f"{cookie_name(runtime, what)}={value}; Path=/; HttpOnly; SameSite=Lax{secure}{lasts}"
 
 
 def drop_cookie(runtime: Runtime, what: str) -> Cookie:
-    name, value = set_cookie(runtime, what, "")
-    return name, f"{value}; Max-Age=0"
+    return set_cookie(runtime, what, "", seconds=0)
 
 
 def read_cookie(runtime: Runtime, incoming: Incoming, what: str) -> str | None:
@@ -116,21 +123,21 @@ def check_csrf(runtime: Runtime, incoming: Incoming, form: Form, purpose: str) -
     Raises: Forbidden.
     """
     browser = browser_of(runtime, incoming)
-    token = form.get(CSRF) or ""
     problem = _foreign(runtime, incoming)
-    if problem is None and browser is None:
-        problem = "no browser id"
-    if problem is None and not hmac.compare_digest(
-        token.encode(), csrf_token(runtime, browser or "", purpose).encode()
-    ):
-        problem = "wrong token"
     if problem is not None or browser is None:
-        raise Forbidden(
-            "the form did not come from a page that this browser was shown here, or your browser keeps no cookies",
-            fix="allow cookies for this site, " + _BEGIN_AGAIN,
-            private=problem or "",
-        )
+        raise _forbidden(problem or "no browser id")
+    token = form.get(CSRF) or ""
+    if not hmac.compare_digest(token.encode(), csrf_token(runtime, browser, purpose).encode()):
+        raise _forbidden("wrong token")
     return browser
+
+
+def _forbidden(private: str) -> Forbidden:
+    return Forbidden(
+        "the form did not come from a page that this browser was shown here, or your browser keeps no cookies",
+        fix="allow cookies for this site, " + _BEGIN_AGAIN,
+        private=private,
+    )
 
 
 def _foreign(runtime: Runtime, incoming: Incoming) -> str | None:
@@ -157,24 +164,37 @@ def origin_of(url: str) -> str:
 # The request that waits until somebody has signed in or consented
 
 
-def seal_request(runtime: Runtime, browser: str, query: str) -> str:
-    """For a hidden field: only this browser can send it back, unchanged, within the hour."""
-    return _base64(seal(runtime.master.requests, f"{int(time.time())} {query}".encode(), f"request {browser}"))
+def seal_request(runtime: Runtime, browser: str, carried: str, purpose: Carried) -> str:
+    """For a hidden field: only this browser can send it back, unchanged, in such a form, within the hour."""
+    text = f"{int(time.time())} {carried}".encode()
+    return _base64(seal(runtime.master.requests, text, f"{purpose} {browser}"))
 
 
-def open_request(runtime: Runtime, browser: str, sealed: str) -> str:
-    """The query. Raises: InvalidRequest if it was sealed for another browser or too long ago."""
+def open_request(runtime: Runtime, browser: str, sealed: str, purpose: Carried) -> str:
+    """What was sealed. Raises: InvalidRequest if it was for another browser or form, or too long ago."""
     try:
         raw = base64.urlsafe_b64decode(sealed.encode() + b"=" * (-len(sealed) % 4))
     except (binascii.Error, ValueError):
         raw = b""
-    opened = unseal(runtime.master.requests, raw, f"request {browser}")
+    opened = unseal(runtime.master.requests, raw, f"{purpose} {browser}")
     if opened is None:
-        raise InvalidRequest("what the page carried is not as it was shown in this browser", fix=_BEGIN_AGAIN)
-    at, _, query = opened.decode().partition(" ")
+        raise _not_as_shown()
+    at, _, carried = opened.decode().partition(" ")
     if time.time() - int(at) > REQUEST_SECONDS_MAX:
         raise InvalidRequest("the page was open for too long", fix=_BEGIN_AGAIN)
-    return query
+    return carried
+
+
+def open_carried(runtime: Runtime, browser: str, sealed: str, purpose: Carried, decode: Callable[[str], T]) -> T:
+    """The same, decoded. Raises: InvalidRequest, too for what another version of this service has sealed."""
+    try:
+        return decode(open_request(runtime, browser, sealed, purpose))
+    except msgspec.MsgspecError:
+        raise _not_as_shown() from None
+
+
+def _not_as_shown() -> InvalidRequest:
+    return InvalidRequest("what the page carried is not as it was shown in this browser", fix=_BEGIN_AGAIN)
 
 
 def _base64(data: bytes) -> str:

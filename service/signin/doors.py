@@ -6,7 +6,7 @@ sign-in page, the app to go back to behind the sign-out page. Nothing leads to a
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import msgspec
@@ -22,21 +22,23 @@ from service.pages.render import onward, page, see_other
 from service.pages.values import Link, SignedOut, SignIn, SignOut
 from service.registry import profile_of
 from service.runtime import Runtime
+from service.signin.acquainted import acquaint
 from service.signin.browser import (
     CSRF,
     Cookie,
     check_csrf,
     csrf_token,
     known_browser,
+    open_carried,
     open_request,
     read_page_form,
     seal_request,
 )
-from service.signin.passwords import USERNAME_CHARS_MAX, WrongPassword, check
+from service.signin.passwords import USERNAME_CHARS_MAX, WrongPassword, check, name_hash
 from service.signin.sessions import begin, end, session_of
 
 REQUEST = "request"  # the field of what waits, sealed
-SIGN_IN = "sign-in"  # the purpose of the form
+SIGN_IN: Final = "sign-in"  # the purpose of the form
 AUTHORIZE = "/oauth2/authorize"
 ACCOUNT = "/account"
 _STATE_CHARS_MAX = 4_096
@@ -50,7 +52,7 @@ async def sign_in_page(runtime: Runtime, incoming: Incoming) -> Response:
     if await session_of(runtime, incoming) is not None:
         return see_other(ACCOUNT)
     browser, cookies = known_browser(runtime, incoming)
-    return _sign_in_again(runtime, browser, seal_request(runtime, browser, ""), cookies=cookies)
+    return _sign_in_again(runtime, browser, seal_request(runtime, browser, "", SIGN_IN), cookies=cookies)
 
 
 async def sign_in(runtime: Runtime, incoming: Incoming) -> Response:
@@ -61,18 +63,19 @@ async def sign_in(runtime: Runtime, incoming: Incoming) -> Response:
     form = await read_page_form(runtime, incoming)
     browser = check_csrf(runtime, incoming, form, SIGN_IN)
     sealed = form.need(REQUEST)
-    query = open_request(runtime, browser, sealed)
+    query = open_request(runtime, browser, sealed, SIGN_IN)
     username = form.get("username") or ""
     ip = incoming.client_ip(runtime.settings)
     try:
-        proof = await check(runtime, username, form.get("password") or "", ip)
+        proof = await check(runtime, username, form.get("password") or "", ip, incoming=incoming)
     except (WrongPassword, TooManyRequests) as refused:
         return _sign_in_again(runtime, browser, sealed, query=query, username=username, refused=refused)
     before = await session_of(runtime, incoming)
     _, cookie = await begin(runtime, incoming, proof, replacing=before)
+    cookies = (cookie, acquaint(runtime, incoming, name_hash(runtime, username), proof.user_seq))
     if not query:
-        return see_other(ACCOUNT, cookies=(cookie,))
-    return onward(f"{_base(runtime)}{AUTHORIZE}?{query}", cookies=(cookie,))
+        return see_other(ACCOUNT, cookies=cookies)
+    return onward(f"{_base(runtime)}{AUTHORIZE}?{query}", cookies=cookies)
 
 
 def _sign_in_again(
@@ -140,7 +143,7 @@ async def sign_out(runtime: Runtime, incoming: Incoming) -> Response:
     if session is None:
         return _signed_out(runtime, None)
     browser = check_csrf(runtime, incoming, form, _purpose(session))
-    waiting = _decode_waiting(open_request(runtime, browser, form.need(REQUEST)))
+    waiting = open_carried(runtime, browser, form.need(REQUEST), "sign-out", _decode_waiting)
     cookie = await _end(runtime, incoming, session)
     return _signed_out(runtime, waiting, cookies=(cookie,))
 
@@ -219,7 +222,7 @@ async def _ask(runtime: Runtime, incoming: Incoming, session: Session, waiting: 
         person=(profile.display_name or profile.username) if profile is not None else session.user_id,
         action="/sign-out",
         hidden=[
-            (REQUEST, seal_request(runtime, browser, msgspec.json.encode(waiting).decode())),
+            (REQUEST, seal_request(runtime, browser, msgspec.json.encode(waiting).decode(), "sign-out")),
             (CSRF, csrf_token(runtime, browser, _purpose(session))),
         ],
     )

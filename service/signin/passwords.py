@@ -16,8 +16,10 @@ from projections.registry import Username
 from service.commands import refused, subject
 from service.errors import ServiceError
 from service.hashing import passwords
+from service.incoming import Incoming
 from service.runtime import Runtime
-from service.signin.delays import check_delays
+from service.signin.acquainted import Acquaintance, acquaintance
+from service.signin.delays import Counters, Delays
 
 USERNAME_CHARS_MAX = 200
 PASSWORD_CHARS_MAX = 1_024
@@ -39,42 +41,68 @@ class Proof(Struct, frozen=True):
     methods: tuple[str, ...]
 
 
-async def check(runtime: Runtime, username: str, password: str, ip: str | None) -> Proof:
+async def check(
+    runtime: Runtime, username: str, password: str, ip: str | None, *, incoming: Incoming | None = None
+) -> Proof:
     """The person with this name and password.
 
     An attempt counts as a failure until it has succeeded, so that many at once are no way around the delays. While an
-    account or address is delayed nothing is looked at, and the right password is refused as any.
+    account or address is delayed nothing is looked at, and the right password is refused as any; but not to a browser
+    that the person has signed in with since they have the password, which has delays of its own.
 
     Raises: WrongPassword, TooManyRequests, Unavailable.
     """
-    # Of any length: nobody who was registered has a longer one.
-    name = runtime.master.username_hash(username[: USERNAME_CHARS_MAX + 1])
-    place = _place(ip)
-    check_delays(runtime.account_delays.seconds(name), runtime.address_delays.seconds(place))
-    runtime.account_delays.fail(name)
-    runtime.address_delays.fail(place)
+    name = name_hash(runtime, username)
+    known = acquaintance(runtime, incoming, name) if incoming is not None else None
+    counters = _counters(runtime, name, ip, known)
+    counters.begin()
     try:
         user_id, state = await _known(runtime, name)
+        if known is not None and known.user_seq < state.password_seq:
+            # From before the password was changed: as any other browser.
+            counters.undo()
+            counters = _counters(runtime, name, ip, None)
+            counters.begin()
         matches = await passwords.matches(state.password_hash, password[: PASSWORD_CHARS_MAX + 1])
     except BaseException:
         # Nothing was found out, whoever's fault it is.
-        runtime.account_delays.undo(name)
-        runtime.address_delays.undo(place)
+        counters.undo()
         raise
     if not matches:
+        counters.fail()
         named = user_id if user_id != _NOBODY else ""
         runtime.usage.count_refused(caller=named, ip=ip, outcome="invalid_password", endpoint="sign-in")
         raise WrongPassword("username or password is not right", fix="check both, and type them again")
-    runtime.account_delays.forgive(name)
-    runtime.address_delays.undo(place)
+    counters.undo()
+    if known is None:
+        runtime.account_delays.forgive(name)
+    else:
+        # Alone: what others guess elsewhere is none the better for it.
+        runtime.browser_delays.forgive(_of_browser(name, known))
     return Proof(user_id, state.seq, (PASSWORD_METHOD,))
 
 
+def name_hash(runtime: Runtime, username: str) -> str:
+    """Of any length: nobody who was registered has a longer one."""
+    return runtime.master.username_hash(username[: USERNAME_CHARS_MAX + 1])
+
+
+def _counters(runtime: Runtime, name: str, ip: str | None, known: Acquaintance | None) -> Counters:
+    if known is not None:
+        return Counters([(runtime.browser_delays, _of_browser(name, known))])
+    return Counters([(runtime.account_delays, name), *_of_address(runtime, ip)])
+
+
+def _of_browser(name: str, known: Acquaintance) -> str:
+    return f"{known.browser} {name}"
+
+
 class _State(Struct, frozen=True):
-    """`password_hash` is None for whoever cannot sign in."""
+    """`password_hash` is None for whoever cannot sign in, and was set at `password_seq`."""
 
     seq: int
     password_hash: str | None
+    password_seq: int = 0
 
 
 async def _known(runtime: Runtime, name_hash: str) -> tuple[str, _State]:
@@ -94,22 +122,27 @@ async def _known(runtime: Runtime, name_hash: str) -> tuple[str, _State]:
     for recorded in history:
         state = _evolve(state, recorded.event, recorded.seq)
     if any(isinstance(recorded.event, UserDisabled) for recorded in history):
-        state = _State(state.seq, None)
+        state = _State(state.seq, None, state.password_seq)
     return user_id, state
 
 
 def _evolve(state: _State, event: LedgerEvent, seq: int) -> _State:
     match event:
         case UserRegistered():
-            return _State(seq, event.password_hash if event.kind == "person" else None)
+            return _State(seq, event.password_hash if event.kind == "person" else None, seq)
         case UserPasswordChanged():
-            return _State(seq, event.password_hash)
+            return _State(seq, event.password_hash, seq)
         case _:
-            return _State(seq, state.password_hash)
+            return _State(seq, state.password_hash, state.password_seq)
 
 
-def _place(ip: str | None) -> str:
-    """Of IPv6 the first 64 bits: one who has an address there has them all."""
+def _of_address(runtime: Runtime, ip: str | None) -> list[tuple[Delays, str]]:
+    """Of IPv6 by the first 64 bits, since one who has an address there has them all, and by those of their networks."""
     if ip is None or ":" not in ip:
-        return ip or ""
-    return str(ipaddress.ip_network(f"{ip}/64", strict=False))
+        return [(runtime.address_delays, ip or "")]
+    of_networks = [(delays, _network(ip, bits)) for bits, delays in runtime.network_delays.items()]
+    return [(runtime.address_delays, _network(ip, 64)), *of_networks]
+
+
+def _network(ip: str, bits: int) -> str:
+    return str(ipaddress.ip_network(f"{ip}/{bits}", strict=False))

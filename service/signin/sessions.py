@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from datetime import timedelta
 from typing import Literal
 
+from msgspec import Struct
+
+from events.errors import LedgerError
 from events.ledger import Append
 from events.types import Reason
 from projections.registry import Row, Session
-from service.commands import execute, load_row, raw_id, subject
-from service.endings import begun_in, end_grants
+from service.commands import execute, load_row, raw_id, refused, subject
+from service.endings import end_grants, left_behind, signed_out_of
 from service.grants import stamp
 from service.incoming import Incoming
 from service.rules.grants import Stamp
@@ -22,6 +26,12 @@ from service.tokens import is_id, new_id, now
 
 _COOKIE = "session"
 Ended = Literal["signed_out", "admin"]
+
+_SLICE = 256
+_SLICES_MAX = 100_000
+_AT_ONCE = 16
+_ROUNDS_MAX = 20
+_EVER = 2**63
 
 
 async def session_of(runtime: Runtime, incoming: Incoming) -> Session | None:
@@ -46,7 +56,14 @@ async def session_of(runtime: Runtime, incoming: Incoming) -> Session | None:
 async def begin(
     runtime: Runtime, incoming: Incoming, proof: Proof, *, replacing: Session | None
 ) -> tuple[Session, Cookie]:
-    """A new session, in force on this host, in place of the one that the browser was in. Raises: Unavailable."""
+    """A new session, in force on this host, in place of the one that the browser was in.
+
+    Whoever else was signed in there is signed out by it, with all that ends by that. Of the same person, what was
+    granted in the session before goes on until they sign out.
+
+    Raises: Unavailable.
+    """
+    left = await _left_in(runtime, incoming, proof.user_id)
     mark = stamp(proof.user_id, incoming.request_id, events=2)
     command = StartSession(
         stamp=mark,
@@ -57,6 +74,7 @@ async def begin(
         ttl=timedelta(seconds=runtime.settings.session_ttl_seconds),
     )
     started = decide_start(command)
+    same = replacing is not None and replacing.user_id == proof.user_id
     ending = Stamp(mark.ids[1:], mark.at, mark.by, mark.request_id)
 
     async def load(fresh: bool) -> Session | None:
@@ -64,11 +82,16 @@ async def begin(
 
     def entries(old: Session | None) -> list[Append]:
         new = Append(subject("session", started.session_id), started, 0)
-        ended = decide_end(ending, old, "replaced")
+        ended = decide_end(ending, old, "replaced" if same else "signed_out")
         return [new, *(Append(subject("session", event.session_id), event, old.seq) for event in ended if old)]
 
     outcome = await execute(runtime, load, entries)
     await runtime.applied(outcome.seq)
+    if left is not None:
+        belongs = left_behind(runtime, {left.session_id}, mark.at, outcome.seq)
+        await end_grants(
+            runtime, left.user_id, belongs, Reason.LOGOUT, by=proof.user_id, request_id=incoming.request_id
+        )
     session = Session(
         started.session_id,
         started.user_id,
@@ -84,6 +107,11 @@ async def begin(
 async def end(runtime: Runtime, session: Session, reason: Ended, *, by: str, request_id: str | None = None) -> Cookie:
     """As `end_session`, and has the browser drop its cookie. Raises: Unavailable."""
     await end_session(runtime, session, reason, by=by, request_id=request_id)
+    return drop_session(runtime)
+
+
+def drop_session(runtime: Runtime) -> Cookie:
+    """Has the browser forget which session it is in."""
     return drop_cookie(runtime, _COOKIE)
 
 
@@ -92,31 +120,99 @@ async def end_session(
 ) -> int:
     """Ends a session and what was granted in it, but for what is to last while the person is away.
 
-    Returns the sequence of its end. A call that was cut off is completed by the next, or by `service/endings.py`.
+    So it does with what is left of sessions of theirs that expired or were replaced. Returns the sequence of its end.
+    A call that was cut off is completed by the next, or by `service/endings.py`.
 
     Raises: Unavailable.
     """
+    seq = await _record_end(runtime, session.session_id, reason, by, request_id)
+    await runtime.applied(seq)
+    row = runtime.view.session(session.session_id)
+    belongs = signed_out_of(runtime, row or session)
+    await end_grants(runtime, session.user_id, belongs, Reason.LOGOUT, by=by, request_id=request_id)
+    return row.seq if row is not None else seq
+
+
+class Everywhere(Struct, frozen=True):
+    """How many sessions ended, and the sequence of the last end, 0 if there was none."""
+
+    ended: int
+    seq: int
+
+
+async def end_everywhere(
+    runtime: Runtime, user_id: str, reason: Ended, *, by: str, last: str | None = None, request_id: str | None = None
+) -> Everywhere:
+    """The same for all sessions of a user, those too that others began a moment ago or begin meanwhile.
+
+    That with the id `last` comes last: who asks from it and is cut off can ask again. Raises: Unavailable.
+    """
+    ended = seq = 0
+    for _ in range(_ROUNDS_MAX):
+        await runtime.view_at_end()
+        ids = [one.session_id for one in await standing(runtime, user_id) if one.session_id != last]
+        if not ids:
+            break
+        ended, seq = ended + len(ids), max(seq, await _record_ends(runtime, ids, reason, by, request_id))
+        await runtime.applied(seq)
+    belongs = left_behind(runtime, {last} if last is not None else (), now(), _EVER)
+    await end_grants(runtime, user_id, belongs, Reason.LOGOUT, by=by, request_id=request_id)
+    if last is not None:
+        ended, seq = ended + 1, max(seq, await _record_end(runtime, last, reason, by, request_id))
+        await runtime.applied(seq)
+        await end_grants(runtime, user_id, belongs, Reason.LOGOUT, by=by, request_id=request_id)
+    return Everywhere(ended, seq)
+
+
+async def standing(runtime: Runtime, user_id: str) -> list[Session]:
+    """All sessions of a user that stand, as this host's view has them, oldest first. Others have their turn."""
+    cut, moment = runtime.view.cut(user_id), now()
+    found: list[Session] = []
+    after: str | None = None
+    for _ in range(_SLICES_MAX):
+        rows = runtime.view.sessions_of(user_id, after=after, limit=_SLICE)
+        found += [one for one in rows if is_live(one, cut, moment)]
+        if len(rows) < _SLICE:
+            break
+        after = rows[-1].session_id
+        await asyncio.sleep(0)
+    return found
+
+
+async def _left_in(runtime: Runtime, incoming: Incoming, user_id: str) -> Session | None:
+    """The session that the browser last was in, ended or not, if it was another person's. Raises: Unavailable."""
+    session_id = _opened(runtime, read_cookie(runtime, incoming, _COOKIE))
+    if session_id is None:
+        return None
+    session = runtime.view.session(session_id)
+    if session is None:
+        try:
+            session = await _load(runtime, session_id, fresh=True)  # the view keeps none for long that has expired
+        except LedgerError as error:
+            raise refused(error) from error
+    return session if session is not None and session.user_id != user_id else None
+
+
+async def _record_ends(runtime: Runtime, ids: list[str], reason: Ended, by: str, request_id: str | None) -> int:
+    seq = 0
+    for start in range(0, len(ids), _AT_ONCE):
+        some = ids[start : start + _AT_ONCE]
+        seqs = await asyncio.gather(*(_record_end(runtime, one, reason, by, request_id) for one in some))
+        seq = max(seq, *seqs)
+    return seq
+
+
+async def _record_end(runtime: Runtime, session_id: str, reason: Ended, by: str, request_id: str | None) -> int:
     mark = stamp(by, request_id)
 
     async def load(fresh: bool) -> Session | None:
-        return await _load(runtime, session.session_id, fresh=fresh)
+        return await _load(runtime, session_id, fresh=fresh)
 
     def entries(row: Session | None) -> list[Append]:
         events = decide_end(mark, row, reason)
         return [Append(subject("session", event.session_id), event, row.seq) for event in events if row is not None]
 
-    outcome = await execute(runtime, load, entries)
-    await runtime.applied(outcome.seq)
-    await end_grants(
-        runtime,
-        session.user_id,
-        begun_in(session.session_id),
-        Reason.LOGOUT,
-        by=by,
-        request_id=request_id,
-    )
-    row = runtime.view.session(session.session_id)
-    return row.seq if row is not None else outcome.seq
+    return (await execute(runtime, load, entries)).seq
 
 
 async def _load(runtime: Runtime, session_id: str, *, fresh: bool) -> Session | None:

@@ -12,17 +12,20 @@ from service.errors import Forbidden, InvalidRequest
 from service.oauth.forms import Form
 from service.signin import browser as browsers
 from service.signin.browser import (
+    Carried,
     browser_of,
     check_csrf,
     csrf_token,
     known_browser,
     new_browser,
+    open_carried,
     open_request,
     origin_of,
     read_page_form,
     seal_request,
     set_cookie,
 )
+from service.signin.doors import _decode_waiting
 from tests.hosts import ISSUER, Host
 from tests.signin.people import SAME_ORIGIN, Browser
 
@@ -157,18 +160,18 @@ def test_origin_is_written_as_browsers_write_it(issuer: str, origin: str) -> Non
 
 
 def test_request_comes_back_to_the_browser_that_carried_it(here: Host) -> None:
-    sealed = seal_request(here.runtime, "b1", QUERY)
-    assert open_request(here.runtime, "b1", sealed) == QUERY
+    sealed = seal_request(here.runtime, "b1", QUERY, "sign-in")
+    assert open_request(here.runtime, "b1", sealed, "sign-in") == QUERY
     assert "cli_1" not in sealed
 
 
 def test_request_of_another_browser_or_changed_is_refused(here: Host) -> None:
     """Row 94: a request that somebody else has begun is completed in no other browser."""
-    sealed = seal_request(here.runtime, "b1", QUERY)
+    sealed = seal_request(here.runtime, "b1", QUERY, "sign-in")
     changed = sealed[:30] + ("A" if sealed[30] != "A" else "B") + sealed[31:]
     for browser, text in (("b2", sealed), ("b1", changed), ("b1", ""), ("b1", "ä"), ("b1", sealed[:-5]), ("b1", "=")):
         with pytest.raises(InvalidRequest):
-            open_request(here.runtime, browser, text)
+            open_request(here.runtime, browser, text, "sign-in")
 
 
 def test_request_waits_an_hour_and_no_longer(here: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,9 +183,31 @@ def test_request_waits_an_hour_and_no_longer(here: Host, monkeypatch: pytest.Mon
 
     clock = Clock()
     monkeypatch.setattr(browsers, "time", clock)
-    sealed = seal_request(here.runtime, "b1", QUERY)
+    sealed = seal_request(here.runtime, "b1", QUERY, "sign-in")
     clock.now += 3_600
-    assert open_request(here.runtime, "b1", sealed) == QUERY
+    assert open_request(here.runtime, "b1", sealed, "sign-in") == QUERY
     clock.now += 1
     with pytest.raises(InvalidRequest, match="too long"):
-        open_request(here.runtime, "b1", sealed)
+        open_request(here.runtime, "b1", sealed, "sign-in")
+
+
+PURPOSES: tuple[Carried, ...] = ("sign-in", "consent", "sign-out", "begun")
+
+
+@pytest.mark.parametrize("purpose", PURPOSES)
+def test_what_is_sealed_for_one_form_opens_in_no_other(here: Host, purpose: Carried) -> None:
+    sealed = seal_request(here.runtime, "b1", QUERY, purpose)
+    for other in PURPOSES:
+        if other == purpose:
+            assert open_request(here.runtime, "b1", sealed, other) == QUERY
+            continue
+        with pytest.raises(InvalidRequest):
+            open_request(here.runtime, "b1", sealed, other)
+
+
+@pytest.mark.parametrize("text", ["", QUERY, "{}", '{"client_id":1}'])
+def test_what_cannot_be_read_is_a_bad_request(here: Host, text: str) -> None:
+    """Such as what an older version has sealed."""
+    sealed = seal_request(here.runtime, "b1", text, "sign-out")
+    with pytest.raises(InvalidRequest):
+        open_carried(here.runtime, "b1", sealed, "sign-out", _decode_waiting)

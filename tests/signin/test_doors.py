@@ -38,6 +38,7 @@ QUERY = "client_id={}&redirect_uri=https%3A%2F%2Fapp.example%2Fback&state=a%26b"
 def nobody_waits(here: Host) -> None:
     """Nothing is remembered, and time stands still."""
     here.runtime.account_delays = Delays(5, 900, clock=lambda: 1e6)
+    here.runtime.browser_delays = Delays(5, 900, clock=lambda: 1e6)
     here.runtime.address_delays = Delays(30, 900, clock=lambda: 1e6)
 
 
@@ -69,7 +70,7 @@ async def asked(here: Host, browser: Browser, query: str = "") -> Page:
     if query:
         own = browser_of(here.runtime, browser.get())
         assert own is not None
-        page.hidden["request"] = seal_request(here.runtime, own, query)
+        page.hidden["request"] = seal_request(here.runtime, own, query, "sign-in")
     return page
 
 
@@ -228,7 +229,7 @@ async def test_session_that_was_there_before_is_never_the_one_after(here: Host) 
     own = browser_of(here.runtime, browser.get())
     assert own is not None
     hidden = {
-        "request": seal_request(here.runtime, own, ""),
+        "request": seal_request(here.runtime, own, "", "sign-in"),
         "csrf": doors.csrf_token(here.runtime, own, doors.SIGN_IN),
     }
     page.hidden = hidden

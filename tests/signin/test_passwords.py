@@ -23,6 +23,7 @@ IP = "192.0.2.1"
 def nobody_waits(here: Host) -> None:
     """Nothing is remembered, and time stands still."""
     here.runtime.account_delays = Delays(5, 900, clock=lambda: 1e6)
+    here.runtime.browser_delays = Delays(5, 900, clock=lambda: 1e6)
     here.runtime.address_delays = Delays(30, 900, clock=lambda: 1e6)
 
 
@@ -171,6 +172,17 @@ async def test_hashes_are_computed_one_at_a_time_and_few_wait() -> None:
     assert await hashing.matches(None, "x") is False
 
 
+async def test_crowd_of_sign_ins_leaves_places_for_passwords_that_are_set() -> None:
+    """Users are registered and changed while others guess."""
+    hashing = Hashing(argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
+    guesses = [asyncio.ensure_future(hashing.matches(None, "x")) for _ in range(64)]
+    await asyncio.sleep(0)
+    with pytest.raises(Unavailable):
+        await hashing.matches(None, "x")
+    assert await hashing.matches(await hashing.make("cnrypass-x"), "cnrypass-x") is True
+    assert await asyncio.gather(*guesses) == [False] * 64
+
+
 async def refusals(here: Host) -> list[tuple[str, str | None, str, str, int]]:
     counts = here.runtime.usage._refused
     return [(caller, ip, outcome, endpoint, count) for (_, caller, ip, outcome, endpoint), count in counts.items()]
@@ -228,6 +240,42 @@ async def test_address_is_delayed_for_every_account(here: Host) -> None:
     assert await delayed(here, "cnryuser-9", "cnrypass-x", "2001:db8::3") == 1
     assert await delayed(here, "cnryuser-9", "cnrypass-x", "2001:db8:0:1::1") == 0
     assert await delayed(here, "cnryuser-9", "cnrypass-x", None) == 0
+
+
+@pytest.mark.parametrize(
+    ("bits", "inside", "outside"),
+    [
+        (56, "2001:db8:0:{:x}::1", "2001:db8:0:1ff::1"),
+        (48, "2001:db8:0:{:x}00::1", "2001:db8:1:ff00::1"),
+    ],
+)
+async def test_ipv6_networks_are_delayed_as_a_whole(here: Host, bits: int, inside: str, outside: str) -> None:
+    """A tunnel broker gives everybody 65,536 networks of 64 bits."""
+    here.runtime.network_delays = {bits: Delays(4, 30, clock=lambda: 1e6)}
+    for number in range(4):
+        assert await delayed(here, f"cnryuser-{number}", "cnrypass-x", inside.format(number)) == 0
+    assert await delayed(here, "cnryuser-9", "cnrypass-x", inside.format(9)) == 1
+    assert await delayed(here, "cnryuser-9", "cnrypass-x", outside) == 0
+
+
+async def test_success_makes_nobody_else_at_the_address_wait(here: Host) -> None:
+    """An office behind one address, where many have mistyped: whoever succeeds does not begin the delay anew."""
+
+    class Clock:
+        now = 1e6
+
+        def __call__(self) -> float:
+            return self.now
+
+    clock = Clock()
+    here.runtime.address_delays = Delays(3, 30, passes_seconds=60, clock=clock)
+    person = await joined(here)
+    for _ in range(9):
+        here.runtime.address_delays.fail(IP)
+    assert await delayed(here, person.username, person.password, IP) == 30
+    clock.now += 30
+    assert (await checked(here, person.username, person.password)).user_id == person.user_id
+    assert (await checked(here, person.username, person.password)).user_id == person.user_id
 
 
 async def test_many_at_once_are_no_way_around_the_delay(here: Host) -> None:
