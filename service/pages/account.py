@@ -37,11 +37,12 @@ from service.pages.values import Account, AppShown, Draft, Hidden, Issued, Sessi
 from service.registry import profile_of, read_sealed
 from service.revocations import ending_of
 from service.rules.registry import is_plain
+from service.rules.sessions import is_live
 from service.runtime import Runtime
 from service.signin.browser import CSRF, check_csrf, csrf_token, known_browser, read_page_form
 from service.signin.doors import sign_in_page
 from service.signin.sessions import drop_session, end_everywhere, session_of, standing
-from service.tokens import is_id
+from service.tokens import is_id, now
 from service.validation import scope_of
 
 PATH = "/account"
