@@ -96,13 +96,13 @@ async def test_code_ends_with_the_consent_and_a_new_consent_gives_it_nothing_bac
     person, proof = service.user(scope=scope)["user_id"], verifier()
     of = subject("consent", f"{person}_{app.client_id}")
     about = {"by": person, "user_id": person, "client_id": app.client_id}
-    head = {"occurred_at": now()} | about
-    await runtime.ledger.append(Append(of, ConsentGiven(id=uuid7_hex(), scope=scope, **head)))
+    head, allowed = {"occurred_at": now()} | about, f"openid offline_access {scope}"
+    await runtime.ledger.append(Append(of, ConsentGiven(id=uuid7_hex(), scope=allowed, **head)))
     code = await code_of(runtime, app, person, proof)
     spent = await code_of(runtime, app, person, proof)
     tokens = redeem(service, app, spent, proof).json()
     await runtime.ledger.append(Append(of, ConsentWithdrawn(id=uuid7_hex(), **head)))
-    (seq,) = await runtime.ledger.append(Append(of, ConsentGiven(id=uuid7_hex(), scope=scope, **head)))
+    (seq,) = await runtime.ledger.append(Append(of, ConsentGiven(id=uuid7_hex(), scope=allowed, **head)))
     await runtime.applied(seq)
     oauth_error(redeem(service, app, code, proof), 400, "invalid_grant")
     oauth_error(service.refresh(app, tokens["refresh_token"]), 400, "invalid_grant")
