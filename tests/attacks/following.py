@@ -110,5 +110,5 @@ def feed_asked_to_be_written(stage: Stage, path: object) -> None:
 @variants("218", "P", stream=STREAM, poll=POLL)
 def cursor_of_another_log(stage: Stage, path: object) -> None:
     answer = asked(stage, f"{path}?after={2**53}")
-    refused(answer, 400, "invalid_request")
+    refused(answer, 400, "feed_changed")
     assert "snapshot" in answer.json()["fix"]

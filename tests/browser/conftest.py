@@ -33,8 +33,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"screenshots: {directory}")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
+    """Ended with its module: while it is there, its loop runs in this thread, and no other can."""
     if not CHROMIUM.exists():
         missing(f"Chromium is missing: {CHROMIUM} (apt-get install chromium)")
     with sync_playwright() as playwright:
