@@ -402,11 +402,16 @@ def all_up_to(service: Service, token: str, seq: int) -> Any:
 
 
 def is_good(service: Service, name: tuple[str, str, str]) -> bool:
-    """Whether it is a token that has not expired, or anything broader."""
-    if name[0] != "token_id":
-        return True
-    shown: dict[str, Any] = service.done("GET", f"/v1/tokens/{name[1]}")
-    return bool(shown["status"] != "expired")
+    """Whether anything could be accepted by it: not an expired token, nor a grant whose code was never redeemed."""
+    match name[0]:
+        case "token_id":
+            shown: dict[str, Any] = service.done("GET", f"/v1/tokens/{name[1]}")
+            return bool(shown["status"] != "expired")
+        case "grant_id":
+            tokens = service.done("GET", "/v1/tokens", params={"grant_id": name[1]})["items"]
+            return any(one["status"] != "expired" for one in tokens)
+        case _:
+            return True
 
 
 def test_snapshots_that_are_asked_at_once_are_one(service: Service, token: str) -> None:
