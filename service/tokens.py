@@ -28,7 +28,13 @@ _LENGTH_LONG = _LENGTH + 1  # `pat` and `sat` have three letters
 _SECRET = re.compile(r"tl_[a-z]{2,3}_[0-9A-Za-z]+|eyJ[0-9A-Za-z_-]{8,}(?:\.[0-9A-Za-z_-]*)*")
 
 Prefix = Literal["at", "rt", "pat", "sat", "ac", "cs"]
-_KINDS: dict[Kind, Prefix] = {Kind.ACCESS: "at", Kind.REFRESH: "rt", Kind.PAT: "pat", Kind.SAT: "sat"}
+_KINDS: dict[Kind, Prefix] = {
+    Kind.ACCESS: "at",
+    Kind.REFRESH: "rt",
+    Kind.PAT: "pat",
+    Kind.SAT: "sat",
+    Kind.CODE: "ac",
+}
 
 
 def mint(prefix: Prefix) -> str:

@@ -36,7 +36,7 @@ from service.rules.codes import (
 from service.rules.grants import granted_scope
 from service.rules.registry import OPENID_SCOPES
 from service.runtime import Runtime
-from service.tokens import mint, mint_kind, new_id, sha256, well_formed
+from service.tokens import mint_kind, new_id, sha256, well_formed
 
 ATTEMPTS_MAX = 12
 NONCE = "nonce"  # what it is sealed as
@@ -63,7 +63,7 @@ class Authorization(Struct, frozen=True, kw_only=True):
 
 async def grant_code(runtime: Runtime, client: Client, authorization: Authorization, request_id: str) -> str:
     """Begins the grant, durably, and returns its code, which is good for 60 seconds. Raises: Unavailable."""
-    code, mark = mint("ac"), stamp(authorization.subject, request_id)
+    code, mark = mint_kind(Kind.CODE), stamp(authorization.subject, request_id)
     about = authorization
     expires_at = mark.at + timedelta(seconds=CODE_TTL_SECONDS)
     command = Authorize(

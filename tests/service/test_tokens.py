@@ -36,7 +36,7 @@ def test_minted_token_is_43_random_and_6_checking_digits(prefix: tokens.Prefix) 
 
 
 def test_every_kind_has_its_own_prefix() -> None:
-    assert [tokens.mint_kind(kind).split("_")[1] for kind in Kind] == ["at", "rt", "pat", "sat"]
+    assert [tokens.mint_kind(kind).split("_")[1] for kind in Kind] == ["at", "rt", "pat", "sat", "ac"]
 
 
 def test_minted_tokens_use_all_their_bits() -> None:
