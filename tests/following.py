@@ -21,7 +21,7 @@ Named = tuple[str, str, str]
 
 def named(told: dict[str, Any]) -> Named:
     """What is revoked, by which name, and until which time of issue, if it says one."""
-    what = next(name for name in ("token_id", "grant_id", "client_id", "subject") if name in told)
+    what = next(name for name in ("token_id", "grant_id", "client_id", "subject", "kid") if name in told)
     return what, told[what], told.get("issued_before", "")
 
 

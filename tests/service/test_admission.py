@@ -261,12 +261,13 @@ async def test_subscriber_that_takes_too_many_connections_is_shut_out_for_a_whil
 
             stack.push_async_callback(end)
 
-        for _ in range(3):
-            await open_connection(0)
-            await open_connection(1)
         monkeypatch.setattr(admission_module, "SHUT_OUT_SECONDS", 10**6)
-        with contextlib.suppress(LedgerUnavailable):  # it may be ended before it is open
-            await open_connection(0)
+        for _ in range(3):
+            await open_connection(1)
+        # On a busy host one attempt may be two connections, and the last one may be ended before it is open.
+        with contextlib.suppress(LedgerUnavailable):
+            for _ in range(4):
+                await open_connection(0)
         await until_async(lambda: let_in(one) == {modest.public_key}, what="it is shut out, and nobody else")
         keeping.cancel()
         monkeypatch.setattr(admission_module, "SHUT_OUT_SECONDS", 0.0)
