@@ -189,6 +189,8 @@ def _waiting(runtime: Runtime, asked: Form, claims: dict[str, Any] | None) -> Wa
         raise InvalidRequest("the ID token was made for another app than the one that asks", fix=_ANYWAY)
     found = runtime.view.client(client_id or (audience if isinstance(audience, str) else "") or "")
     client = found if found is not None and found.disabled_at is None else None
+    if claims is None and client_id is None and asked.get("id_token_hint") is not None:
+        return None  # whose address it is cannot be told, as when the hint's key was revoked: nobody is led there
     if uri is not None and (client is None or uri not in client.metadata.post_logout_redirect_uris):
         raise InvalidRequest("the app wants to go on to an address that is not registered for it", fix=_ANYWAY)
     if client is None:

@@ -437,6 +437,16 @@ async def test_without_a_good_hint_the_person_is_asked_first(here: Host, given: 
     assert await current(here, browser) is None
 
 
+async def test_hint_that_cannot_be_read_any_more_is_no_dead_end(here: Host) -> None:
+    """Its key was revoked since. Nothing else says whose address it is."""
+    _, browser, session = await somebody(here)
+    page = await logged_out(here, browser, post_logout_redirect_uri=BACK, id_token_hint="eyJhbGciOiJub25lIn0.e30.")
+    assert (page.status, page.heading) == (200, "Sign out?")
+    assert await current(here, browser) == session
+    done = await opened(here, browser, doors.sign_out, browser.post("/sign-out", page.hidden))
+    assert (done.heading, done.links) == ("You are signed out", ["/account"])
+
+
 ELSEWHERE = [
     "https://evil.example/",
     BACK + "/",
