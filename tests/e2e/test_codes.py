@@ -6,7 +6,6 @@ The codes are made by the test; how a person comes to one is another story.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,10 +16,9 @@ import pytest
 from joserfc import jwk as joserfc_jwk
 from joserfc import jwt as joserfc_jwt
 
-from tests.codes import authorize, redeem, verifier, web_app
+from tests.codes import authorize, outlast_the_race, redeem, verifier, web_app
 from tests.running import App, Service, oauth_error
 
-RACE_SECONDS = 0.9  # a spent code that comes again later than that revokes what it gave
 PRESENTED_AT_ONCE = 50
 
 
@@ -252,7 +250,7 @@ def test_code_and_refresh_token_end_with_client_and_person(
 def test_spent_code_that_comes_again_later_revokes_what_it_gave(service: Service, begin: Begin, checker: App) -> None:
     flow = begin()
     tokens = flow.tokens()
-    time.sleep(RACE_SECONDS + 0.1)
+    outlast_the_race()
     flow.refused()
     for name in ("access_token", "refresh_token"):
         assert not active(service, checker, tokens[name])
@@ -341,7 +339,7 @@ def test_tokens_are_listed_explained_and_have_a_history(
     sentences = [one["sentence"] for one in told["because"]]
     assert sentences[0].startswith(f"user {person} signed in at ")
     assert "in exchange for an authorization code" in sentences[1]
-    time.sleep(RACE_SECONDS + 0.1)
+    outlast_the_race()
     flow.refused()
     assert service.code(renewed["access_token"]) == "revoked"
     told = service.done("GET", f"/v1/tokens/{seen['jti']}/explain")
