@@ -251,6 +251,24 @@ def _check_owner_is_active(runtime: Runtime, grant: ActiveGrant) -> None:
         raise Gone("the token has ended", fix="issue a new one")
 
 
+async def end_behind_cut_off(runtime: Runtime, by: str, answer: dict[str, Any], request_id: str) -> None:
+    """Ends a successor that stands behind a cut-off of its owner, which `prepare_rotate` could not know of yet.
+
+    The view has both by now. Raises: Gone; Unavailable.
+    """
+    old = runtime.view.hit(answer["rotated_from"])
+    known = facts(old.grant) if old is not None else None
+    if known is None:
+        return
+    try:
+        _check_owner_is_active(runtime, known)
+    except Gone:
+        cut = runtime.view.cut(known.subject)
+        assert cut is not None
+        await revoke_token(runtime, by, answer["token_id"], cut.reason, None, request_id=request_id)
+        raise
+
+
 class TokenAnswer(Struct, frozen=True, omit_defaults=True):
     """RFC 6749 §5.1."""
 

@@ -39,6 +39,7 @@ from service.grants import (
     PERSONAL_TTL_SECONDS,
     PERSONAL_TTL_SECONDS_MAX,
     IssueToken,
+    end_behind_cut_off,
     prepare_issue,
     prepare_rotate,
     revoke_token,
@@ -415,11 +416,13 @@ async def rotate_token(call: Call[Rotation, Nothing]) -> dict[str, Any]:
     if not is_id(call.name, "tok"):
         raise NotFound("there is no such token")
     overlap = call.body.overlap_seconds
-    return await call.create(
+    answer = await call.create(
         lambda fresh: prepare_rotate(
             call.runtime, call.caller, call.name, overlap, fresh=fresh, request_id=call.request_id
         )
     )
+    await end_behind_cut_off(call.runtime, call.caller.token_id, answer, call.request_id)
+    return answer
 
 
 @operation(

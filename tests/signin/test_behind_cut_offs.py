@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from events.ledger import Append
 from events.types import (
     AuthorizationGranted,
     CodeReplayed,
@@ -27,7 +28,10 @@ from events.types import (
 )
 from projections.grants import ActiveGrant
 from projections.registry import Client, Session
-from service.errors import InvalidGrant
+from service.api.routing import Call, Nothing
+from service.api.tokens import Rotation, rotate_token
+from service.caller import Caller
+from service.errors import Gone, InvalidGrant
 from service.oauth.codes import Authorization, Redemption, grant_code, redeem
 from service.pages import account
 from service.rules.codes import RACE, challenge_of
@@ -35,6 +39,7 @@ from service.tokens import now
 from tests.hosts import Host
 from tests.making import CODE_VERIFIER, consented, head, signed_out, withdrawn
 from tests.making import scope as registered_scope
+from tests.rsgi import request
 from tests.running import unique
 from tests.signin.people import Browser, Person, joined
 from tests.signin.test_doors import asked, client, current, opened, sent, somebody, state
@@ -49,6 +54,13 @@ CUTS: dict[str, Callable[[Session], LedgerEvent]] = {
     "signed out by an administrator": lambda of: SessionEnded(
         **head(), session_id=of.session_id, user_id=of.user_id, reason="admin"
     ),
+}
+
+
+CUTS_OF_A_PERSON: dict[str, Callable[[str], LedgerEvent]] = {
+    "password changed": lambda of: UserPasswordChanged(**head(), user_id=of, password_hash=None),
+    "subject revoked": lambda of: SubjectRevoked(**head(), user_id=of, reason=Reason.ADMIN),
+    "user disabled": lambda of: UserDisabled(**head(), user_id=of, reason=Reason.DISABLED),
 }
 
 
@@ -188,6 +200,39 @@ async def test_personal_token_of_a_session_that_stands_is_shown(here: Host) -> N
     hit = here.runtime.view.hit(await last_token(here))
     assert hit is not None
     assert hit.token.ended is None
+
+
+@pytest.mark.parametrize("cut", CUTS_OF_A_PERSON.values(), ids=CUTS_OF_A_PERSON.keys())
+async def test_successor_made_just_behind_a_cut_off_ends_and_is_not_shown(
+    here: Host, cut: Callable[[str], LedgerEvent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scope = unique("scope")
+    person, _, _ = await signed_in_with(here, scope)
+    _, issued = await here.issued(subject=person.user_id, scope=scope)
+    await here.project()
+    old, append = issued.tokens[0].token_id, here.runtime.ledger.append
+
+    async def append_behind_it(*entries: Append) -> list[int]:
+        monkeypatch.undo()
+        await here.record(cut(person.user_id))
+        return await append(*entries)
+
+    monkeypatch.setattr(here.runtime.ledger, "append", append_behind_it)
+    call: Call[Rotation, Nothing] = Call(
+        runtime=here.runtime,
+        incoming=request(path=f"/v1/tokens/{old}/rotate"),
+        caller=Caller("t", old, person.user_id, None, frozenset({"ledger:admin"})),
+        name=old,
+        query=Nothing(),
+        body=Rotation(overlap_seconds=60),
+        raw_body=b"{}",
+    )
+    with pytest.raises(Gone):
+        await here.projecting(rotate_token(call))
+    hit = here.runtime.view.hit(await last_token(here))
+    assert hit is not None
+    assert hit.token_id != old
+    assert hit.token.ended is not None
 
 
 # Clocks
