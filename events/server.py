@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -57,6 +58,7 @@ _LOADED_POLL_SECONDS = 0.005  # nobody is told when it has read it, and who regi
 RESTART_SECONDS_MIN = 0.05
 RESTART_SECONDS_MAX = 5.0
 HEALTHY_AFTER_SECONDS = 30
+_PORT_TAKEN = "address already in use"  # as the server says it
 
 _log = logging.getLogger("token_ledger.nats")
 
@@ -214,6 +216,8 @@ class EmbeddedServer:
         self._pid_file = self.directory / "nats.pid"
         self._error_file = self.directory / "nats.err"  # what the server says before it has read its configuration
         self._file_store_bytes_max = file_store_bytes_max
+        # By which it is told from another's that has taken the port meanwhile.
+        self._name = f"embedded-{hashlib.sha256(os.fsencode(self.directory)).hexdigest()[:16]}"
         self._wanted_port = port
         self._port: int | None = None
         self._lock: int | None = None
@@ -260,8 +264,7 @@ class EmbeddedServer:
         lock = _lock(self.directory / "lock")
         try:
             self._end_orphan()
-            self._port = _settle_port(self._wanted_port if self._port is None else self._port)
-            _write_private(self.config_file, self._first_config())
+            self._settle_port(self._wanted_port if self._port is None else self._port)
         except BaseException:
             os.close(lock)
             raise
@@ -276,7 +279,15 @@ class EmbeddedServer:
         self._stopping.clear()
         try:
             await self._spawn()
-            await self.wait_ready()
+            try:
+                await self.wait_ready()
+            except LedgerUnavailable as error:
+                # Another service that starts at this moment may have taken the port since it was found free.
+                if self._wanted_port or self.pid is not None or _PORT_TAKEN not in str(error):
+                    raise
+                self._settle_port(0)
+                await self._spawn()
+                await self.wait_ready()
         except BaseException:
             await self.stop()
             raise
@@ -329,6 +340,11 @@ class EmbeddedServer:
             raise
         before.unlink(missing_ok=True)
 
+    def _settle_port(self, wanted: int | None) -> None:
+        """Raises: LedgerUnavailable."""
+        self._port = _free_port(wanted)
+        _write_private(self.config_file, self._first_config())
+
     def _first_config(self) -> str:
         # Those that were let in before, so that nobody is refused until who runs the server has asked the ledger.
         try:
@@ -339,7 +355,7 @@ class EmbeddedServer:
 
     def _config(self, subscribers: Mapping[str, str]) -> str:
         return render_config(
-            server_name="embedded",
+            server_name=self._name,
             listen=f"{LOOPBACK}:{self.port}",
             store_dir=str(self.store_directory),
             public_keys={role: _public_key(self.creds(role)) for role in ROLES},
@@ -482,7 +498,10 @@ class EmbeddedServer:
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
-        return line.startswith(b"INFO ")
+        try:
+            return bool(json.loads(line.removeprefix(b"INFO "))["server_name"] == self._name)
+        except (ValueError, KeyError, TypeError):
+            return False
 
     def _end_orphan(self) -> None:
         try:
@@ -557,7 +576,8 @@ def _lock(file: Path) -> int:
     return descriptor
 
 
-def _settle_port(wanted: int | None) -> int:
+def _free_port(wanted: int | None) -> int:
+    """Raises: LedgerUnavailable."""
     for port in (CLIENT_PORT, 0) if wanted is None else (wanted,):
         with socket.socket() as probe:
             # As the server itself does: a port in TIME_WAIT is free.

@@ -946,6 +946,25 @@ async def test_default_port_taken_chooses_another(tmp_path: Path) -> None:
         await server.stop()
 
 
+async def test_services_that_start_at_once_have_a_server_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has found the default port free before any of them has taken it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(server_module, "CLIENT_PORT", probe.getsockname()[1])
+    servers = [EmbeddedServer(tmp_path / name) for name in ("a", "b", "c")]
+    for server in servers:
+        server.prepare()
+    assert len({server.port for server in servers}) == 1
+    try:
+        await asyncio.gather(*(server.start() for server in servers))
+        assert len({server.port for server in servers}) == len({server.pid for server in servers}) == 3
+        for server in servers:
+            await (await streams.connect(server.url, server.creds("service"), name="test")).close()
+    finally:
+        for server in servers:
+            await server.stop()
+
+
 async def test_missing_program_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module.metadata, "distribution", _no_distribution)
     monkeypatch.setattr(server_module.sysconfig, "get_path", lambda _: str(tmp_path))
