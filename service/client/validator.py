@@ -28,6 +28,7 @@ _PAUSE_SECONDS_MAX = 1.0
 _HEALTHY_SECONDS = 2.0
 _ACKNOWLEDGED_SECONDS_MAX = 10.0
 _START_POLL_SECONDS = 0.01
+_CANCEL_AGAIN_SECONDS = 0.2
 _REFERENCE_SECONDS_MAX = 3_600  # revocations are kept for longer than any answer counts
 # Anybody can make up tokens that only the ledger can tell are none. They must leave room for those that are some.
 _STRANGERS_MAX = QUESTIONS_MAX // 2
@@ -164,10 +165,13 @@ class TokenValidator:
             await asyncio.sleep(_START_POLL_SECONDS)
 
     async def _stop(self) -> None:
-        tasks, self._tasks = self._tasks, []
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        running, self._tasks = set(self._tasks), []
+        while running:
+            # Again and again: `asyncio.wait_for` of Python 3.11, which the NATS client uses, swallows a cancellation
+            # that meets the answer it waits for, and what follows the feed would follow it for ever.
+            for task in running:
+                task.cancel()
+            _, running = await asyncio.wait(running, timeout=_CANCEL_AGAIN_SECONDS)
         try:
             await self._uses.close()
         finally:

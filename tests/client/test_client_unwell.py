@@ -7,12 +7,15 @@ import ipaddress
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from service.client import Context, SseFeed, TokenValidator
+from service.client.knowledge import Knowledge
+from service.client.ledger import Ledger as LedgerOfClient
 from service.tokens import mint
 from tests.scripted import Asked, Scripted, body_of, head, message, position
 from tests.validators import AUDIENCE, ISSUER, Validator, announcement, claims, snapshot
@@ -67,6 +70,20 @@ async def soon(probe: Callable[[], bool | Awaitable[bool]], what: str) -> None:
             return
         assert time.monotonic() < deadline, what
         await asyncio.sleep(0.01)
+
+
+class _HardOfHearing(SseFeed):
+    """Loses the first cancellation, as whoever waits by `asyncio.wait_for` of Python 3.11 does now and then."""
+
+    async def follow(self, knowledge: Knowledge, ledger: LedgerOfClient) -> None:
+        with suppress(asyncio.CancelledError):
+            await super().follow(knowledge, ledger)
+        await super().follow(knowledge, ledger)
+
+
+async def test_validator_ends_though_a_cancellation_is_lost(ledger: Ledger) -> None:
+    async with asyncio.timeout(SECONDS_MAX), ledger.validator(feed=_HardOfHearing()) as validator:
+        assert (await validator.validate(ledger.keys.token())).valid
 
 
 async def test_knowledge_is_as_old_as_the_ledger_says_however_late_it_comes(ledger: Ledger) -> None:
