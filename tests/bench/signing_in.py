@@ -153,7 +153,7 @@ def code_replay(ground: Ground) -> bool:
     ground.label(
         f"code {how}",
         rule=CODE_REPLAY,
-        entities=entities(more=grants),
+        entities=entities(more=[client.client_id, *grants]),
         start_us=first_us,
         end_us=last_us,
         about=f"{len(victims)} codes of one client within {length_us // MINUTE} minutes",
@@ -335,6 +335,7 @@ def two_tabs(ground: Ground) -> None:
 def broken_release(ground: Ground) -> None:
     """A release does not find the verifiers that the one before had put away; people try again, then it is mended."""
     rng, us, client, named = ground.rng, ground.moment(), _app(ground), list[str]()
+    named.append(client.client_id)
     people = rng.sample(people_of(ground, us), int(ground.between(1, 8)))
     length_us = int(ground.between(5, 120) * MINUTE)
     for at, person in zip(ground.times(us, length_us, len(people)), people, strict=False):
