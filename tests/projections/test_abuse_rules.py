@@ -454,12 +454,6 @@ def double_click(story: Story) -> None:
     replayed_at(story, 20, NOON + seconds(1.1), raced=True)
 
 
-def retry_of_a_client(story: Story) -> None:
-    authorized_by(story, 20, NOON, person=1)
-    redeemed_at(story, 20, NOON + seconds(1))
-    replayed_at(story, 20, NOON + seconds(6))
-
-
 def second_tab(story: Story) -> None:
     authorized_by(story, 20, NOON, person=1)
     refused_at(story, 20, NOON + seconds(2))
@@ -481,7 +475,7 @@ def page_loaded_again(story: Story) -> None:
 
 NOT_FOUND = [
     *(office_on_a_monday, forgotten_password, forgotten_name, failures_beside_many_sign_ins),
-    *(double_click, retry_of_a_client, second_tab, release_that_loses_verifiers, page_loaded_again),
+    *(double_click, second_tab, release_that_loses_verifiers, page_loaded_again),
     *(replay_within_the_window, old_token_at_home, phone_wakes_up_elsewhere, deployment, move_to_another_cloud),
     *(roaming_phone, one_phone_on_two_networks, office, runners, first_runners, hourly_job, many_at_once),
     *(nightly_job_with_more_to_do, load_test),

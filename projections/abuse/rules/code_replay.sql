@@ -3,22 +3,16 @@
 --   service has revoked what it gave by then), one that is presented again and again with a wrong verifier or redirect
 --   URI, or the codes of several people, each with a wrong verifier, at one client: codes have leaked, and somebody
 --   tries them (RFC 9700 §4.2, §4.5).
--- spares: a double click (`raced`), a client that asks again since it had no answer, a reload of the callback, the
---   second of two tabs, and a release that loses verifiers, after which people try again.
+-- spares: a double click and a client that asks again at once (`raced`), a reload of the callback, the second of two
+--   tabs, and a release that loses verifiers, after which people try again.
 -- entity: code
 -- mode: notify
 -- quiet_seconds: 86400
--- parameter: retry_seconds = 10 (seconds; after it was spent, in which one more presentation is taken for a retry)
 -- parameter: refusals = 3 (presentations; of one code with a wrong proof, at least)
 -- parameter: people = 4 (people; whose one code was refused by the same client, at least)
 -- parameter: long_seconds = 10800 (seconds; within which these people are counted)
 WITH presented AS (
     SELECT e.*, e.type = 'code.replayed/1' AND NOT (w.body ->> 'raced')::BOOLEAN AS replayed,
-        EXISTS (
-            FROM recent_events r
-            WHERE r.type = 'code.redeemed/1' AND r.grant_id = e.grant_id
-                AND r.occurred_at > e.occurred_at - to_seconds($retry_seconds)
-        ) AS is_retry,
         count(*) FILTER (e.type = 'code.refused/1') OVER of_code AS refusals,
         first_value(e.ledger_seq) OVER of_code AS first_seq, min(e.occurred_at) OVER of_code AS first_at
     FROM recent_events e LEFT JOIN window_events w USING (ledger_seq)
@@ -36,7 +30,7 @@ SELECT occurred_at, token_id AS entity, ledger_seq, first_seq, first_at, false A
     NULL AS client_id
 FROM presented
 WHERE occurred_at >= $from AND occurred_at < $until
-    AND (replayed AND NOT is_retry OR type = 'code.refused/1' AND refusals >= $refusals)
+    AND (replayed OR type = 'code.refused/1' AND refusals >= $refusals)
 UNION ALL
 SELECT occurred_at, 'client ' || client_id, ledger_seq, min(first_seq), min(first_at), false, sum(codes)::BIGINT,
     count(*) FILTER (codes = 1), client_id
