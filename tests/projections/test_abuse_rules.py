@@ -180,6 +180,11 @@ def prepared_link(story: Story) -> None:
         authorized_by(story, 20 + number, NOON + number * HOUR, person=number, challenge="c" * 43)
 
 
+def prepared_link_that_is_opened_at_once(story: Story) -> None:
+    for number in range(5):
+        authorized_by(story, 20 + number, NOON + number * MINUTE, person=number, challenge="c" * 43)
+
+
 def challenge_of_the_user(story: Story) -> None:
     for number in range(5):
         authorized_by(story, 20 + number, NOON + number * 20 * HOUR, person=1, challenge="c" * 43)
@@ -209,6 +214,7 @@ FOUND: list[tuple[str, Scene]] = [
     ("code_replay", code_tried_with_verifiers),
     ("code_replay", codes_injected),
     ("constant_challenge", prepared_link),
+    ("constant_challenge", prepared_link_that_is_opened_at_once),
     ("constant_challenge", challenge_of_the_user),
     ("password_spraying", sprayed),
     ("password_spraying", sprayed_at_nobody),
@@ -470,7 +476,8 @@ def release_that_loses_verifiers(story: Story) -> None:
 def page_loaded_again(story: Story) -> None:
     for number in range(4):
         authorized_by(story, 20 + number, NOON + number * MINUTE, person=1, challenge="c" * 43)
-    authorized_by(story, 30, NOON + 5 * MINUTE, person=2, challenge="c" * 43)
+    for number in (2, 3):
+        authorized_by(story, 30 + number, NOON + 5 * MINUTE, person=number, challenge="c" * 43)
 
 
 NOT_FOUND = [

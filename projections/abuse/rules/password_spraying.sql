@@ -9,7 +9,7 @@
 -- parameter: accounts = 8 (accounts; tried from one address, into which nobody has signed in since, at least)
 -- parameter: names = 30 (requests; from one address with names that nobody has, at least, or a part of each)
 -- parameter: all_accounts = 20 (accounts; tried from anywhere, into which nobody has signed in since, at least)
--- parameter: share = 0.25 (times; as many as there were sign-ins)
+-- parameter: share = 0.1 (times; as many as there were sign-ins)
 -- parameter: long_seconds = 10800 (seconds; within which all these are counted)
 WITH signed_in AS (
     SELECT subject, occurred_at FROM recent_events WHERE type = 'session.started/1'
