@@ -112,7 +112,7 @@ class SigningKey(Struct, frozen=True, array_like=True, gc=False):
 
 
 class Session(Struct, frozen=True, array_like=True, gc=False):
-    """A person's session in a browser. `seq` is the last sequence of its subject.
+    """A person's session in a browser. `seq` is the last sequence of its subject, `sealed_place` as in SessionStarted.
 
     A cut-off of the user that is later than `user_seq` ends it.
     """
@@ -126,6 +126,7 @@ class Session(Struct, frozen=True, array_like=True, gc=False):
     seq: int
     ended_at: datetime | None = None
     reason: Literal["signed_out", "replaced", "admin"] | None = None
+    sealed_place: bytes | None = None
 
 
 class Consent(Struct, frozen=True, array_like=True, gc=False):
@@ -211,6 +212,7 @@ def _created(event: LedgerEvent, recorded: Recorded) -> Row | None:
                 event.methods,
                 event.user_seq,
                 seq,
+                sealed_place=event.sealed_place,
             )
         case ConsentGiven():
             return Consent(event.user_id, event.client_id, event.scope, at, seq)

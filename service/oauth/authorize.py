@@ -20,12 +20,12 @@ from service.consents import consented, give
 from service.errors import InvalidRequest, InvalidScope
 from service.grants import check_resources
 from service.incoming import Incoming, parse_form
-from service.oauth.codes import Authorization, grant_code
+from service.oauth.codes import Authorization, CodeOfForm, FormSpent, code_of_form, grant_code
 from service.oauth.forms import oauth_error, read_pairs
 from service.oauth.id_tokens import IdTokenFor, mint_id_token, read_id_token_hint
 from service.oauth.pushed import Loaded, held_by, load, spend
 from service.outgoing import Headers, Response
-from service.pages.render import ANYWHERE, destination_of, form_post, is_local, onward, page
+from service.pages.render import ANYWHERE, destination_of, form_post, onward, page
 from service.pages.scopes import scopes_shown
 from service.pages.values import Consent, Continue, Hidden, SignIn
 from service.registry import profile_of
@@ -86,11 +86,12 @@ class Asked(Struct, frozen=True):
 
 
 class Shown(Struct, frozen=True):
-    """What the consent page carries: who saw it, and what they saw."""
+    """What the consent page carries: who saw it, what they saw, and the code that their consent will give."""
 
     session_id: str
     scope: str
     query: str
+    gives: CodeOfForm
 
 
 class Granting(Struct, frozen=True):
@@ -153,7 +154,7 @@ async def consent(runtime: Runtime, incoming: Incoming) -> Response:
         return again  # another person may be here by now, or nobody
     decision = form.get("decision")
     if decision not in {"allow", "deny"}:
-        raise InvalidRequest("the decision is allow or deny", fix="go back and choose one")
+        raise InvalidRequest("neither Allow nor Deny was chosen", fix="go back to the page that asked, and choose one")
     try:
         given = Parameters(parse_form(shown.query.encode()))
         asked = await _understood(runtime, incoming, given, session)
@@ -164,8 +165,10 @@ async def consent(runtime: Runtime, incoming: Incoming) -> Response:
             return again  # what client or person may have has changed: they are to see it
         user_id = granting.user.user_id
         await give(runtime, user_id, asked.client.client_id, granting.scope, by=user_id, request_id=incoming.request_id)
-        answer = await _grant(runtime, incoming, asked, granting)
+        answer = await _grant(runtime, incoming, asked, granting, shown.gives)
         return _answer_to_form(asked.request.target, asked.client, answer)
+    except FormSpent:
+        return again
     except RedirectError as error:
         return _refusal(runtime, error, to_form=True)
 
@@ -278,15 +281,17 @@ def _sign_in_page(runtime: Runtime, incoming: Incoming, asked: Asked) -> Respons
 async def _consent_page(runtime: Runtime, incoming: Incoming, asked: Asked, granting: Granting) -> Response:
     browser, cookies = known_browser(runtime, incoming)
     client, redirect_uri = asked.client, asked.request.target.redirect_uri
+    native = is_of_native_app(client, redirect_uri)
     before = consented(runtime, granting.user.user_id, client.client_id)
-    shown = Shown(granting.session.session_id, granting.scope, _resumed(runtime, browser, asked))
+    query = _resumed(runtime, browser, asked)
+    shown = Shown(granting.session.session_id, granting.scope, query, code_of_form())
     profile = await profile_of(runtime, granting.user)
     values = Consent(
         app=client.metadata.client_name,
         person=(profile.display_name or profile.username) if profile is not None else "",
         scopes=scopes_shown(runtime, _union(before, granting.scope)),
-        destination=destination_of(redirect_uri),
-        local=is_local(redirect_uri),
+        destination=destination_of(redirect_uri, native=native),
+        native=native,
         known=bool(before),
         hidden=[
             (REQUEST, seal_request(runtime, browser, msgspec.json.encode(shown).decode(), CONSENT)),
@@ -316,8 +321,10 @@ def _union(before: str, more: str) -> str:
 # Answers
 
 
-async def _grant(runtime: Runtime, incoming: Incoming, asked: Asked, granting: Granting) -> dict[str, str]:
-    """The code, and for the hybrid flow the ID token with it."""
+async def _grant(
+    runtime: Runtime, incoming: Incoming, asked: Asked, granting: Granting, given: CodeOfForm | None = None
+) -> dict[str, str]:
+    """The code, and for the hybrid flow the ID token with it. Raises: as `grant_code`, `spend`."""
     request, client, session = asked.request, asked.client, granting.session
     authorization = Authorization(
         client_id=client.client_id,
@@ -332,7 +339,7 @@ async def _grant(runtime: Runtime, incoming: Incoming, asked: Asked, granting: G
         offline=OFFLINE_ACCESS in granting.scope.split(),
         response_type=request.response_type,
     )
-    code = await grant_code(runtime, client, authorization, incoming.request_id)
+    code = await grant_code(runtime, client, authorization, incoming.request_id, given)
     answer = {"code": code}
     if request.response_type != "code":
         about = IdTokenFor(

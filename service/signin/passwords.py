@@ -17,12 +17,12 @@ from service.commands import refused, subject
 from service.errors import ServiceError
 from service.hashing import passwords
 from service.incoming import Incoming
+from service.rules.passwords import PASSWORD_CHARS_MAX
 from service.runtime import Runtime
 from service.signin.acquainted import Acquaintance, acquaintance
 from service.signin.delays import Counters, Delays
 
 USERNAME_CHARS_MAX = 200
-PASSWORD_CHARS_MAX = 1_024
 PASSWORD_METHOD = "pwd"  # RFC 8176 §2
 _NOBODY = "usr_" + "0" * 32
 

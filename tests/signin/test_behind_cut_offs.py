@@ -196,7 +196,9 @@ async def test_personal_token_of_a_session_that_stands_is_shown(here: Host) -> N
     page = await opened(here, browser, account.show, browser.get())
     fields = page.hidden | {"name": "backup", f"scope {scope}": "on", "days": "30"}
     answer = await opened(here, browser, account.issue, browser.post("/account/tokens", fields))
-    assert re.search(r">tl_pat_[0-9A-Za-z]+<", answer.text)
+    path, _, query = answer.headers["location"].partition("?")
+    shown = await opened(here, browser, account.show_issued, browser.get(path, query))
+    assert re.search(r">tl_pat_[0-9A-Za-z]+<", shown.text)
     hit = here.runtime.view.hit(await last_token(here))
     assert hit is not None
     assert hit.token.ended is None

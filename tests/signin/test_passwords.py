@@ -53,6 +53,14 @@ async def test_password_that_was_just_set_is_good_and_the_old_one_is_not(here: H
     await refusal(here, person.username, person.password)
 
 
+async def test_password_is_the_same_from_any_keyboard(here: Host) -> None:
+    """RFC 8265 §4.2: of letters with accents, and of blanks."""
+    person = await joined(here, password="cnrypass cafe\u0301")
+    for written in ("cnrypass caf\u00e9", "cnrypass\u00a0cafe\u0301"):
+        assert (await checked(here, person.username, written)).user_id == person.user_id
+    await refusal(here, person.username, "cnrypass cafe")
+
+
 async def unknown(here: Host) -> tuple[str, str]:
     return "cnryuser-nobody", "cnrypass-x"
 
