@@ -45,7 +45,6 @@ from service.rules.grants import granted_scope
 from service.rules.refusals import (
     AccessDenied,
     ConsentRequired,
-    InvalidParameter,
     LoginRequired,
     RedirectError,
     ScopeNotAllowed,
@@ -218,14 +217,16 @@ def _at(error: RedirectError, asked: Asked) -> RedirectError:
 
 
 def _must_sign_in(runtime: Runtime, asked: Asked, session: Session) -> bool:
-    """Raises: InvalidParameter for a hint that is none."""
+    """Raises: LoginRequired for a hint that names nobody, where nobody is asked who they are."""
     request = asked.request
     if request.id_token_hint is not None:
         claims = read_id_token_hint(runtime, request.id_token_hint)
-        if claims is None:
-            raise _at(InvalidParameter("id_token_hint is no ID token of this server"), asked)
-        if claims["sub"] != session.user_id:
+        if claims is not None and claims["sub"] != session.user_id:
             return True
+        if claims is None and request.silent:
+            # Else it is as if there were no hint, as when an app comes back with one whose key was revoked meanwhile.
+            why = "id_token_hint cannot be read, so that it is not known who is meant: the person has to sign in"
+            raise _at(LoginRequired(why), asked)
     pushed_at = asked.pushed.pushed.pushed_at if asked.pushed is not None else None
     return needs_sign_in(request, session.auth_time, now(), pushed_at=pushed_at)
 
