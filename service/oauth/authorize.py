@@ -17,7 +17,7 @@ from msgspec import Struct
 from projections.registry import Client, Session, User
 from service.commands import expand, known_scopes
 from service.consents import consented, give
-from service.errors import InvalidRequest, InvalidScope
+from service.errors import InvalidRequest, InvalidScope, TooManyRequests
 from service.grants import check_resources
 from service.incoming import Incoming, parse_form
 from service.oauth.codes import Authorization, grant_code
@@ -49,6 +49,7 @@ from service.rules.refusals import (
     RedirectError,
     ScopeNotAllowed,
     Target,
+    TooManyCodes,
     UnknownClient,
     UnreadableRequest,
 )
@@ -318,8 +319,12 @@ def _union(before: str, more: str) -> str:
 
 
 async def _grant(runtime: Runtime, incoming: Incoming, asked: Asked, granting: Granting) -> dict[str, str]:
-    """The code, and for the hybrid flow the ID token with it."""
+    """The code, and for the hybrid flow the ID token with it. Raises: TooManyCodes, Unavailable, UnknownRequestUri."""
     request, client, session = asked.request, asked.client, granting.session
+    try:
+        runtime.codes.take(session.session_id, client.client_id)
+    except TooManyRequests as error:
+        raise _at(TooManyCodes(f"{error.detail}: ask again in a minute"), asked) from error
     authorization = Authorization(
         client_id=client.client_id,
         subject=granting.user.user_id,
