@@ -17,7 +17,7 @@ from msgspec import Struct
 from projections.registry import Client, Session, User
 from service.commands import expand, known_scopes
 from service.consents import consented, give
-from service.errors import InvalidRequest, InvalidScope
+from service.errors import InvalidRequest, InvalidScope, TooManyRequests
 from service.grants import check_resources
 from service.incoming import Incoming, parse_form
 from service.oauth.codes import Authorization, CodeOfForm, FormSpent, code_of_form, grant_code
@@ -45,11 +45,11 @@ from service.rules.grants import granted_scope
 from service.rules.refusals import (
     AccessDenied,
     ConsentRequired,
-    InvalidParameter,
     LoginRequired,
     RedirectError,
     ScopeNotAllowed,
     Target,
+    TooManyCodes,
     UnknownClient,
     UnreadableRequest,
 )
@@ -221,14 +221,16 @@ def _at(error: RedirectError, asked: Asked) -> RedirectError:
 
 
 def _must_sign_in(runtime: Runtime, asked: Asked, session: Session) -> bool:
-    """Raises: InvalidParameter for a hint that is none."""
+    """Raises: LoginRequired for a hint that names nobody, where nobody is asked who they are."""
     request = asked.request
     if request.id_token_hint is not None:
         claims = read_id_token_hint(runtime, request.id_token_hint)
-        if claims is None:
-            raise _at(InvalidParameter("id_token_hint is no ID token of this server"), asked)
-        if claims["sub"] != session.user_id:
+        if claims is not None and claims["sub"] != session.user_id:
             return True
+        if claims is None and request.silent:
+            # Else it is as if there were no hint, as when an app comes back with one whose key was revoked meanwhile.
+            why = "id_token_hint cannot be read, so that it is not known who is meant: the person has to sign in"
+            raise _at(LoginRequired(why), asked)
     pushed_at = asked.pushed.pushed.pushed_at if asked.pushed is not None else None
     return needs_sign_in(request, session.auth_time, now(), pushed_at=pushed_at)
 
@@ -324,8 +326,12 @@ def _union(before: str, more: str) -> str:
 async def _grant(
     runtime: Runtime, incoming: Incoming, asked: Asked, granting: Granting, given: CodeOfForm | None = None
 ) -> dict[str, str]:
-    """The code, and for the hybrid flow the ID token with it. Raises: as `grant_code`, `spend`."""
+    """The code, and for the hybrid flow the ID token with it. Raises: as `grant_code`, `spend`; TooManyCodes."""
     request, client, session = asked.request, asked.client, granting.session
+    try:
+        runtime.codes.take(session.session_id, client.client_id)
+    except TooManyRequests as error:
+        raise _at(TooManyCodes(f"{error.detail}: ask again in a minute"), asked) from error
     authorization = Authorization(
         client_id=client.client_id,
         subject=granting.user.user_id,
