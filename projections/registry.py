@@ -131,7 +131,7 @@ class Session(Struct, frozen=True, array_like=True, gc=False):
 class Consent(Struct, frozen=True, array_like=True, gc=False):
     """What a person allows a client; `scope` is empty since it was withdrawn.
 
-    Grants that began before `withdrawn_seq`, the last withdrawal, are revoked.
+    What was granted by the consent as it stood before `withdrawn_seq`, the last withdrawal, is revoked.
     """
 
     user_id: str

@@ -17,16 +17,10 @@ from service.rules.sessions import decide_give, decide_withdraw
 from service.runtime import Runtime
 
 
-def consented(runtime: Runtime, user_id: str, client_id: str) -> str:
-    """The scope that the client may be granted without asking the person; empty if there is none."""
-    consent = runtime.view.consent(user_id, client_id)
-    return consent.scope if consent is not None else ""
-
-
 async def give(
     runtime: Runtime, user_id: str, client_id: str, scope: str, *, by: str, request_id: str | None = None
 ) -> int:
-    """Adds to what the client may be granted, in force on this host; the sequence, 0 if it was so already.
+    """Adds to what the client may be granted, in force on this host; the sequence by which it is so.
 
     Raises: Unavailable.
     """
@@ -72,4 +66,4 @@ async def _change(runtime: Runtime, user_id: str, client_id: str, decide: Any) -
 
     outcome = await execute(runtime, load, entries)
     await runtime.applied(outcome.seq)
-    return outcome.seq
+    return outcome.seq or (outcome.state.seq if outcome.state is not None else 0)

@@ -19,6 +19,7 @@ from projections.grants import ActiveGrant, AuthorizedGrant, RevokedGrant, facts
 from projections.registry import Consent, Row, Session
 from service.errors import ServiceError
 from service.grants import revoke_grant
+from service.rules.grants import was_withdrawn
 from service.runtime import Runtime
 from service.tokens import now
 
@@ -66,8 +67,8 @@ def _stood(session: Session | None, at: datetime, seq: int) -> bool:
 
 
 def consented_before(consent: Consent) -> Belongs:
-    """Grants to the client that began before the consent was last withdrawn."""
-    return lambda grant: grant.client_id == consent.client_id and grant.first_seq < consent.withdrawn_seq
+    """Grants to the client by the consent as it stood before it was last withdrawn."""
+    return lambda grant: grant.client_id == consent.client_id and was_withdrawn(consent, grant)
 
 
 async def end_grants(
