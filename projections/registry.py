@@ -278,8 +278,8 @@ def _key(row: SigningKey, event: LedgerEvent, recorded: Recorded) -> SigningKey 
 def _session(row: Session, event: LedgerEvent, recorded: Recorded) -> Session:
     row = replace(row, seq=recorded.seq)
     match event:
-        case SessionEnded() if row.ended_at is None:
-            return replace(row, ended_at=recorded.recorded_at, reason=event.reason)
+        case SessionEnded() if row.ended_at is None or row.reason == "replaced":
+            return replace(row, ended_at=row.ended_at or recorded.recorded_at, reason=event.reason)
         case _:
             return row
 

@@ -50,7 +50,8 @@ async def withdraw(
     if consent is None:
         return Withdrawn(0, 0)
     reason = Reason.CONSENT_WITHDRAWN
-    grants = await end_grants(runtime, user_id, consented_before(consent), reason, by=by, request_id=request_id)
+    belongs = consented_before(client_id, consent.withdrawn_seq)
+    grants = await end_grants(runtime, user_id, belongs, reason, by=by, request_id=request_id)
     return Withdrawn(grants, consent.withdrawn_seq)
 
 

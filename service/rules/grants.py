@@ -67,7 +67,7 @@ def is_taken_back(grant: ActiveGrant, person: Person) -> bool:
     again since does not bring back what was granted by the one before.
     """
     consent, session, cut = person.consent, person.session, person.cut
-    if consent is not None and (was_withdrawn(consent, grant) or not _covers(consent, grant)):
+    if consent is not None and (was_withdrawn(consent.withdrawn_seq, grant) or not _covers(consent, grant)):
         return True
     if grant.by_code is None or session is None:
         return False
@@ -77,10 +77,10 @@ def is_taken_back(grant: ActiveGrant, person: Person) -> bool:
     return ended and (session.seq < grant.first_seq or not grant.by_code.offline)
 
 
-def was_withdrawn(consent: Consent, grant: ActiveGrant) -> bool:
-    """Whether the consent that the grant was given by was, wherever in the log the grant came to stand."""
+def was_withdrawn(withdrawn_seq: int, grant: ActiveGrant) -> bool:
+    """Whether that withdrawal is of the consent that gave the grant, wherever in the log the grant came to stand."""
     given_by = grant.by_code.consent_seq if grant.by_code is not None else 0
-    return consent.withdrawn_seq > (given_by or grant.first_seq)
+    return withdrawn_seq > (given_by or grant.first_seq)
 
 
 def _covers(consent: Consent, grant: ActiveGrant) -> bool:
