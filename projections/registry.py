@@ -132,7 +132,7 @@ class Session(Struct, frozen=True, array_like=True, gc=False):
 class Consent(Struct, frozen=True, array_like=True, gc=False):
     """What a person allows a client; `scope` is empty since it was withdrawn.
 
-    Grants that began before `withdrawn_seq`, the last withdrawal, are revoked.
+    What was granted by the consent as it stood before `withdrawn_seq`, the last withdrawal, is revoked.
     """
 
     user_id: str
@@ -280,8 +280,8 @@ def _key(row: SigningKey, event: LedgerEvent, recorded: Recorded) -> SigningKey 
 def _session(row: Session, event: LedgerEvent, recorded: Recorded) -> Session:
     row = replace(row, seq=recorded.seq)
     match event:
-        case SessionEnded() if row.ended_at is None:
-            return replace(row, ended_at=recorded.recorded_at, reason=event.reason)
+        case SessionEnded() if row.ended_at is None or row.reason == "replaced":
+            return replace(row, ended_at=row.ended_at or recorded.recorded_at, reason=event.reason)
         case _:
             return row
 
