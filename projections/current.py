@@ -62,7 +62,7 @@ from projections.grants import Family, Grant, NoGrant, Token, facts
 from projections.registry import Client, Consent, Cut, Row, Session, User
 from projections.tables import DECODERS, KID, TABLES, Batch, consent_key, open_tables, raw_id, row_key
 
-VERSION = 2
+VERSION = 3
 KEPT_AFTER_EXPIRY = timedelta(days=7)
 _SESSION_KEPT_AFTER_EXPIRY = timedelta(hours=1)
 _MAP_BYTES = 256 * 1024**3  # address space, not disk: the file grows as it is used
