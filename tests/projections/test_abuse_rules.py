@@ -473,6 +473,16 @@ def release_that_loses_verifiers(story: Story) -> None:
         refused_at(story, 20 + number, NOON + seconds(60 * number + 1))
 
 
+def second_tabs_of_a_busy_client(story: Story) -> None:
+    for number in range(150):
+        at = NOON + seconds(60 * number)
+        authorized_by(story, 20 + number, at, person=number)
+        if number % 30:
+            redeemed_at(story, 20 + number, at + seconds(1))
+        else:
+            refused_at(story, 20 + number, at + seconds(1))
+
+
 def page_loaded_again(story: Story) -> None:
     for number in range(4):
         authorized_by(story, 20 + number, NOON + number * MINUTE, person=1, challenge="c" * 43)
@@ -482,7 +492,7 @@ def page_loaded_again(story: Story) -> None:
 
 NOT_FOUND = [
     *(office_on_a_monday, forgotten_password, forgotten_name, failures_beside_many_sign_ins),
-    *(double_click, second_tab, release_that_loses_verifiers, page_loaded_again),
+    *(double_click, second_tab, second_tabs_of_a_busy_client, release_that_loses_verifiers, page_loaded_again),
     *(replay_within_the_window, old_token_at_home, phone_wakes_up_elsewhere, deployment, move_to_another_cloud),
     *(roaming_phone, one_phone_on_two_networks, office, runners, first_runners, hourly_job, many_at_once),
     *(nightly_job_with_more_to_do, load_test),
