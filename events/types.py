@@ -106,6 +106,7 @@ class AuthorizationGranted(Event, frozen=True, kw_only=True, tag="authorization.
 
     `scope` is what was granted, implications expanded. `sealed_nonce`: what the client chose, under the person's key.
     `auth_time`: when the person signed in. `offline`: a refresh token will come, and the grant outlives the session.
+    `consent_seq`: of the event by which the consent stood when it was looked at; 0: not recorded.
     """
 
     grant_id: str
@@ -121,6 +122,7 @@ class AuthorizationGranted(Event, frozen=True, kw_only=True, tag="authorization.
     auth_time: Moment
     offline: bool
     response_type: str
+    consent_seq: int = 0
 
 
 class CodeRedeemed(Event, frozen=True, kw_only=True, tag="code.redeemed/1"):

@@ -73,7 +73,7 @@ from projections.tables import (
     row_key,
 )
 
-VERSION = 2
+VERSION = 3
 KEPT_AFTER_EXPIRY = timedelta(days=7)
 _SESSION_KEPT_AFTER_EXPIRY = timedelta(hours=1)
 _MAP_BYTES = 256 * 1024**3  # address space, not disk: the file grows as it is used

@@ -14,6 +14,7 @@ from service.cli.options import (
     paged,
     repeatable,
     secret_argument,
+    secret_input,
     segment,
 )
 
@@ -162,6 +163,18 @@ def user_list(session: Session, paging: dict[str, Any]) -> None:
 def user_show(session: Session, user_id: str) -> None:
     """One user."""
     session.show(session.call("GET", f"/v1/users/{segment(user_id)}"))
+
+
+@user.command("password")
+@click.argument("user_id")
+@asks_service
+def user_password(session: Session, user_id: str) -> None:
+    """Give a user a new password, typed at a prompt or read from stdin.
+
+    It ends every session and token of theirs at once.
+    """
+    path = f"/v1/users/{segment(user_id)}"
+    session.show(session.call("PATCH", path, {"password": secret_input("New password", twice=True)}))
 
 
 @user.command("disable")

@@ -14,10 +14,10 @@ from urllib.parse import quote, urlencode, urlsplit
 import msgspec
 from msgspec import Struct
 
-from projections.registry import Client, Session, User
+from projections.registry import Client, Consent, Session, User
 from service.commands import expand, known_scopes
-from service.consents import consented, give
-from service.errors import InvalidRequest, InvalidScope
+from service.consents import give
+from service.errors import InvalidRequest, InvalidScope, TooManyRequests
 from service.grants import check_resources
 from service.incoming import Incoming, parse_form
 from service.oauth.codes import Authorization, CodeOfForm, FormSpent, code_of_form, grant_code
@@ -27,7 +27,8 @@ from service.oauth.pushed import Loaded, held_by, load, spend
 from service.outgoing import Headers, Response
 from service.pages.render import ANYWHERE, destination_of, form_post, onward, page
 from service.pages.scopes import scopes_shown
-from service.pages.values import Consent, Continue, Hidden, SignIn
+from service.pages.values import Consent as ConsentPage
+from service.pages.values import Continue, Hidden, SignIn
 from service.registry import profile_of
 from service.rules.authorization import (
     OFFLINE_ACCESS,
@@ -45,11 +46,11 @@ from service.rules.grants import granted_scope
 from service.rules.refusals import (
     AccessDenied,
     ConsentRequired,
-    InvalidParameter,
     LoginRequired,
     RedirectError,
     ScopeNotAllowed,
     Target,
+    TooManyCodes,
     UnknownClient,
     UnreadableRequest,
 )
@@ -95,11 +96,12 @@ class Shown(Struct, frozen=True):
 
 
 class Granting(Struct, frozen=True):
-    """What a person is about to grant. `scope`: as it will be, implications expanded."""
+    """What a person is about to grant. `scope`: as it will be, implications expanded. `consent`: as it is."""
 
     user: User
     session: Session
     scope: str
+    consent: Consent | None
 
 
 _decode_shown = msgspec.json.Decoder(Shown).decode
@@ -126,11 +128,11 @@ async def _decided(runtime: Runtime, incoming: Incoming, asked: Asked, session: 
             raise _at(LoginRequired("the person has to sign in"), asked)
         return _sign_in_page(runtime, incoming, asked)
     granting = _granting(runtime, asked, session)
-    if _must_consent(runtime, asked, granting):
+    if granting.consent is None or _must_consent(asked, granting, granting.consent):
         if silent:
             raise _at(ConsentRequired("the person has to consent"), asked)
         return await _consent_page(runtime, incoming, asked, granting)
-    answer = await _grant(runtime, incoming, asked, granting)
+    answer = await _grant(runtime, incoming, asked, granting, granting.consent.seq)
     return _redirect(asked.request.target, asked.client, answer)
 
 
@@ -164,8 +166,9 @@ async def consent(runtime: Runtime, incoming: Incoming) -> Response:
         if granting.scope != shown.scope:
             return again  # what client or person may have has changed: they are to see it
         user_id = granting.user.user_id
-        await give(runtime, user_id, asked.client.client_id, granting.scope, by=user_id, request_id=incoming.request_id)
-        answer = await _grant(runtime, incoming, asked, granting, shown.gives)
+        client_id, request_id = asked.client.client_id, incoming.request_id
+        consent_seq = await give(runtime, user_id, client_id, granting.scope, by=user_id, request_id=request_id)
+        answer = await _grant(runtime, incoming, asked, granting, consent_seq, given=shown.gives)
         return _answer_to_form(asked.request.target, asked.client, answer)
     except FormSpent:
         return again
@@ -221,14 +224,16 @@ def _at(error: RedirectError, asked: Asked) -> RedirectError:
 
 
 def _must_sign_in(runtime: Runtime, asked: Asked, session: Session) -> bool:
-    """Raises: InvalidParameter for a hint that is none."""
+    """Raises: LoginRequired for a hint that names nobody, where nobody is asked who they are."""
     request = asked.request
     if request.id_token_hint is not None:
         claims = read_id_token_hint(runtime, request.id_token_hint)
-        if claims is None:
-            raise _at(InvalidParameter("id_token_hint is no ID token of this server"), asked)
-        if claims["sub"] != session.user_id:
+        if claims is not None and claims["sub"] != session.user_id:
             return True
+        if claims is None and request.silent:
+            # Else it is as if there were no hint, as when an app comes back with one whose key was revoked meanwhile.
+            why = "id_token_hint cannot be read, so that it is not known who is meant: the person has to sign in"
+            raise _at(LoginRequired(why), asked)
     pushed_at = asked.pushed.pushed.pushed_at if asked.pushed is not None else None
     return needs_sign_in(request, session.auth_time, now(), pushed_at=pushed_at)
 
@@ -251,15 +256,14 @@ def _granting(runtime: Runtime, asked: Asked, session: Session) -> Granting:
         raise _at(ScopeNotAllowed(error.detail), asked) from error
     if "refresh_token" not in asked.client.metadata.grant_types:
         scope = " ".join(name for name in scope.split() if name != OFFLINE_ACCESS)
-    return Granting(user, session, scope)
+    return Granting(user, session, scope, runtime.view.consent(user.user_id, asked.client.client_id))
 
 
-def _must_consent(runtime: Runtime, asked: Asked, granting: Granting) -> bool:
+def _must_consent(asked: Asked, granting: Granting, consent: Consent) -> bool:
     request, client = asked.request, asked.client
     if "consent" in request.prompts or is_of_native_app(client, request.target.redirect_uri):
         return True
-    before = consented(runtime, granting.user.user_id, client.client_id)
-    return not before or not set(granting.scope.split()) <= set(before.split())
+    return not consent.scope or not set(granting.scope.split()) <= set(consent.scope.split())
 
 
 # Pages
@@ -282,11 +286,11 @@ async def _consent_page(runtime: Runtime, incoming: Incoming, asked: Asked, gran
     browser, cookies = known_browser(runtime, incoming)
     client, redirect_uri = asked.client, asked.request.target.redirect_uri
     native = is_of_native_app(client, redirect_uri)
-    before = consented(runtime, granting.user.user_id, client.client_id)
+    before = granting.consent.scope if granting.consent is not None else ""
     query = _resumed(runtime, browser, asked)
     shown = Shown(granting.session.session_id, granting.scope, query, code_of_form())
     profile = await profile_of(runtime, granting.user)
-    values = Consent(
+    values = ConsentPage(
         app=client.metadata.client_name,
         person=(profile.display_name or profile.username) if profile is not None else "",
         scopes=scopes_shown(runtime, _union(before, granting.scope)),
@@ -322,10 +326,23 @@ def _union(before: str, more: str) -> str:
 
 
 async def _grant(
-    runtime: Runtime, incoming: Incoming, asked: Asked, granting: Granting, given: CodeOfForm | None = None
+    runtime: Runtime,
+    incoming: Incoming,
+    asked: Asked,
+    granting: Granting,
+    consent_seq: int,
+    *,
+    given: CodeOfForm | None = None,
 ) -> dict[str, str]:
-    """The code, and for the hybrid flow the ID token with it. Raises: as `grant_code`, `spend`."""
+    """The code, and for the hybrid flow the ID token with it. `consent_seq`: of the consent by which it is granted.
+
+    Raises: as `grant_code`, `spend`; TooManyCodes.
+    """
     request, client, session = asked.request, asked.client, granting.session
+    try:
+        runtime.codes.take(session.session_id, client.client_id)
+    except TooManyRequests as error:
+        raise _at(TooManyCodes(f"{error.detail}: ask again in a minute"), asked) from error
     authorization = Authorization(
         client_id=client.client_id,
         subject=granting.user.user_id,
@@ -338,6 +355,7 @@ async def _grant(
         auth_time=session.auth_time,
         offline=OFFLINE_ACCESS in granting.scope.split(),
         response_type=request.response_type,
+        consent_seq=consent_seq,
     )
     code = await grant_code(runtime, client, authorization, incoming.request_id, given)
     answer = {"code": code}

@@ -46,6 +46,7 @@ class Authorization(Struct, frozen=True, kw_only=True):
     """What a person granted to a client, in a session. Everything was checked; implications of `scope` are expanded.
 
     `offline`: a refresh token is to come, and the grant outlives the session. `auth_time`: of the sign-in.
+    `consent_seq`: of the last event of the consent when it was looked at.
     """
 
     client_id: str
@@ -59,6 +60,7 @@ class Authorization(Struct, frozen=True, kw_only=True):
     auth_time: datetime
     offline: bool
     response_type: str
+    consent_seq: int
 
 
 class CodeOfForm(Struct, frozen=True):
@@ -105,6 +107,7 @@ async def grant_code(
         auth_time=about.auth_time,
         offline=about.offline,
         response_type=about.response_type,
+        consent_seq=about.consent_seq,
     )
     event = decide_authorize(command)
     try:

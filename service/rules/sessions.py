@@ -57,6 +57,18 @@ def decide_end(stamp: Stamp, session: Session | None, reason: Reason) -> list[Se
     ]
 
 
+def decide_leave(stamp: Stamp, session: Session) -> list[SessionEnded]:
+    """Somebody else signs in where this person was: what they left there ends, though it had expired or was replaced.
+
+    Nothing when they had signed out.
+    """
+    if session.reason in {"signed_out", "admin"}:
+        return []
+    return [
+        SessionEnded(**_head(stamp), session_id=session.session_id, user_id=session.user_id, reason="signed_out"),
+    ]
+
+
 def decide_give(stamp: Stamp, consent: Consent | None, user_id: str, client_id: str, scope: str) -> list[ConsentGiven]:
     """What was consented before and now, together. Nothing when all of it was."""
     before = consent.scope if consent is not None else ""
