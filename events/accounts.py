@@ -147,6 +147,8 @@ def _service_publishes() -> list[str]:
     allowed += ["_INBOX_projector.>", "_INBOX_service.>"]
     allowed += [f"$JS.API.STREAM.INFO.{name}" for name in _all_streams()]
     allowed += _reads_directly(LEDGER) + _follows(LEDGER, "ledger.>")
+    # Ends of sessions and consents are looked at by one worker of all.
+    allowed += [f"$JS.API.CONSUMER.DURABLE.CREATE.{LEDGER}.endings", f"$JS.ACK.{LEDGER}.endings.>"]
     # The feed is handed on over HTTP and to webhooks, whose consumers, as those of subscribers, are made here.
     allowed += _reads_directly(REVOCATIONS) + _follows(REVOCATIONS, "revocations.>")
     allowed += [

@@ -89,7 +89,7 @@ class ByCode(Struct, frozen=True, array_like=True, gc=False):
     """How a person gave the grant: RFC 6749 §4.1. `offline`: it outlives the session that it was given in.
 
     `redeemed_at`: when the code was spent, by the log's clock; None until then. `refusals`: how often it was presented
-    without its verifier since.
+    without its verifier since. `consent_seq`: of the consent that it was given by, as it stood; 0 if that is not known.
     """
 
     code_id: str
@@ -100,6 +100,7 @@ class ByCode(Struct, frozen=True, array_like=True, gc=False):
     code_challenge: str
     redeemed_at: datetime | None = None
     refusals: int = 0
+    consent_seq: int = 0
 
 
 class NoGrant(Struct, frozen=True, array_like=True, gc=False, tag=0):
@@ -256,6 +257,7 @@ def _authorized(grant: Grant, event: AuthorizationGranted, recorded: Recorded) -
         event.offline,
         event.redirect_uri,
         event.code_challenge,
+        consent_seq=event.consent_seq,
     )
     becomes = ActiveGrant(event.subject, event.client_id, event.scope, event.audience, recorded.seq, by_code=by_code)
     match grant:

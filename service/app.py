@@ -63,8 +63,10 @@ def _doors(issuer: str) -> Doors:
         "/sign-out": {"GET": sign_out_page, "POST": sign_out},
         "/account": {"GET": account.show},
         "/account/tokens": {"POST": account.issue},
+        account.ISSUED: {"GET": account.show_issued},
         "/account/tokens/revoke": {"POST": account.revoke},
         "/account/apps/withdraw": {"POST": account.withdraw},
+        "/account/sessions/end": {"POST": account.end_other_session},
         "/account/sign-out-everywhere": {"POST": account.sign_out_everywhere},
     }
     doors |= {path: from_any_origin({"GET": metadata}) for path in well_known_paths(issuer)}

@@ -17,16 +17,10 @@ from service.rules.sessions import decide_give, decide_withdraw
 from service.runtime import Runtime
 
 
-def consented(runtime: Runtime, user_id: str, client_id: str) -> str:
-    """The scope that the client may be granted without asking the person; empty if there is none."""
-    consent = runtime.view.consent(user_id, client_id)
-    return consent.scope if consent is not None else ""
-
-
 async def give(
     runtime: Runtime, user_id: str, client_id: str, scope: str, *, by: str, request_id: str | None = None
 ) -> int:
-    """Adds to what the client may be granted, in force on this host; the sequence, 0 if it was so already.
+    """Adds to what the client may be granted, in force on this host; the sequence by which it is so.
 
     Raises: Unavailable.
     """
@@ -56,7 +50,8 @@ async def withdraw(
     if consent is None:
         return Withdrawn(0, 0)
     reason = Reason.CONSENT_WITHDRAWN
-    grants = await end_grants(runtime, user_id, consented_before(consent), reason, by=by, request_id=request_id)
+    belongs = consented_before(client_id, consent.withdrawn_seq)
+    grants = await end_grants(runtime, user_id, belongs, reason, by=by, request_id=request_id)
     return Withdrawn(grants, consent.withdrawn_seq)
 
 
@@ -72,4 +67,4 @@ async def _change(runtime: Runtime, user_id: str, client_id: str, decide: Any) -
 
     outcome = await execute(runtime, load, entries)
     await runtime.applied(outcome.seq)
-    return outcome.seq
+    return outcome.seq or (outcome.state.seq if outcome.state is not None else 0)

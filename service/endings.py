@@ -1,8 +1,8 @@
 """What a person gave ends with what it was given by: with a session, or with a consent that is withdrawn.
 
 The event that says so comes first, and the grants are revoked one by one behind it. Whoever is killed between leaves
-grants that should have ended: the same call ends them when it is repeated, and every worker looks for such grants when
-it starts, and from time to time.
+grants that should have ended. So every such event is looked at once more, some seconds later: the log's server hands it
+to one worker of all, and to another one if that one dies. The same call, repeated, ends them too.
 """
 
 from __future__ import annotations
@@ -12,25 +12,31 @@ from collections.abc import AsyncIterator, Callable, Collection
 from datetime import datetime, timedelta
 
 import structlog
-from msgspec import Struct
 
-from events.types import Reason
+from events.errors import LedgerUnavailable
+from events.streams import LEDGER
+from events.types import ConsentWithdrawn, Reason, Recorded, SessionEnded
 from projections.grants import ActiveGrant, AuthorizedGrant, RevokedGrant, facts
-from projections.registry import Consent, Row, Session
+from projections.registry import Session
+from service.commands import subject
 from service.errors import ServiceError
 from service.grants import revoke_grant
+from service.rules.grants import was_withdrawn
 from service.runtime import Runtime
 from service.tokens import now
+from service.webhooks.consumers import Delivered, Puller, acknowledge, give_back, make_durable
 
 log = structlog.get_logger()
 
+CONSUMER = "endings"  # of the log, which keeps what was looked at, and leases the rest
 _SLICE = 64
 _AT_ONCE = 16
 _TOKENS_MAX = 5_000_000
-_ROWS_MAX = 100_000_000
-_SECONDS = 900.0
 _CLOCKS = timedelta(minutes=5)  # by which those of hosts may differ
+_LATER_SECONDS = 10.0  # whoever recorded an end has done by then what belongs to it, or will not do it any more
+_LEASE_SECONDS = 30.0
 _RETRY_SECONDS = 5.0
+_WAITING_MAX = 10_000  # ends that are not due yet
 
 Belongs = Callable[[ActiveGrant], bool]
 
@@ -54,20 +60,15 @@ def left_behind(runtime: Runtime, session_ids: Collection[str], at: datetime, se
     return belongs
 
 
-def signed_out_of(runtime: Runtime, session: Session) -> Belongs:
-    """The same for one that has ended."""
-    return left_behind(runtime, {session.session_id}, session.ended_at or session.expires_at, session.seq)
-
-
 def _stood(session: Session | None, at: datetime, seq: int) -> bool:
     if session is None or at >= session.expires_at:
         return False
     return session.ended_at is None or session.seq > seq
 
 
-def consented_before(consent: Consent) -> Belongs:
-    """Grants to the client that began before the consent was last withdrawn."""
-    return lambda grant: grant.client_id == consent.client_id and grant.first_seq < consent.withdrawn_seq
+def consented_before(client_id: str, withdrawn_seq: int) -> Belongs:
+    """Grants to the client by the consent as it stood before that withdrawal."""
+    return lambda grant: grant.client_id == client_id and was_withdrawn(withdrawn_seq, grant)
 
 
 async def end_grants(
@@ -118,61 +119,71 @@ async def _grants(runtime: Runtime, user_id: str, belongs: Belongs) -> AsyncIter
         await asyncio.sleep(0)
 
 
-class Finished(Struct, frozen=True):
-    """How many grants were ended, and up to where in the log nothing is left behind."""
+async def finish(runtime: Runtime, end: Recorded) -> int:
+    """Ends what belongs to the end of a session or consent and has not ended with it; how many grants that were.
 
-    grants: int
-    position: int
-
-
-async def finish(runtime: Runtime, *, after: int = 0) -> Finished:
-    """Ends what was left behind by whoever was killed, of sessions and consents that ended behind the position `after`.
-
-    Others have their turn after each of them. Raises: Unavailable; then nothing is finished.
+    None, unless whoever recorded it was killed. Raises: Unavailable.
     """
-    await runtime.view_at_end()
-    position = runtime.view.freshness().position
-    ended = 0
-    async for row in _rows(runtime, "session"):
-        if isinstance(row, Session) and row.seq > after and row.reason in {"signed_out", "admin"}:
-            ended += await end_grants(runtime, row.user_id, signed_out_of(runtime, row), Reason.LOGOUT, by="system")
-            await asyncio.sleep(0)
-    async for row in _rows(runtime, "consent"):
-        if isinstance(row, Consent) and row.withdrawn_seq > after:
-            reason = Reason.CONSENT_WITHDRAWN
-            ended += await end_grants(runtime, row.user_id, consented_before(row), reason, by="system")
-            await asyncio.sleep(0)
-    return Finished(ended, position)
-
-
-async def _rows(runtime: Runtime, table: str) -> AsyncIterator[Row]:
-    after = b""
-    for _ in range(_ROWS_MAX // _SLICE):
-        rows = runtime.view.rows(table, after=after, limit=_SLICE)
-        for _, row in rows:
-            yield row
-            await asyncio.sleep(0)
-        if len(rows) < _SLICE:
-            return
-        after = rows[-1][0]
+    event = end.event
+    match event:
+        case SessionEnded(reason="signed_out" | "admin"):
+            await runtime.applied(end.seq)
+            belongs = left_behind(runtime, {event.session_id}, end.recorded_at, end.seq)
+            return await end_grants(runtime, event.user_id, belongs, Reason.LOGOUT, by="system")
+        case ConsentWithdrawn():
+            await runtime.applied(end.seq)
+            belongs = consented_before(event.client_id, end.seq)
+            return await end_grants(runtime, event.user_id, belongs, Reason.CONSENT_WITHDRAWN, by="system")
+        case _:
+            return 0
 
 
 async def keep_finishing(runtime: Runtime) -> None:
-    """For ever, beside a worker.
-
-    Each end is looked at in two rounds: what was granted while the session ended may have come behind the first.
-    """
-    before = last = 0
+    """For ever, beside a worker: looks at what comes to its turn."""
+    puller = Puller(runtime.nc, CONSUMER, stream=LEDGER)
+    made = False
     while True:
-        seconds = _SECONDS
         try:
-            done = await finish(runtime, after=before)
-            before, last = last, done.position
-            if done.grants:
-                log.warning("grants_ended_late", grants=done.grants, why="a process died before it had ended them all")
-        except ServiceError as error:
-            log.warning("grants_not_ended", why=error.private or error.detail)
-            seconds = _RETRY_SECONDS
-        except Exception:
-            log.exception("grants_not_ended")
-        await asyncio.sleep(seconds)
+            made = made or await _make_consumer(runtime)
+            message = await puller.next()
+            if message is not None:
+                await _look_at(runtime, message)
+        except LedgerUnavailable as error:
+            made = False  # a log that was restored has none
+            log.warning("endings_wait", why=str(error))
+            await asyncio.sleep(_RETRY_SECONDS)
+
+
+async def _look_at(runtime: Runtime, message: Delivered) -> None:
+    try:
+        end = message.recorded
+        if isinstance(end.event, SessionEnded | ConsentWithdrawn):
+            age_seconds = max(0.0, (now() - end.recorded_at).total_seconds())
+            if age_seconds < _LATER_SECONDS:
+                await give_back(runtime.nc, message, _LATER_SECONDS - age_seconds)
+                return
+            grants = await finish(runtime, end)
+            if grants:
+                log.warning("grants_ended_late", grants=grants, why="a process died before it had ended them all")
+        await acknowledge(runtime.nc, message)
+    except ServiceError as error:
+        log.warning("grants_not_ended", why=error.private or error.detail)
+        await give_back(runtime.nc, message, _RETRY_SECONDS)
+    except Exception:
+        log.exception("grants_not_ended", alarm=True)
+        await give_back(runtime.nc, message, _LEASE_SECONDS)
+
+
+async def _make_consumer(runtime: Runtime) -> bool:
+    """All workers make the same one, and only the first of them makes any. Raises: LedgerUnavailable."""
+    config = {
+        "durable_name": CONSUMER,
+        "ack_policy": "explicit",
+        "ack_wait": int(_LEASE_SECONDS * 1e9),
+        "max_ack_pending": _WAITING_MAX,
+        "max_deliver": -1,
+        "deliver_policy": "all",
+        "filter_subjects": [subject("session", "*"), subject("consent", "*")],
+    }
+    await make_durable(runtime.nc, LEDGER, config)
+    return True

@@ -17,6 +17,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import jwt
+import msgspec
 import structlog
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -96,6 +97,7 @@ class SigningKeys:
         self._private: dict[str, Any] = {}
         self._rows: list[SigningKey] = []
         self._rows_at = -1
+        self._document: bytes | None = None  # of these rows
         self._task: asyncio.Task[None] | None = None
         self._wanted: set[Algorithm] = {ID_ALGORITHM}  # for ID tokens
         self._wake = asyncio.Event()
@@ -105,12 +107,22 @@ class SigningKeys:
         position = self._runtime.view.freshness().position
         if position != self._rows_at:
             found = [row for _, row in self._runtime.view.rows("key") if isinstance(row, SigningKey)]
-            self._rows, self._rows_at = sorted(found, key=lambda row: row.introduced_at), position
+            rows = sorted(found, key=lambda row: row.introduced_at)
+            if rows != self._rows:
+                self._rows, self._document = rows, None
+            self._rows_at = position
         return self._rows
 
     def jwks(self) -> dict[str, list[dict[str, Any]]]:
         """The public keys, announced, active and retired. RFC 7517 §5."""
         return {"keys": [json.loads(row.public_jwk) for row in self.rows() if row.state != "revoked"]}
+
+    def document(self) -> bytes:
+        """The same as JSON."""
+        self.rows()
+        if self._document is None:
+            self._document = msgspec.json.encode(self.jwks())
+        return self._document
 
     def active(self, alg: str, purpose: Purpose = "access") -> SigningKey | None:
         """The key that signs with this algorithm: the one activated last, should two hosts have raced."""

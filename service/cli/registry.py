@@ -28,7 +28,7 @@ CLIENT_COLUMNS = (
     "access_token_format",
     "created_at",
 )
-SESSION_COLUMNS = ("session_id", "auth_time", "expires_at", "methods")
+SESSION_COLUMNS = ("session_id", "auth_time", "expires_at", "browser", "ip")
 CONSENT_COLUMNS = ("client_id", "client_name", "status", "scope", "changed_at")
 USER_COLUMNS = ("user_id", "username", "display_name", "kind", "status", "scope", "created_at")
 SCOPE_COLUMNS = ("name", "description", "status", "audience", "implies")

@@ -14,20 +14,21 @@ from urllib.parse import quote, urlencode, urlsplit
 import msgspec
 from msgspec import Struct
 
-from projections.registry import Client, Session, User
+from projections.registry import Client, Consent, Session, User
 from service.commands import expand, known_scopes
-from service.consents import consented, give
+from service.consents import give
 from service.errors import InvalidRequest, InvalidScope, TooManyRequests
 from service.grants import check_resources
 from service.incoming import Incoming, parse_form
-from service.oauth.codes import Authorization, grant_code
+from service.oauth.codes import Authorization, CodeOfForm, FormSpent, code_of_form, grant_code
 from service.oauth.forms import oauth_error, read_pairs
 from service.oauth.id_tokens import IdTokenFor, mint_id_token, read_id_token_hint
 from service.oauth.pushed import Loaded, held_by, load, spend
 from service.outgoing import Headers, Response
-from service.pages.render import ANYWHERE, destination_of, form_post, is_local, onward, page
+from service.pages.render import ANYWHERE, destination_of, form_post, onward, page
 from service.pages.scopes import scopes_shown
-from service.pages.values import Consent, Continue, Hidden, SignIn
+from service.pages.values import Consent as ConsentPage
+from service.pages.values import Continue, Hidden, SignIn
 from service.registry import profile_of
 from service.rules.authorization import (
     OFFLINE_ACCESS,
@@ -86,19 +87,21 @@ class Asked(Struct, frozen=True):
 
 
 class Shown(Struct, frozen=True):
-    """What the consent page carries: who saw it, and what they saw."""
+    """What the consent page carries: who saw it, what they saw, and the code that their consent will give."""
 
     session_id: str
     scope: str
     query: str
+    gives: CodeOfForm
 
 
 class Granting(Struct, frozen=True):
-    """What a person is about to grant. `scope`: as it will be, implications expanded."""
+    """What a person is about to grant. `scope`: as it will be, implications expanded. `consent`: as it is."""
 
     user: User
     session: Session
     scope: str
+    consent: Consent | None
 
 
 _decode_shown = msgspec.json.Decoder(Shown).decode
@@ -125,11 +128,11 @@ async def _decided(runtime: Runtime, incoming: Incoming, asked: Asked, session: 
             raise _at(LoginRequired("the person has to sign in"), asked)
         return _sign_in_page(runtime, incoming, asked)
     granting = _granting(runtime, asked, session)
-    if _must_consent(runtime, asked, granting):
+    if granting.consent is None or _must_consent(asked, granting, granting.consent):
         if silent:
             raise _at(ConsentRequired("the person has to consent"), asked)
         return await _consent_page(runtime, incoming, asked, granting)
-    answer = await _grant(runtime, incoming, asked, granting)
+    answer = await _grant(runtime, incoming, asked, granting, granting.consent.seq)
     return _redirect(asked.request.target, asked.client, answer)
 
 
@@ -153,7 +156,7 @@ async def consent(runtime: Runtime, incoming: Incoming) -> Response:
         return again  # another person may be here by now, or nobody
     decision = form.get("decision")
     if decision not in {"allow", "deny"}:
-        raise InvalidRequest("the decision is allow or deny", fix="go back and choose one")
+        raise InvalidRequest("neither Allow nor Deny was chosen", fix="go back to the page that asked, and choose one")
     try:
         given = Parameters(parse_form(shown.query.encode()))
         asked = await _understood(runtime, incoming, given, session)
@@ -163,9 +166,12 @@ async def consent(runtime: Runtime, incoming: Incoming) -> Response:
         if granting.scope != shown.scope:
             return again  # what client or person may have has changed: they are to see it
         user_id = granting.user.user_id
-        await give(runtime, user_id, asked.client.client_id, granting.scope, by=user_id, request_id=incoming.request_id)
-        answer = await _grant(runtime, incoming, asked, granting)
+        client_id, request_id = asked.client.client_id, incoming.request_id
+        consent_seq = await give(runtime, user_id, client_id, granting.scope, by=user_id, request_id=request_id)
+        answer = await _grant(runtime, incoming, asked, granting, consent_seq, given=shown.gives)
         return _answer_to_form(asked.request.target, asked.client, answer)
+    except FormSpent:
+        return again
     except RedirectError as error:
         return _refusal(runtime, error, to_form=True)
 
@@ -250,15 +256,14 @@ def _granting(runtime: Runtime, asked: Asked, session: Session) -> Granting:
         raise _at(ScopeNotAllowed(error.detail), asked) from error
     if "refresh_token" not in asked.client.metadata.grant_types:
         scope = " ".join(name for name in scope.split() if name != OFFLINE_ACCESS)
-    return Granting(user, session, scope)
+    return Granting(user, session, scope, runtime.view.consent(user.user_id, asked.client.client_id))
 
 
-def _must_consent(runtime: Runtime, asked: Asked, granting: Granting) -> bool:
+def _must_consent(asked: Asked, granting: Granting, consent: Consent) -> bool:
     request, client = asked.request, asked.client
     if "consent" in request.prompts or is_of_native_app(client, request.target.redirect_uri):
         return True
-    before = consented(runtime, granting.user.user_id, client.client_id)
-    return not before or not set(granting.scope.split()) <= set(before.split())
+    return not consent.scope or not set(granting.scope.split()) <= set(consent.scope.split())
 
 
 # Pages
@@ -280,15 +285,17 @@ def _sign_in_page(runtime: Runtime, incoming: Incoming, asked: Asked) -> Respons
 async def _consent_page(runtime: Runtime, incoming: Incoming, asked: Asked, granting: Granting) -> Response:
     browser, cookies = known_browser(runtime, incoming)
     client, redirect_uri = asked.client, asked.request.target.redirect_uri
-    before = consented(runtime, granting.user.user_id, client.client_id)
-    shown = Shown(granting.session.session_id, granting.scope, _resumed(runtime, browser, asked))
+    native = is_of_native_app(client, redirect_uri)
+    before = granting.consent.scope if granting.consent is not None else ""
+    query = _resumed(runtime, browser, asked)
+    shown = Shown(granting.session.session_id, granting.scope, query, code_of_form())
     profile = await profile_of(runtime, granting.user)
-    values = Consent(
+    values = ConsentPage(
         app=client.metadata.client_name,
         person=(profile.display_name or profile.username) if profile is not None else "",
         scopes=scopes_shown(runtime, _union(before, granting.scope)),
-        destination=destination_of(redirect_uri),
-        local=is_local(redirect_uri),
+        destination=destination_of(redirect_uri, native=native),
+        native=native,
         known=bool(before),
         hidden=[
             (REQUEST, seal_request(runtime, browser, msgspec.json.encode(shown).decode(), CONSENT)),
@@ -318,8 +325,19 @@ def _union(before: str, more: str) -> str:
 # Answers
 
 
-async def _grant(runtime: Runtime, incoming: Incoming, asked: Asked, granting: Granting) -> dict[str, str]:
-    """The code, and for the hybrid flow the ID token with it. Raises: TooManyCodes, Unavailable, UnknownRequestUri."""
+async def _grant(
+    runtime: Runtime,
+    incoming: Incoming,
+    asked: Asked,
+    granting: Granting,
+    consent_seq: int,
+    *,
+    given: CodeOfForm | None = None,
+) -> dict[str, str]:
+    """The code, and for the hybrid flow the ID token with it. `consent_seq`: of the consent by which it is granted.
+
+    Raises: as `grant_code`, `spend`; TooManyCodes.
+    """
     request, client, session = asked.request, asked.client, granting.session
     try:
         runtime.codes.take(session.session_id, client.client_id)
@@ -337,8 +355,9 @@ async def _grant(runtime: Runtime, incoming: Incoming, asked: Asked, granting: G
         auth_time=session.auth_time,
         offline=OFFLINE_ACCESS in granting.scope.split(),
         response_type=request.response_type,
+        consent_seq=consent_seq,
     )
-    code = await grant_code(runtime, client, authorization, incoming.request_id)
+    code = await grant_code(runtime, client, authorization, incoming.request_id, given)
     answer = {"code": code}
     if request.response_type != "code":
         about = IdTokenFor(

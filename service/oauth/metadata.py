@@ -90,4 +90,4 @@ def _members(runtime: Runtime) -> dict[str, Any]:
 
 async def jwks(runtime: Runtime, _: Incoming) -> Response:
     """RFC 7517 §5."""
-    return Response(200, msgspec.json.encode(runtime.signing_keys.jwks()), _PUBLIC)
+    return Response(200, runtime.signing_keys.document(), _PUBLIC)

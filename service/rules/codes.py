@@ -72,6 +72,7 @@ class Authorize(Struct, frozen=True, kw_only=True):
     auth_time: datetime
     offline: bool
     response_type: str
+    consent_seq: int = 0
 
 
 def decide_authorize(command: Authorize) -> AuthorizationGranted:
@@ -91,6 +92,7 @@ def decide_authorize(command: Authorize) -> AuthorizationGranted:
         auth_time=command.auth_time,
         offline=command.offline,
         response_type=command.response_type,
+        consent_seq=command.consent_seq,
     )
 
 

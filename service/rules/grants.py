@@ -63,10 +63,11 @@ def is_taken_back(grant: ActiveGrant, person: Person) -> bool:
     """Whether what the grant was given by was taken back: the consent, or the session, which an offline grant outlives.
 
     Also where that was done just before the grant began: between the look at session and consent and the grant's place
-    in the log there is room for others. A view that has the grant has everything before it.
+    in the log there is room for others. A view that has the grant has everything before it. A consent that was given
+    again since does not bring back what was granted by the one before.
     """
     consent, session, cut = person.consent, person.session, person.cut
-    if consent is not None and (consent.withdrawn_seq > grant.first_seq or not _covers(consent, grant)):
+    if consent is not None and (was_withdrawn(consent.withdrawn_seq, grant) or not _covers(consent, grant)):
         return True
     if grant.by_code is None or session is None:
         return False
@@ -74,6 +75,12 @@ def is_taken_back(grant: ActiveGrant, person: Person) -> bool:
         return True
     ended = session.reason in {"signed_out", "admin"}
     return ended and (session.seq < grant.first_seq or not grant.by_code.offline)
+
+
+def was_withdrawn(withdrawn_seq: int, grant: ActiveGrant) -> bool:
+    """Whether that withdrawal is of the consent that gave the grant, wherever in the log the grant came to stand."""
+    given_by = grant.by_code.consent_seq if grant.by_code is not None else 0
+    return withdrawn_seq > (given_by or grant.first_seq)
 
 
 def _covers(consent: Consent, grant: ActiveGrant) -> bool:

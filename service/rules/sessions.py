@@ -30,6 +30,7 @@ class StartSession(Struct, frozen=True, kw_only=True):
     user_seq: int
     methods: tuple[str, ...]
     ttl: timedelta
+    sealed_place: bytes | None
 
 
 def decide_start(command: StartSession) -> SessionStarted:
@@ -43,6 +44,7 @@ def decide_start(command: StartSession) -> SessionStarted:
         expires_at=at + command.ttl,
         methods=command.methods,
         user_seq=command.user_seq,
+        sealed_place=command.sealed_place,
     )
 
 
@@ -52,6 +54,18 @@ def decide_end(stamp: Stamp, session: Session | None, reason: Reason) -> list[Se
         return []
     return [
         SessionEnded(**_head(stamp), session_id=session.session_id, user_id=session.user_id, reason=reason),
+    ]
+
+
+def decide_leave(stamp: Stamp, session: Session) -> list[SessionEnded]:
+    """Somebody else signs in where this person was: what they left there ends, though it had expired or was replaced.
+
+    Nothing when they had signed out.
+    """
+    if session.reason in {"signed_out", "admin"}:
+        return []
+    return [
+        SessionEnded(**_head(stamp), session_id=session.session_id, user_id=session.user_id, reason="signed_out"),
     ]
 
 

@@ -70,8 +70,7 @@ async def sign_in(runtime: Runtime, incoming: Incoming) -> Response:
         proof = await check(runtime, username, form.get("password") or "", ip, incoming=incoming)
     except (WrongPassword, TooManyRequests) as refused:
         return _sign_in_again(runtime, browser, sealed, query=query, username=username, refused=refused)
-    before = await session_of(runtime, incoming)
-    _, cookie = await begin(runtime, incoming, proof, replacing=before)
+    _, cookie = await begin(runtime, incoming, proof)
     cookies = (cookie, acquaint(runtime, incoming, name_hash(runtime, username), proof.user_seq))
     if not query:
         return see_other(ACCOUNT, cookies=cookies)

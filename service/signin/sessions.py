@@ -9,19 +9,19 @@ from typing import Literal
 
 from msgspec import Struct
 
-from events.errors import LedgerError
 from events.ledger import Append
 from events.types import Reason
 from projections.registry import Row, Session
-from service.commands import execute, load_row, raw_id, refused, subject
-from service.endings import end_grants, left_behind, signed_out_of
+from service.commands import execute, load_row, raw_id, subject
+from service.endings import end_grants, left_behind
 from service.grants import stamp
 from service.incoming import Incoming
 from service.rules.grants import Stamp
-from service.rules.sessions import StartSession, decide_end, decide_start, is_live
+from service.rules.sessions import StartSession, decide_end, decide_leave, decide_start, is_live
 from service.runtime import Runtime
 from service.signin.browser import Cookie, drop_cookie, read_cookie, set_cookie
 from service.signin.passwords import Proof
+from service.signin.places import seal_place
 from service.tokens import is_id, new_id, now
 
 _COOKIE = "session"
@@ -53,9 +53,7 @@ async def session_of(runtime: Runtime, incoming: Incoming) -> Session | None:
     return session
 
 
-async def begin(
-    runtime: Runtime, incoming: Incoming, proof: Proof, *, replacing: Session | None
-) -> tuple[Session, Cookie]:
+async def begin(runtime: Runtime, incoming: Incoming, proof: Proof) -> tuple[Session, Cookie]:
     """A new session, in force on this host, in place of the one that the browser was in.
 
     Whoever else was signed in there is signed out by it, with all that ends by that. Of the same person, what was
@@ -63,7 +61,7 @@ async def begin(
 
     Raises: Unavailable.
     """
-    left = await _left_in(runtime, incoming, proof.user_id)
+    before = _opened(runtime, read_cookie(runtime, incoming, _COOKIE))
     mark = stamp(proof.user_id, incoming.request_id, events=2)
     command = StartSession(
         stamp=mark,
@@ -72,22 +70,29 @@ async def begin(
         user_seq=proof.user_seq,
         methods=proof.methods,
         ttl=timedelta(seconds=runtime.settings.session_ttl_seconds),
+        sealed_place=await seal_place(runtime, incoming, proof.user_id),
     )
     started = decide_start(command)
-    same = replacing is not None and replacing.user_id == proof.user_id
     ending = Stamp(mark.ids[1:], mark.at, mark.by, mark.request_id)
 
     async def load(fresh: bool) -> Session | None:
-        return await _load(runtime, replacing.session_id, fresh=fresh) if replacing is not None else None
+        if before is None:
+            return None
+        # The view keeps none for long that has expired.
+        return await _load(runtime, before, fresh=fresh or runtime.view.session(before) is None)
 
     def entries(old: Session | None) -> list[Append]:
         new = Append(subject("session", started.session_id), started, 0)
-        ended = decide_end(ending, old, "replaced" if same else "signed_out")
+        if old is None or old.user_id == proof.user_id:
+            ended = decide_end(ending, old, "replaced")
+        else:
+            ended = decide_leave(ending, old)
         return [new, *(Append(subject("session", event.session_id), event, old.seq) for event in ended if old)]
 
     outcome = await execute(runtime, load, entries)
     await runtime.applied(outcome.seq)
-    if left is not None:
+    left = outcome.state
+    if left is not None and left.user_id != proof.user_id and len(outcome.entries) > 1:
         belongs = left_behind(runtime, {left.session_id}, mark.at, outcome.seq)
         await end_grants(
             runtime, left.user_id, belongs, Reason.LOGOUT, by=proof.user_id, request_id=incoming.request_id
@@ -100,6 +105,7 @@ async def begin(
         started.methods,
         started.user_seq,
         outcome.seqs[0],
+        sealed_place=started.sealed_place,
     )
     return session, set_cookie(runtime, _COOKIE, _signed(runtime, session.session_id))
 
@@ -127,10 +133,10 @@ async def end_session(
     """
     seq = await _record_end(runtime, session.session_id, reason, by, request_id)
     await runtime.applied(seq)
-    row = runtime.view.session(session.session_id)
-    belongs = signed_out_of(runtime, row or session)
+    row = runtime.view.session(session.session_id) or session
+    belongs = left_behind(runtime, {row.session_id}, row.ended_at or row.expires_at, row.seq)
     await end_grants(runtime, session.user_id, belongs, Reason.LOGOUT, by=by, request_id=request_id)
-    return row.seq if row is not None else seq
+    return row.seq
 
 
 class Everywhere(Struct, frozen=True):
@@ -177,20 +183,6 @@ async def standing(runtime: Runtime, user_id: str) -> list[Session]:
         after = rows[-1].session_id
         await asyncio.sleep(0)
     return found
-
-
-async def _left_in(runtime: Runtime, incoming: Incoming, user_id: str) -> Session | None:
-    """The session that the browser last was in, ended or not, if it was another person's. Raises: Unavailable."""
-    session_id = _opened(runtime, read_cookie(runtime, incoming, _COOKIE))
-    if session_id is None:
-        return None
-    session = runtime.view.session(session_id)
-    if session is None:
-        try:
-            session = await _load(runtime, session_id, fresh=True)  # the view keeps none for long that has expired
-        except LedgerError as error:
-            raise refused(error) from error
-    return session if session is not None and session.user_id != user_id else None
 
 
 async def _record_ends(runtime: Runtime, ids: list[str], reason: Ended, by: str, request_id: str | None) -> int:

@@ -1,4 +1,7 @@
-"""How far each webhook is: a durable consumer of REVOCATIONS named like it, which also leases what is being sent."""
+"""Durable consumers: the server keeps how far they are, and leases what is being worked on to one process of several.
+
+How far each webhook is: a consumer of REVOCATIONS named like it.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,10 @@ import nats.errors
 from msgspec import Struct
 from nats.aio.msg import Msg
 
+from events import codec
 from events.errors import LedgerUnavailable
-from events.streams import REVOCATIONS, Connection, direct
+from events.streams import REVOCATIONS, Connection, RawMessage, direct
+from events.types import Recorded
 from projections.revocations import decode_event
 from service.feed import CursorTooOld, Feed
 
@@ -39,20 +44,27 @@ class Progress(Struct, frozen=True, kw_only=True):
     pending: int
 
 
-async def _api(nc: Connection, verb: str, webhook_id: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+async def _api(
+    nc: Connection, verb: str, name: str, body: dict[str, Any] | None = None, *, stream: str = REVOCATIONS
+) -> dict[str, Any]:
     """Raises: LedgerUnavailable. A consumer that is not there is an answer."""
     if not nc.is_connected:
         raise LedgerUnavailable("the connection to the nats-server is down")
     try:
-        subject = f"$JS.API.CONSUMER.{verb}.{REVOCATIONS}.{webhook_id}"
+        subject = f"$JS.API.CONSUMER.{verb}.{stream}.{name}"
         reply = await nc.request(subject, json.dumps(body).encode() if body else b"", timeout=_API_SECONDS_MAX)
     except (nats.errors.Error, TimeoutError, OSError) as error:
-        raise LedgerUnavailable(f"consumer {webhook_id}: {error}") from error
+        raise LedgerUnavailable(f"consumer {name}: {error}") from error
     answer: dict[str, Any] = json.loads(reply.data)
     error_code = answer.get("error", {}).get("err_code", 0)
     if error_code not in {0, _NOT_FOUND}:
-        raise LedgerUnavailable(f"consumer {webhook_id}: {answer['error'].get('description')}")
+        raise LedgerUnavailable(f"consumer {name}: {answer['error'].get('description')}")
     return answer
+
+
+async def make_durable(nc: Connection, stream: str, config: dict[str, Any]) -> None:
+    """Nothing is changed where it is there already. Raises: LedgerUnavailable."""
+    await _api(nc, "DURABLE.CREATE", config["durable_name"], {"stream_name": stream, "config": config}, stream=stream)
 
 
 async def progress(nc: Connection, webhook_id: str) -> Progress | None:
@@ -95,7 +107,7 @@ async def ensure(nc: Connection, webhook_id: str, after: int, cursor: str) -> Pr
         "opt_start_seq": start,
         "metadata": {_CURSOR: cursor},
     }
-    await _api(nc, "DURABLE.CREATE", webhook_id, {"stream_name": REVOCATIONS, "config": config})
+    await make_durable(nc, REVOCATIONS, config)
     made = await progress(nc, webhook_id)
     if made is None:
         raise LedgerUnavailable(f"consumer {webhook_id} was made and is gone")
@@ -119,26 +131,34 @@ async def ledger_seq_at(nc: Connection, stream_seq: int) -> int | None:
 
 
 class Delivered(Struct, frozen=True):
-    """A message of the consumer, leased for ACK_WAIT_SECONDS. `times`: how often it was handed out, this included."""
+    """A message of a consumer, leased for a time. `times`: how often it was handed out, this included."""
 
     seq: int
     times: int
+    subject: str
     data: bytes
     reply: str
+
+    @property
+    def recorded(self) -> Recorded:
+        """The event that it is, if it is one of the log."""
+        time_ns = int(self.reply.split(".")[7])
+        raw = RawMessage(self.seq, time_ns, self.subject, self.data)
+        return Recorded(seq=raw.seq, recorded_at=raw.recorded_at, subject=raw.subject, event=codec.decode(raw.data))
 
     @classmethod
     def of(cls, message: Msg) -> Delivered:
         # $JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time ns>.<pending>
         fields = message.reply.split(".")
-        return cls(int(fields[5]), int(fields[4]), message.data, message.reply)
+        return cls(int(fields[5]), int(fields[4]), message.subject, message.data, message.reply)
 
 
 class Puller:
     """Fetches one message after the other. A request waits at the server, so that nothing waits for the next poll."""
 
-    def __init__(self, nc: Connection, webhook_id: str) -> None:
+    def __init__(self, nc: Connection, name: str, *, stream: str = REVOCATIONS) -> None:
         self._nc = nc
-        self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{REVOCATIONS}.{webhook_id}"
+        self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}"
         self._arrived: asyncio.Queue[Msg] = asyncio.Queue()
         self._inbox = ""
         self._subscription: Any = None

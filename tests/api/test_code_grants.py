@@ -54,6 +54,7 @@ async def code_of(runtime: Runtime, app: App, person: str, proof: str, **changes
         "auth_time": now() - timedelta(minutes=5),
         "offline": True,
         "response_type": "code id_token",
+        "consent_seq": 0,
     }
     return await grant_code(runtime, client, Authorization(**wanted | changes), "request-of-a-test")
 

@@ -79,6 +79,8 @@ GROWN = {
     "client.registered/1": "client.registered/1.2",
     "client.changed/1": "client.changed/1.2",
     "key.introduced/1": "key.introduced/1.2",
+    "session.started/1": "session.started/1.2",
+    "authorization.granted/1": "authorization.granted/1.2",
 }
 
 AT = datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=UTC)
@@ -351,9 +353,36 @@ def _expected() -> dict[str, LedgerEvent]:
             methods=("pwd",),
             user_seq=12,
         ),
+        "session.started/1.2": SessionStarted(
+            **_event(41, USER),
+            session_id=SESSION,
+            user_id=USER,
+            auth_time=AT,
+            expires_at=LATER,
+            methods=("pwd",),
+            user_seq=12,
+            sealed_place=sealed,
+        ),
         "session.ended/1": SessionEnded(**_event(35, USER), session_id=SESSION, user_id=USER, reason="signed_out"),
         "consent.given/1": ConsentGiven(**_event(36, USER), user_id=USER, client_id=CLIENT, scope="openid orders:read"),
         "consent.withdrawn/1": ConsentWithdrawn(**_event(37, USER), user_id=USER, client_id=CLIENT),
+        "authorization.granted/1.2": AuthorizationGranted(
+            **_event(41, USER),
+            grant_id=GRANT,
+            subject=USER,
+            client_id=CLIENT,
+            scope="openid orders:read",
+            audience=("https://api.example",),
+            session_id=SESSION,
+            code=_minted(CODE, "9", Kind.CODE, "openid orders:read"),
+            redirect_uri="http://127.0.0.1:51004/back",
+            code_challenge="E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM",
+            sealed_nonce=sealed,
+            auth_time=AT,
+            offline=True,
+            response_type="code id_token",
+            consent_seq=1234,
+        ),
     }
 
 

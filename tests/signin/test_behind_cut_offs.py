@@ -79,6 +79,8 @@ async def app_of(here: Host, person_id: str) -> Client:
 
 async def code_for(here: Host, app: Client, session: Session, *, offline: bool) -> str:
     """What the authorization endpoint makes once it has found session and consent good."""
+    consent = here.runtime.view.consent(session.user_id, app.client_id)
+    assert consent is not None
     authorization = Authorization(
         client_id=app.client_id,
         subject=session.user_id,
@@ -91,6 +93,7 @@ async def code_for(here: Host, app: Client, session: Session, *, offline: bool) 
         auth_time=session.auth_time,
         offline=offline,
         response_type="code",
+        consent_seq=consent.seq,
     )
     return await grant_code(here.runtime, app, authorization, "req")
 
@@ -151,6 +154,34 @@ async def test_code_made_after_a_new_sign_in_or_consent_is_good(here: Host) -> N
     assert "access_token" in await redeemed(here, app, await code_for(here, app, again, offline=True))
 
 
+@pytest.mark.parametrize("again", ["before it stands in the log", "behind it"])
+async def test_code_of_a_consent_that_was_withdrawn_is_not_brought_back_by_another(here: Host, again: str) -> None:
+    _, _, session = await somebody(here)
+    app = await app_of(here, session.user_id)
+    made = await code_for(here, app, session, offline=True)
+    given = consented(session.user_id, app.client_id, "openid offline_access")
+    await here.record(withdrawn(session.user_id, app.client_id))
+    if again == "before it stands in the log":
+        await here.record(given)
+    in_flight = await code_for(here, app, session, offline=True)  # by the consent as this worker's view has it
+    if again == "behind it":
+        await here.record(given)
+    await here.project()
+    for code in (made, in_flight):
+        with pytest.raises(InvalidGrant):
+            await redeemed(here, app, code)
+    assert "access_token" in await redeemed(here, app, await code_for(here, app, session, offline=True))
+
+
+async def test_code_goes_on_when_the_consent_grows(here: Host) -> None:
+    _, _, session = await somebody(here)
+    app = await app_of(here, session.user_id)
+    code = await code_for(here, app, session, offline=True)
+    await here.record(consented(session.user_id, app.client_id, "openid offline_access email"))
+    await here.project()
+    assert "access_token" in await redeemed(here, app, code)
+
+
 # Personal access tokens
 
 
@@ -196,7 +227,9 @@ async def test_personal_token_of_a_session_that_stands_is_shown(here: Host) -> N
     page = await opened(here, browser, account.show, browser.get())
     fields = page.hidden | {"name": "backup", f"scope {scope}": "on", "days": "30"}
     answer = await opened(here, browser, account.issue, browser.post("/account/tokens", fields))
-    assert re.search(r">tl_pat_[0-9A-Za-z]+<", answer.text)
+    path, _, query = answer.headers["location"].partition("?")
+    shown = await opened(here, browser, account.show_issued, browser.get(path, query))
+    assert re.search(r">tl_pat_[0-9A-Za-z]+<", shown.text)
     hit = here.runtime.view.hit(await last_token(here))
     assert hit is not None
     assert hit.token.ended is None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
@@ -10,16 +12,17 @@ import pytest
 
 from events.types import SessionStarted
 from projections.registry import Session
-from service.endings import finish
+from service import endings
+from service.endings import keep_finishing
 from service.pages.account import sign_out_everywhere
 from service.signin import doors, sessions
 from service.signin.browser import CSRF, browser_of, csrf_token, seal_request, set_cookie
 from service.signin.passwords import Proof
 from service.tokens import new_id, now
 from tests.hosts import Host
-from tests.making import head
+from tests.making import head, signed_out, withdrawn
 from tests.signin.people import Browser, Person
-from tests.signin.test_consents import give, with_grants, withdraw
+from tests.signin.test_consents import killed_while_the_view_stands, looked_at, with_grants
 from tests.signin.test_doors import asked, current, granted, opened, sent, signed_out_form, somebody, state
 
 
@@ -93,11 +96,11 @@ async def test_sign_out_that_was_completed_late_ends_what_it_would_have_then(her
     """What expired or was granted since is not its own."""
     person, browser, session = await somebody(here)
     replaced = await granted(here, session, offline=False)
-    await signed_in_again(here, browser, person)
+    again = await signed_in_again(here, browser, person)
     await sign_out(here, browser)
     expired = await began(here, person.user_id, hours=-1)
     later = await granted(here, expired, offline=False)
-    assert (await here.projecting(finish(here.runtime))).grants == 0
+    assert await looked_at(here, f"ledger.main.session.{again.session_id}") == 0
     assert (state(here, replaced), state(here, later)) == ("RevokedGrant", "ActiveGrant")
 
 
@@ -169,72 +172,133 @@ async def test_everywhere_ends_what_was_granted_in_any_of_them(here: Host) -> No
     assert state(here, offline) == "ActiveGrant"
 
 
+async def left_with(here: Host, browser: Browser, first: Session, other: Person) -> None:
+    """Another person signs in there, and the worker is killed as soon as that is recorded."""
+    proof = Proof(other.user_id, 2**40, ("pwd",))
+    before = await here.runtime.ledger.last_seq()
+    await killed_while_the_view_stands(here, sessions.begin(here.runtime, browser.get(), proof))
+    recorded = [await here.runtime.ledger.get(seq) for seq in (before + 1, before + 2)]
+    assert [type(one.event).__name__ for one in recorded if one is not None] == ["SessionStarted", "SessionEnded"]
+    assert first.user_id != other.user_id
+
+
+async def test_what_an_expired_session_left_ends_though_the_worker_of_the_other_person_was_killed(here: Host) -> None:
+    person, browser, _ = await somebody(here)
+    expired = await began(here, person.user_id, hours=-1)
+    browser.keep([set_cookie(here.runtime, "session", sessions._signed(here.runtime, expired.session_id))])
+    grants = [await granted(here, expired, offline=offline) for offline in (False, True)]
+    other, _, _ = await somebody(here)
+    await left_with(here, browser, expired, other)
+    assert state(here, grants[0]) == "ActiveGrant"
+    assert await looked_at(here, f"ledger.main.session.{expired.session_id}") == 1
+    assert [state(here, one) for one in grants] == ["RevokedGrant", "ActiveGrant"]
+
+
+async def test_what_a_replaced_session_left_ends_though_the_worker_of_the_other_person_was_killed(here: Host) -> None:
+    """The answer with the cookie of the second session never came, and then another person signs in."""
+    person, browser, first = await somebody(here)
+    grant_id = await granted(here, first, offline=False)
+    await here.projecting(sessions.begin(here.runtime, browser.get(), Proof(person.user_id, 2**40, ("pwd",))))
+    other, _, _ = await somebody(here)
+    await left_with(here, browser, first, other)
+    row = here.runtime.view.session(first.session_id)
+    assert row is not None
+    assert row.reason == "signed_out"
+    assert await looked_at(here, f"ledger.main.session.{first.session_id}") == 1
+    assert state(here, grant_id) == "RevokedGrant"
+
+
+async def test_end_of_a_session_that_the_view_has_dropped_is_recorded_by_whoever_comes_next(here: Host) -> None:
+    person, browser, _ = await somebody(here)
+    gone = started(person.user_id, hours=-24)
+    await here.record(gone)
+    browser.keep([set_cookie(here.runtime, "session", sessions._signed(here.runtime, gone.session_id))])
+    await here.project()
+    here._writer.call("trim", now())
+    assert here.runtime.view.session(gone.session_id) is None
+    other, _, _ = await somebody(here)
+    assert (await signed_in_again(here, browser, other)).user_id == other.user_id
+    events = [one.event for one in await here.runtime.ledger.read(f"ledger.main.session.{gone.session_id}")]
+    assert [type(event).__name__ for event in events] == ["SessionStarted", "SessionEnded"]
+
+
 # What is made up for
 
 
-@pytest.fixture
-def walks(here: Host, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Whose tokens were looked through."""
-    walked: list[str] = []
-    token_ids = here.runtime.view.token_ids
-
-    def counted(**asked: Any) -> list[str]:
-        walked.append(asked["subject"])
-        return token_ids(**asked)
-
-    monkeypatch.setattr(here.runtime.view, "token_ids", counted)
-    return walked
+@contextlib.asynccontextmanager
+async def worker(here: Host) -> AsyncIterator[asyncio.Task[None]]:
+    """One that does nothing but this; killed at the end."""
+    task = asyncio.ensure_future(keep_finishing(here.runtime))
+    try:
+        yield task
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
 
-async def test_what_was_finished_is_not_walked_through_again(here: Host, walks: list[str]) -> None:
-    person, session, app, _ = await with_grants(here)
-    await give(here, person.user_id, app, "openid")
-    await withdraw(here, person.user_id, app)
-    await here.projecting(sessions.end(here.runtime, session, "signed_out", by=person.user_id))
-    walks.clear()
-    done = await here.projecting(finish(here.runtime))
-    assert walks.count(person.user_id) == 2
-    walks.clear()
-    again = await here.projecting(finish(here.runtime, after=done.position))
-    assert (again.grants, walks) == (0, [])
-
-
-async def test_others_have_their_turn_after_each_end(here: Host, walks: list[str]) -> None:
-    """However many there are: no request waits for more than one of them."""
-    person, _, _ = await somebody(here)
-    for _ in range(5):
-        session = await began(here, person.user_id)
-        await here.projecting(sessions.end(here.runtime, session, "signed_out", by=person.user_id))
-    after = here.runtime.view.freshness().position - 5 * 2
-    walks.clear()
-    seen: list[int] = []
-    done = asyncio.Event()
-
-    async def others() -> None:
-        while not done.is_set():
-            seen.append(len(walks))
-            await asyncio.sleep(0)
-
-    async def both() -> None:
-        watching = asyncio.ensure_future(others())
-        await finish(here.runtime, after=after)
-        done.set()
-        await watching
-
-    await here.projecting(both())
-    assert set(range(len(walks) + 1)) <= set(seen)
-    assert len(walks) == 5
-
-
-async def test_end_that_came_after_the_position_is_made_up_for(here: Host) -> None:
-    person, _, session = await somebody(here)
-    position = (await here.projecting(finish(here.runtime))).position
-    grant_id = await granted(here, session, offline=False)
-    proof = Proof(person.user_id, 2**40, ("pwd",))
-    assert proof.user_id == person.user_id
-    mark = sessions.stamp(person.user_id, None)
-    (ended,) = sessions.decide_end(mark, here.runtime.view.session(session.session_id), "signed_out")
-    await here.record(ended)
+async def cut_off(here: Host) -> list[str]:
+    """Grants that a sign-out and a withdrawal were to end, whose worker was killed behind the event."""
+    person, session, app, grants = await with_grants(here)
+    grants.append(await granted(here, session, offline=False))
+    await here.record(withdrawn(person.user_id, app), signed_out(session.session_id, person.user_id))
     await here.project()
-    assert (await here.projecting(finish(here.runtime, after=position))).grants == 1
-    assert state(here, grant_id) == "RevokedGrant"
+    return grants
+
+
+async def wait_for(here: Host, grants: list[str]) -> None:
+    while [state(here, one) for one in grants] != ["RevokedGrant"] * len(grants):
+        await here.project()
+        await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endings, "_LATER_SECONDS", 0.0)
+
+
+async def test_worker_that_goes_on_ends_what_another_left(here: Host, soon: None) -> None:
+    async with worker(here), asyncio.timeout(60):
+        grants = await cut_off(here)
+        await wait_for(here, grants)
+
+
+async def test_worker_that_was_killed_over_it_leaves_it_to_another(
+    here: Host, soon: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = asyncio.Event()
+
+    async def never(*_: Any) -> int:
+        taken.set()
+        await asyncio.Event().wait()
+        return 0
+
+    grants = await cut_off(here)
+    with monkeypatch.context() as patched:
+        patched.setattr(endings, "finish", never)
+        async with worker(here), asyncio.timeout(60):
+            await taken.wait()
+    async with worker(here), asyncio.timeout(120):  # when the lease is over
+        await wait_for(here, grants)
+
+
+async def test_each_end_is_looked_at_once_by_one_of_all_workers(
+    here: Host, soon: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    finish = endings.finish
+
+    async def noted(runtime: Any, end: Any) -> int:
+        seen.append(end.seq)
+        return await finish(runtime, end)
+
+    monkeypatch.setattr(endings, "finish", noted)
+    async with worker(here), worker(here), asyncio.timeout(60):
+        grants = await cut_off(here)
+        await wait_for(here, grants)
+    assert len(seen) == len(set(seen))
+    async with worker(here), worker(here), asyncio.timeout(60):
+        before = len(seen)
+        grants = await cut_off(here)
+        await wait_for(here, grants)
+    assert len(seen) == before + 2

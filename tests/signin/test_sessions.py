@@ -65,10 +65,12 @@ def test_session_begins_now_and_ends_after_its_lifetime() -> None:
         user_seq=7,
         methods=("pwd",),
         ttl=timedelta(hours=12),
+        sealed_place=b"sealed",
     )
     event = decide_start(command)
     assert (event.auth_time, event.expires_at) == (START, START + DAY / 2)
     assert (event.by, event.user_seq, event.methods) == (usr(1), 7, ("pwd",))
+    assert event.sealed_place == b"sealed"
 
 
 def test_session_is_ended_once() -> None:
@@ -92,12 +94,12 @@ def test_grant_of_a_session_that_was_cut_off_before_is_none(cut_seq: int, ended:
 # In a browser
 
 
-async def signed_in(here: Host, person: Person, browser: Browser, replacing: Session | None = None) -> Session:
+async def signed_in(here: Host, person: Person, browser: Browser) -> Session:
     await here.project()
     user = here.runtime.view.user(person.user_id)
     assert user is not None
     proof = Proof(person.user_id, user.seq, ("pwd",))
-    work = sessions.begin(here.runtime, browser.get(), proof, replacing=replacing)
+    work = sessions.begin(here.runtime, browser.get(), proof)
     session, cookie = await here.projecting(work)
     browser.keep([cookie])
     return session
@@ -119,7 +121,7 @@ async def test_browser_is_in_the_session_that_its_cookie_names(here: Host) -> No
 async def test_cookie_is_for_us_alone_and_for_no_script(here: Host) -> None:
     person = await joined(here)
     proof = await here.projecting(passwords.check(here.runtime, person.username, person.password, None))
-    _, (header, text) = await here.projecting(sessions.begin(here.runtime, Browser().get(), proof, replacing=None))
+    _, (header, text) = await here.projecting(sessions.begin(here.runtime, Browser().get(), proof))
     assert header == "set-cookie"
     assert text.startswith("__Host-tl_session_")
     assert set(text.split("; ")[1:]) == {"Path=/", "HttpOnly", "SameSite=Lax", "Secure"}
@@ -129,7 +131,7 @@ async def test_each_sign_in_has_a_session_of_its_own_and_ends_the_one_before(her
     person, browser = await joined(here), Browser()
     first = await signed_in(here, person, browser)
     fixed = dict(browser.cookies)
-    second = await signed_in(here, person, browser, replacing=first)
+    second = await signed_in(here, person, browser)
     assert first.session_id != second.session_id
     assert await current(here, browser) == second
     old = Browser()
@@ -207,7 +209,7 @@ async def test_session_begun_with_a_password_that_was_changed_meanwhile_is_none(
     person, browser = await joined(here), Browser()
     proof = await here.projecting(passwords.check(here.runtime, person.username, person.password, None))
     await changed_password(here, person)
-    _, cookie = await here.projecting(sessions.begin(here.runtime, browser.get(), proof, replacing=None))
+    _, cookie = await here.projecting(sessions.begin(here.runtime, browser.get(), proof))
     browser.keep([cookie])
     assert await current(here, browser) is None
 
