@@ -37,12 +37,11 @@ from service.pages.values import Account, AppShown, Draft, Hidden, Issued, Sessi
 from service.registry import profile_of, read_sealed
 from service.revocations import ending_of
 from service.rules.registry import is_plain
-from service.rules.sessions import is_live
 from service.runtime import Runtime
 from service.signin.browser import CSRF, check_csrf, csrf_token, known_browser, read_page_form
 from service.signin.doors import sign_in_page
 from service.signin.sessions import drop_session, end_everywhere, session_of, standing
-from service.tokens import is_id, now
+from service.tokens import is_id
 from service.validation import scope_of
 
 PATH = "/account"
@@ -92,9 +91,9 @@ async def issue(runtime: Runtime, incoming: Incoming) -> Response:
     problem = _problem(draft)
     if problem is not None:
         return await _shown(runtime, incoming, person, problem=problem, draft=draft)
-    answer = await _issue(runtime, incoming, person, draft, form=form, browser=browser)
-    if not _stands(runtime, person.session):
-        # What ended the session came before the token in the log, or just behind it: nobody is to see it.
+    answer, seq = await _issue(runtime, incoming, person, draft, form=form, browser=browser)
+    if not _stood(runtime, person.session, seq):
+        # This worker did not know yet that the session had ended: nobody is to see it.
         await revoke_token(runtime, "system", answer["token_id"], Reason.LOGOUT, None, request_id=incoming.request_id)
         return see_other(PATH)
     values = Issued(
@@ -150,10 +149,12 @@ async def sign_out_everywhere(runtime: Runtime, incoming: Incoming) -> Response:
     return page("signed_out", SignedOut(onward=None), cookies=(drop_session(runtime),))
 
 
-def _stands(runtime: Runtime, session: Session) -> bool:
-    """Asked again of a view that has what was done in the session, and so all that came before it."""
-    row = runtime.view.session(session.session_id)
-    return row is not None and is_live(row, runtime.view.cut(session.user_id), now())
+def _stood(runtime: Runtime, session: Session, seq: int) -> bool:
+    """Whether the session did when `seq` was recorded, which was done in it: of a view that has all up to there."""
+    row, cut = runtime.view.session(session.session_id), runtime.view.cut(session.user_id)
+    if row is None or (row.ended_at is not None and row.seq < seq):
+        return False
+    return cut is None or not (cut.disabled or session.user_seq < cut.seq < seq)
 
 
 def _purpose(session: Session) -> str:
@@ -198,8 +199,8 @@ def _problem(draft: Draft) -> str | None:
 
 async def _issue(
     runtime: Runtime, incoming: Incoming, person: Person, draft: Draft, *, form: Form, browser: str
-) -> dict[str, Any]:
-    """One token, however often the same form is sent. Raises: InvalidScope, Gone, Unavailable."""
+) -> tuple[dict[str, Any], int]:
+    """One token and its sequence, however often the same form is sent. Raises: InvalidScope, Gone, Unavailable."""
     session = person.session
     caller = Caller(
         # What the form's answer is kept under, sealed: only this browser in this session gets it again.
@@ -229,7 +230,7 @@ async def _issue(
         asked = Repeatable(None, incoming.path, wanted)
     answer, seq = await once(runtime, caller, asked, prepare)
     await runtime.applied(seq)
-    return answer
+    return answer, seq
 
 
 # What is shown
