@@ -395,7 +395,7 @@ async def client_credentials(
         (seq,) = await runtime.ledger.append(entry)
     except LedgerError as error:
         raise refused(error) from error
-    await runtime.applied(seq)
+    await runtime.applied(seq, hurry=False)
     cut = runtime.view.cut(client.client_id)
     if cut is not None and (cut.disabled or cut.seq > client.seq):
         await revoke_grant(runtime, "system", grant_id, cut.reason, None, request_id=request_id)
