@@ -240,6 +240,20 @@ async def test_personal_token_of_a_session_that_stands_is_shown(here: Host) -> N
     assert hit.token.ended is None
 
 
+async def test_personal_token_that_was_shown_goes_on_when_its_form_comes_again_behind_the_sign_out(here: Host) -> None:
+    """A double click whose second half is overtaken by the sign-out in another tab."""
+    scope = unique("scope")
+    _, browser, session = await signed_in_with(here, scope)
+    page = await opened(here, browser, account.show, browser.get())
+    fields = page.hidden | {"name": "backup", f"scope {scope}": "on", "days": "30"}
+    assert "tl_pat_" in (await opened(here, browser, account.issue, browser.post("/account/tokens", fields))).text
+    await here.record(signed_out(session.session_id, session.user_id))
+    await opened(here, browser, account.issue, browser.post("/account/tokens", fields))
+    hit = here.runtime.view.hit(await last_token(here))
+    assert hit is not None
+    assert hit.token.ended is None
+
+
 @pytest.mark.parametrize("cut", CUTS_OF_A_PERSON.values(), ids=CUTS_OF_A_PERSON.keys())
 async def test_successor_made_just_behind_a_cut_off_ends_and_is_not_shown(
     here: Host, cut: Callable[[str], LedgerEvent], monkeypatch: pytest.MonkeyPatch
