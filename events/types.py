@@ -7,7 +7,7 @@ Identifiers are a prefix and the 32 hex digits of a UUIDv7: `tok_` token, `grt_`
 `fnd_` and 32 hex digits name a finding; they follow from what was found, so that finding it again changes nothing.
 `sealed_*` fields are AES-256-GCM under the key of the person or client they are about (`service/keys.py`).
 `sub_` and `whk_` name a subscriber and a webhook, `ses_` a person's session in a browser.
-`by` is who did it: the caller's token id, a client id, the id of a person in their browser, or `system`.
+`by` is who did it: the caller's token id, a client id, the id of a person or of their session, or `system`.
 
 `gc=False`: these hold no cycles, so that the collector need not walk the millions that a replay makes.
 """
@@ -342,7 +342,8 @@ class SessionStarted(Event, frozen=True, kw_only=True, tag="session.started/1"):
     """A person signed in. `methods`: how, by names of RFC 8176. It ends at `expires_at` if not before.
 
     `user_seq`: the last event of the user that was known when they proved who they are. Whatever cuts off the user
-    later than that ends the session, even if it came before this event.
+    later than that ends the session, even if it came before this event. `sealed_place`: browser and network address, by
+    which they may know it again; None where nothing was recorded.
     """
 
     session_id: str
@@ -351,10 +352,12 @@ class SessionStarted(Event, frozen=True, kw_only=True, tag="session.started/1"):
     expires_at: Moment
     methods: tuple[str, ...]
     user_seq: Natural
+    sealed_place: bytes | None = None
 
 
 class SessionEnded(Event, frozen=True, kw_only=True, tag="session.ended/1"):
-    """Signed out; `replaced`: somebody signed in anew in the same browser; `admin`: ended by others."""
+    """Signed out, there or (`by`) from another session of theirs; `replaced`: somebody signed in anew in the same
+    browser; `admin`: ended by others."""
 
     session_id: str
     user_id: str

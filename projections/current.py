@@ -60,9 +60,20 @@ from projections import grants, registry
 from projections.base import boot_time_ns
 from projections.grants import Family, Grant, NoGrant, Token, facts
 from projections.registry import Client, Consent, Cut, Row, Session, User
-from projections.tables import DECODERS, KID, TABLES, Batch, consent_key, open_tables, raw_id, row_key
+from projections.tables import (
+    DECODERS,
+    KID,
+    TABLES,
+    Batch,
+    consent_key,
+    index_values,
+    newest_values,
+    open_tables,
+    raw_id,
+    row_key,
+)
 
-VERSION = 2
+VERSION = 3
 KEPT_AFTER_EXPIRY = timedelta(days=7)
 _SESSION_KEPT_AFTER_EXPIRY = timedelta(hours=1)
 _MAP_BYTES = 256 * 1024**3  # address space, not disk: the file grows as it is used
@@ -630,7 +641,7 @@ class CurrentReader:
             raw = txn.get(key, db=self._grant)
             seq, grant = _decode_grant(raw) if raw else (0, NoGrant())
             if token_ids is None:
-                keys = _values(txn, self._db["grant_token"], key)
+                keys = index_values(txn, self._db["grant_token"], key)
             rows = {("tok_" + k.hex()): txn.get(k, db=self._token) for k in keys}
         return Family(grant, {k: _decode_token(v) for k, v in rows.items() if v is not None}, seq)
 
@@ -672,14 +683,14 @@ class CurrentReader:
         """Those of a user that have not been dropped, oldest first, from behind the session `after`."""
         start = raw_id(after) if after else None
         with self._read() as txn:
-            keys = _values(txn, self._db["user_session"], raw_id(user_id), after=start, limit=limit)
+            keys = index_values(txn, self._db["user_session"], raw_id(user_id), after=start, limit=limit)
             found = [txn.get(key, db=self._db["session"]) for key in keys]
         return [DECODERS["session"](raw) for raw in found if raw is not None]
 
     def unredeemed_of(self, user_id: str, *, limit: int = 10_000) -> list[str]:
         """Ids of a user's grants whose codes have not been redeemed, whatever became of them, oldest first."""
         with self._read() as txn:
-            keys = _values(txn, self._db["user_code"], raw_id(user_id), limit=limit)
+            keys = index_values(txn, self._db["user_code"], raw_id(user_id), limit=limit)
         return ["grt_" + key.hex() for key in keys]
 
     def consent(self, user_id: str, client_id: str) -> Consent | None:
@@ -736,7 +747,7 @@ class CurrentReader:
         start = raw_id(after) if after else None
         with self._read() as txn:
             if owner is not None:
-                keys = _values(txn, self._db[table], owner, after=start, limit=limit)
+                keys = index_values(txn, self._db[table], owner, after=start, limit=limit)
             else:
                 with txn.cursor(db=self._token) as cursor:
                     on_row = cursor.set_range(start + b"\0") if start else cursor.first()
@@ -752,10 +763,17 @@ class CurrentReader:
         """Those of a kind among the next `limit` tokens of a user, oldest first; where to go on, None at the end."""
         start = raw_id(after) if after else None
         with self._read() as txn:
-            keys = _values(txn, self._db["subject_token"], raw_id(user_id), after=start, limit=limit)
+            keys = index_values(txn, self._db["subject_token"], raw_id(user_id), after=start, limit=limit)
             rows = [(key, txn.get(key, db=self._token)) for key in keys]
         found = ["tok_" + key.hex() for key, raw in rows if raw is not None and _decode_token(raw).kind is kind]
         return found, "tok_" + keys[-1].hex() if len(keys) == limit else None
+
+    def newest_of(self, user_id: str, *, limit: int) -> list[Hit]:
+        """The last tokens that speak for a user, newest first."""
+        with self._read() as txn:
+            keys = newest_values(txn, self._db["subject_token"], raw_id(user_id), limit=limit)
+            found = [self._hit(txn, key) for key in keys]
+        return [hit for hit in found if hit is not None]
 
     def stats(self) -> dict[str, int]:
         """Rows by table, bytes in use, and the last sequence applied."""
@@ -771,21 +789,6 @@ class CurrentReader:
 
     def close(self) -> None:
         self.env.close()
-
-
-def _values(txn: Any, table: Any, key: bytes, *, after: bytes | None = None, limit: int = 1_000_000) -> list[bytes]:
-    found: list[bytes] = []
-    with txn.cursor(db=table) as cursor:
-        if after is None:
-            on_row = cursor.set_key(key)
-        else:
-            on_row = cursor.set_range_dup(key, after)
-            if on_row and cursor.value() == after:
-                on_row = cursor.next_dup()
-        while on_row and len(found) < limit:
-            found.append(cursor.value())
-            on_row = cursor.next_dup()
-    return found
 
 
 __all__ = ["CurrentReader", "CurrentWriter", "Freshness", "HeldView", "Hit", "ViewBusy", "raw_id", "view_path"]

@@ -62,7 +62,10 @@ class Client(Struct, frozen=True, array_like=True, gc=False):
 
 
 class User(Struct, frozen=True, array_like=True, gc=False):
-    """A person or a service. The profile is sealed; the password hash stays in the log."""
+    """A person or a service. The profile is sealed; the password hash stays in the log.
+
+    `password_seq`: of the event that last said what the password is, or that there is none.
+    """
 
     user_id: str
     kind: Literal["person", "service"]
@@ -74,6 +77,7 @@ class User(Struct, frozen=True, array_like=True, gc=False):
     has_password: bool
     disabled_at: datetime | None = None
     erased_at: datetime | None = None
+    password_seq: int = 0
 
 
 class Username(Struct, frozen=True, array_like=True, gc=False):
@@ -112,7 +116,7 @@ class SigningKey(Struct, frozen=True, array_like=True, gc=False):
 
 
 class Session(Struct, frozen=True, array_like=True, gc=False):
-    """A person's session in a browser. `seq` is the last sequence of its subject.
+    """A person's session in a browser. `seq` is the last sequence of its subject, `sealed_place` as in SessionStarted.
 
     A cut-off of the user that is later than `user_seq` ends it.
     """
@@ -126,6 +130,7 @@ class Session(Struct, frozen=True, array_like=True, gc=False):
     seq: int
     ended_at: datetime | None = None
     reason: Literal["signed_out", "replaced", "admin"] | None = None
+    sealed_place: bytes | None = None
 
 
 class Consent(Struct, frozen=True, array_like=True, gc=False):
@@ -195,6 +200,7 @@ def _created(event: LedgerEvent, recorded: Recorded) -> Row | None:
                 at,
                 seq,
                 event.password_hash is not None,
+                password_seq=seq,
             )
         case UsernameClaimed():
             return Username(event.user_id, seq)
@@ -211,6 +217,7 @@ def _created(event: LedgerEvent, recorded: Recorded) -> Row | None:
                 event.methods,
                 event.user_seq,
                 seq,
+                sealed_place=event.sealed_place,
             )
         case ConsentGiven():
             return Consent(event.user_id, event.client_id, event.scope, at, seq)
@@ -240,7 +247,7 @@ def _user(row: User, event: LedgerEvent, recorded: Recorded) -> User:
         case UserChanged():
             return replace(row, sealed_profile=event.sealed_profile, scope=event.scope)
         case UserPasswordChanged():
-            return replace(row, has_password=event.password_hash is not None)
+            return replace(row, has_password=event.password_hash is not None, password_seq=recorded.seq)
         case UserDisabled():
             return replace(row, disabled_at=row.disabled_at or recorded.recorded_at)
         case SubjectErased():

@@ -107,6 +107,35 @@ class Batch:
                 cursor.putmulti(items)
 
 
+def index_values(
+    txn: Any, table: Any, key: bytes, *, after: bytes | None = None, limit: int = 1_000_000
+) -> list[bytes]:
+    """Of a key of an index, in their order, from behind `after`."""
+    found: list[bytes] = []
+    with txn.cursor(db=table) as cursor:
+        if after is None:
+            on_row = cursor.set_key(key)
+        else:
+            on_row = cursor.set_range_dup(key, after)
+            if on_row and cursor.value() == after:
+                on_row = cursor.next_dup()
+        while on_row and len(found) < limit:
+            found.append(cursor.value())
+            on_row = cursor.next_dup()
+    return found
+
+
+def newest_values(txn: Any, table: Any, key: bytes, *, limit: int) -> list[bytes]:
+    """The last ones of a key of an index, the very last first."""
+    found: list[bytes] = []
+    with txn.cursor(db=table) as cursor:
+        on_row = cursor.set_key(key) and cursor.last_dup()
+        while on_row and len(found) < limit:
+            found.append(cursor.value())
+            on_row = cursor.prev_dup()
+    return found
+
+
 def raw_id(identifier: str) -> bytes:
     """The 16 bytes of an id such as `tok_…`. Raises: ValueError if it is not one."""
     raw = bytes.fromhex(identifier[4:])

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import structlog
@@ -23,13 +22,13 @@ from service.incoming import Incoming
 from service.keys import MasterKeyMismatch
 from service.lifeline import on_stop
 from service.oauth.authorize import authorize, authorize_by_post, consent
+from service.oauth.cors import Handler, from_any_origin
 from service.oauth.introspection import introspect
 from service.oauth.metadata import jwks, metadata, well_known_paths
 from service.oauth.pushed import push
 from service.oauth.revocation import revoke
 from service.oauth.token import token
-from service.oauth.userinfo import preflight, userinfo
-from service.outgoing import Response
+from service.oauth.userinfo import userinfo
 from service.pages import account
 from service.pages.render import assets, begin
 from service.runtime import Runtime
@@ -38,8 +37,6 @@ from service.signin.doors import log_out, log_out_by_post, sign_in, sign_in_page
 from service.subscribers import keep_consumers
 
 log = structlog.get_logger()
-
-Handler = Callable[[Runtime, Incoming], Awaitable[Response]]
 
 Doors = dict[str, dict[str, Handler]]
 
@@ -53,24 +50,26 @@ def _doors(issuer: str) -> Doors:
         "/v1/tokens/validate": {"POST": validate},
         "/v1/tokens/validate-batch": {"POST": validate_batch},
         "/v1/forward-auth": {"GET": forward_auth},
-        "/oauth2/token": {"POST": token},
+        "/oauth2/token": from_any_origin({"POST": token}),
         "/oauth2/introspect": {"POST": introspect},
-        "/oauth2/revoke": {"POST": revoke},
-        "/oauth2/par": {"POST": push},
+        "/oauth2/revoke": from_any_origin({"POST": revoke}),
+        "/oauth2/par": from_any_origin({"POST": push}),
         "/oauth2/authorize": {"GET": authorize, "POST": authorize_by_post},
         "/oauth2/consent": {"POST": consent},
-        "/oauth2/jwks": {"GET": jwks},
-        "/oauth2/userinfo": {"GET": userinfo, "POST": userinfo, "OPTIONS": preflight},
+        "/oauth2/jwks": from_any_origin({"GET": jwks}),
+        "/oauth2/userinfo": from_any_origin({"GET": userinfo, "POST": userinfo}),
         "/oauth2/logout": {"GET": log_out, "POST": log_out_by_post},
         "/sign-in": {"GET": sign_in_page, "POST": sign_in},
         "/sign-out": {"GET": sign_out_page, "POST": sign_out},
         "/account": {"GET": account.show},
         "/account/tokens": {"POST": account.issue},
+        account.ISSUED: {"GET": account.show_issued},
         "/account/tokens/revoke": {"POST": account.revoke},
         "/account/apps/withdraw": {"POST": account.withdraw},
+        "/account/sessions/end": {"POST": account.end_other_session},
         "/account/sign-out-everywhere": {"POST": account.sign_out_everywhere},
     }
-    doors |= {path: {"GET": metadata} for path in well_known_paths(issuer)}
+    doors |= {path: from_any_origin({"GET": metadata}) for path in well_known_paths(issuer)}
     doors |= {path: {"GET": asset} for path, asset in assets().items()}
     return doors
 

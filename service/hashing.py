@@ -1,4 +1,7 @@
-"""People's passwords: Argon2id (RFC 9106), beside the event loop and few at once, since one hash takes 64 MiB."""
+"""People's passwords: Argon2id (RFC 9106), beside the event loop and few at once, since one hash takes 64 MiB.
+
+However they were entered, they are hashed and compared as `prepared` has them.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
 from service.errors import Unavailable
+from service.rules.passwords import prepared
 
 _CHECKED_WAITING_MAX = 64
 _MADE_WAITING_MAX = 16  # places of their own, so that no crowd of sign-ins keeps users from being managed
@@ -35,7 +39,7 @@ class Hashing:
 
     async def make(self, password: str) -> str:
         """Raises: Unavailable when too many wait."""
-        hashed: str = await self._beside(self._made, self._hasher.hash, password)
+        hashed: str = await self._beside(self._made, self._hasher.hash, prepared(password))
         return hashed
 
     async def matches(self, hashed: str | None, password: str) -> bool:
@@ -43,7 +47,7 @@ class Hashing:
 
         Raises: Unavailable when too many wait.
         """
-        matches: bool = await self._beside(self._checked, self._verify, hashed or self._nobodys, password)
+        matches: bool = await self._beside(self._checked, self._verify, hashed or self._nobodys, prepared(password))
         return matches and hashed is not None
 
     def _verify(self, hashed: str, password: str) -> bool:

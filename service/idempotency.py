@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from events import codec
 from events.errors import Conflict, LedgerError
@@ -50,6 +51,14 @@ class _Intent(Struct, frozen=True, array_like=True):
     body_sha256: bytes
     entries: tuple[_StoredAppend, ...]
     answer: bytes
+
+
+class _Stored(Struct, frozen=True):
+    """As it stands in the bucket, at this revision."""
+
+    intent: _Intent
+    link: int
+    revision: int
 
 
 _encode_intent = msgspec.msgpack.Encoder().encode
@@ -93,6 +102,28 @@ async def once(
     raise Unavailable("too many writers change the same thing at this moment")
 
 
+async def take(runtime: Runtime, caller: Caller, asked: Repeatable, secret: str) -> dict[str, Any] | None:
+    """What such a request was answered, None if there was none; its member `secret` for who takes it first.
+
+    To whoever repeats the request, or takes again, the answer lacks it, and so does what is stored.
+
+    Raises: Unavailable.
+    """
+    chain = _Chain(runtime, caller, asked)
+    try:
+        for _ in range(ATTEMPTS_MAX):
+            stored = await chain.last()
+            if stored is None:
+                return None
+            answer: dict[str, Any] = msgspec.json.decode(stored.intent.answer)
+            rest = {name: value for name, value in answer.items() if name != secret}
+            if len(rest) == len(answer) or await chain.change(stored, rest):
+                return answer
+    except LedgerError as error:
+        raise refused(error) from error
+    raise Unavailable("too many ask for the same answer at this moment")
+
+
 class _Chain:
     """The decisions that were stored for one request, by number."""
 
@@ -106,16 +137,36 @@ class _Chain:
 
     async def open(self, link: int) -> _Intent | None:
         """Raises: IdempotencyMismatch if it was stored for another body; LedgerError."""
-        sealed = await self._bucket.get(f"{self._name}.{link}")
-        if sealed is None:
+        stored = await self._stored(link)
+        return stored.intent if stored is not None else None
+
+    async def last(self) -> _Stored | None:
+        """The decision that holds. Raises: as `open`."""
+        found = None
+        for link in range(ATTEMPTS_MAX):
+            following = await self._stored(link)
+            if following is None:
+                break
+            found = following
+        return found
+
+    async def change(self, stored: _Stored, answer: dict[str, Any]) -> bool:
+        """Whether this call gave it another answer; not if it was changed meanwhile. Raises: LedgerError."""
+        intent = replace(stored.intent, answer=msgspec.json.encode(answer))
+        sealed = seal(self._seal_key, _encode_intent(intent), _CONTEXT)
+        return await self._bucket.update(f"{self._name}.{stored.link}", sealed, stored.revision)
+
+    async def _stored(self, link: int) -> _Stored | None:
+        entry = await self._bucket.entry(f"{self._name}.{link}")
+        if entry is None:
             return None
-        opened = unseal(self._seal_key, sealed, _CONTEXT)
+        opened = unseal(self._seal_key, entry[0], _CONTEXT)
         if opened is None:
             raise Unavailable("what was stored under this Idempotency-Key cannot be read", fix="use a new key")
         intent = _decode_intent(opened)
         if intent.body_sha256 != self._body_sha256:
             raise IdempotencyMismatch("this Idempotency-Key was used with another body")
-        return intent
+        return _Stored(intent, link, entry[1])
 
     async def add(self, link: int, prepared: Prepared) -> _Intent:
         """Stores the decision, or finds the one that another request has just stored. Raises: as `open`."""

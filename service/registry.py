@@ -24,6 +24,7 @@ from service.commands import Outcome, Prepared, execute, known_scopes, load_row,
 from service.errors import NotFound
 from service.grants import seal_text, stamp
 from service.hashing import passwords
+from service.rules.passwords import check_password
 from service.rules.registry import (
     SCOPE_NAME_CHARS_MAX,
     ChangeClient,
@@ -230,6 +231,8 @@ def user_registration(runtime: Runtime, asker: Asker, new: NewUser) -> Callable[
     async def prepare(fresh: bool) -> Prepared:
         check_profile(new.profile)
         check_password_fits(new.kind, given=new.password is not None)
+        if new.password is not None:
+            check_password(new.password)
         name_hash = runtime.master.username_hash(new.profile.username)
         taken = await load_row(runtime, "username", name_hash.encode(), subject("username", name_hash), fresh=fresh)
         claimed = taken if isinstance(taken, Username) else None
@@ -310,6 +313,8 @@ async def change_user(runtime: Runtime, asker: Asker, user_id: str, change: User
     # Before anything is hashed or sealed for somebody who is not there, or not any more.
     user = check_user_is_active(await load(False))
     check_password_fits(user.kind, given=change.password is not None)
+    if change.password is not None:
+        check_password(change.password)
     command = ChangeUser(
         stamp=stamp(asker.by, asker.request_id, events=2),
         caller=asker.caller,

@@ -34,6 +34,7 @@ APPLIED_SECONDS_MAX = 3.0
 _POLL_SECONDS = 0.0005
 _POLL_UNHURRIED_SECONDS = 0.004  # of which many at once cost next to nothing
 _LIMITER_KEYS_MAX = 50_000
+CODES_PER_MINUTE_MAX = 30  # for one client in one session: more than all its tabs want when a browser opens them again
 _PLACES_OF_A_CLIENT = 4  # from so many networks a public client may push as much as it can
 
 
@@ -180,6 +181,8 @@ class Runtime:
         pushes_max = settings.pushed_requests_per_minute_max
         self.pushes = RateLimiter(pushes_max, of="pushed requests")
         self.pushes_unproven = RateLimiter(_PLACES_OF_A_CLIENT * pushes_max, of="pushed requests of the client")
+        # Each is an event for ever, and needs no click once the person has consented.
+        self.codes = RateLimiter(CODES_PER_MINUTE_MAX, of="authorization codes for one session of this person")
         self.callers: dict[str, RememberedCaller] = {}  # by Authorization header
         self.subscribers: dict[str, tuple[float, Subscriber]] = {}  # by id, with the monotonic time they were read at
         self.followers = Places(settings.followers_max, settings.followers_per_caller_max)

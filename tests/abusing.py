@@ -77,7 +77,8 @@ class Story:
         self.uses.append(TokenUsed(micros(at), tok(number), None, outcome, endpoint, "", scope, "", context))
 
     def refuse(self, at: datetime, outcome: str, requests: int, *, ip: str | None = None, caller: str = "") -> None:
-        endpoint = "client" if outcome == "invalid_client" else "validate" if caller else "forward-auth"
+        endpoint = "validate" if caller else "forward-auth"
+        endpoint = {"invalid_client": "client", "invalid_password": "sign-in"}.get(outcome, endpoint)
         self.refused.append(RefusedCount(micros(at) // 60_000_000, caller, ip, outcome, endpoint, requests))
 
     def record(self, *events: LedgerEvent, at: datetime) -> None:

@@ -26,7 +26,7 @@ from events.streams import LEDGER, USAGE
 from events.types import Quantity
 from projections.abuse import feed
 from projections.abuse.detector import Detector, Found
-from projections.abuse.rules import Rule, RuleError, all_rules, changed, parse
+from projections.abuse.rules import REVOCABLE, Rule, RuleError, all_rules, changed, parse
 from projections.analytics.store import Analytics
 from projections.asking_findings import BacktestAnswer, BacktestClient, BacktestRequest
 
@@ -67,7 +67,7 @@ def run(
     report.detector = detector
     try:
         with _reading(cursor):
-            feed.seed(cursor, detector, until=2**62, before=since)
+            feed.seed(cursor, detector, until=2**62, ledger=2**62, before=since)
         for number in range(report.days):
             day = since + number * _DAY
             with _reading(cursor):
@@ -107,7 +107,7 @@ def _reading(cursor: duckdb.DuckDBPyConnection) -> Any:
 
 def revocable(rule: Rule, found: Found) -> str | None:
     """The token or grant that mode `revoke` would have ended."""
-    if rule.entity == "address" or found.reported:
+    if rule.entity not in REVOCABLE or found.reported:
         return None
     return found.about.get("token_id") or found.about.get("grant_id")
 

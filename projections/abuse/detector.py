@@ -23,9 +23,11 @@ _TRIGGERS_MAX = 1_000_000  # of one rule, in one look: as many rows are in memor
 _STANDARD = frozenset(
     {
         *("occurred_at", "entity", "first_at", "reported", "token_no", "block_seq", "use_index", "ip", "caller"),
-        *("ledger_seq", "network", "outcome"),
+        *("ledger_seq", "first_seq", "network", "outcome", "subject"),
+        "client_id",
     }
 )
+_REFUSED_OUTCOMES = ("unknown", "malformed", "invalid_client", "invalid_password")
 _INPUTS = ("uses", "refused", "events")
 _TIME = pa.timestamp("us")
 USES = pa.schema(
@@ -47,6 +49,7 @@ REFUSED = pa.schema(
         ("refused_index", pa.uint32()),
         ("caller", pa.string()),
         ("ip", pa.string()),
+        ("network", pa.string()),
         ("outcome", pa.string()),
         ("endpoint", pa.string()),
         ("requests", pa.int64()),
@@ -136,6 +139,7 @@ class Detector:
         self._salt = salt
         self.window = timedelta(seconds=max([60.0, *(rule.window_seconds for rule in self.rules)])) + _SLACK
         self.long_window = timedelta(seconds=LONG_SECONDS_MAX) + _SLACK
+        self.challenge_window = timedelta(days=relations.CHALLENGE_DAYS) + _SLACK
         self._day: datetime | None = None
         self._newest = datetime.min  # noqa: DTZ901 - as DuckDB's TIMESTAMP
         self._compact_at = _COMPACT_ROWS
@@ -177,6 +181,14 @@ class Detector:
         ).fetchall()
         self._database.unregister("numbers")
         return [number for (number,) in found]
+
+    def remember(self, events: Any) -> None:
+        """What rules look back at of events that were looked at before."""
+        self.insert("arriving_events", events)
+        self._database.execute("CREATE OR REPLACE TEMP TABLE fresh_events AS FROM arriving_events")
+        for statement in relations.REMEMBER:
+            self._database.execute(statement)
+        self._database.execute("TRUNCATE arriving_events")
 
     def begin(self, day: datetime) -> None:
         """What was inserted before this day is history from now on: what is usual is worked out anew."""
@@ -220,7 +232,7 @@ class Detector:
             self.begin(day)
         run("INSERT INTO recent_uses FROM fresh_uses")
         run("INSERT INTO recent_refused FROM fresh_refused")
-        for statement in (*relations.STEP, *relations.VIEWS):
+        for statement in (*relations.REMEMBER, *relations.STEP, *relations.VIEWS):
             run(statement)
         found = self._triggered(since, last + timedelta(microseconds=1))
         if used is not None:
@@ -235,6 +247,8 @@ class Detector:
         run("DELETE FROM recent_uses WHERE occurred_at < ?", [self._newest - self.long_window])
         run(f"DELETE FROM recent_uses WHERE occurred_at < ? AND NOT {relations.RARE}", [self._newest - self.window])
         run("DELETE FROM recent_refused WHERE minute < ?", [self._newest - self.long_window])
+        run("DELETE FROM recent_events WHERE occurred_at < ?", [self._newest - self.long_window])
+        run("DELETE FROM challenges WHERE occurred_at < ?", [self._newest - self.challenge_window])
         ((rows,),) = run("SELECT (SELECT count(*) FROM seen) + (SELECT count(*) FROM tally)").fetchall()
         if rows > self._compact_at:
             for statement in relations.COMPACT:
@@ -313,6 +327,8 @@ class Detector:
     def _about(self, row: Mapping[str, Any]) -> dict[str, str | None]:
         names = ("token_id", "grant_id", "client_id", "subject")
         about: dict[str, str | None] = {}
+        if row.get("client_id") is not None:
+            return {"client_id": row["client_id"]}
         if row.get("token_no") is not None:
             found = self._database.execute(
                 "SELECT token_id, grant_id, client_id, subject FROM tokens WHERE token_no = ?", [row["token_no"]]
@@ -324,20 +340,21 @@ class Detector:
                 [row["ledger_seq"]],
             ).fetchall()
             about = dict(zip(names, found[0], strict=True)) if found else {}
-        if row.get("caller"):
-            about["caller"] = row["caller"]
+        about |= {name: row[name] for name in ("caller", "subject") if row.get(name)}
         return about
 
     def _evidence(self, rule: Rule, row: Mapping[str, Any]) -> tuple[Evidence, ...]:
         if row.get("ledger_seq") is not None:
-            return (Evidence(source="event", seq=row["ledger_seq"]),)
+            seqs = sorted({row.get("first_seq") or row["ledger_seq"], row["ledger_seq"]})
+            return tuple(Evidence(source="event", seq=seq) for seq in seqs)
         most = relations.EVIDENCE_MAX
         within = {"first_at": row["first_at"], "occurred_at": row["occurred_at"]}
         if row.get("token_no") is None:
-            outcomes = [one for one in ("unknown", "malformed", "invalid_client") if f"'{one}'" in rule.sql]
+            outcomes = [one for one in _REFUSED_OUTCOMES if f"'{one}'" in rule.sql]
+            who = row.get("caller") or row.get("subject")
             found = self._database.execute(
                 relations.REFUSED_EVIDENCE,
-                {**within, "ip": row.get("ip"), "caller": row.get("caller"), "outcomes": outcomes, "most": most},
+                {**within, "ip": row.get("ip"), "caller": who, "outcomes": outcomes, "most": most},
             ).fetchall()
             return tuple(Evidence(source="refused", seq=seq, index=index) for seq, index in found)
         crossing = (row["block_seq"], row["use_index"])

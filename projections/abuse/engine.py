@@ -197,7 +197,7 @@ class Engine:
 
         def prepared() -> Detector:
             detector = self._detector = self._detector_of(state, cursor)
-            feed.seed(cursor, detector, until=state.usage)
+            feed.seed(cursor, detector, until=state.usage, ledger=state.ledger)
             return detector
 
         await self._in_thread(lambda: self._transaction(prepared))

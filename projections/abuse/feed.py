@@ -14,7 +14,7 @@ from typing import Any
 import duckdb
 
 from projections.abuse.detector import Detector, Fresh
-from projections.abuse.relations import BASELINE_DAYS, LIVE
+from projections.abuse.relations import AUTHORIZED, BASELINE_DAYS, LIVE
 from projections.abuse.rules import Rule
 
 # With introspection it is the resource server whose address is seen, and nobody says the bearer's.
@@ -29,7 +29,7 @@ SELECT {_OCCURRED} AS occurred_at, block_seq, use_index, token_no, {_ORIGIN}, ou
 FROM uses WHERE token_no IS NOT NULL
 """
 _REFUSED = """
-SELECT least(minute, recorded_at) AS minute, block_seq, refused_index, caller, ip, outcome, endpoint, requests,
+SELECT least(minute, recorded_at) AS minute, block_seq, refused_index, caller, ip, network, outcome, endpoint, requests,
     endpoint IN ('validate', 'batch') AS reported
 FROM refused
 """
@@ -91,18 +91,30 @@ def event_types(rules: Iterable[Rule]) -> list[str]:
     return sorted({found for rule in rules for found in re.findall(r"'([a-z]+\.[a-z_]+/[0-9]+)'", rule.sql)})
 
 
-def seed(cursor: duckdb.DuckDBPyConnection, detector: Detector, *, until: int, before: datetime | None = None) -> None:
+def seed(
+    cursor: duckdb.DuckDBPyConnection, detector: Detector, *, until: int, ledger: int, before: datetime | None = None
+) -> None:
     """Tells a new detector what came until then, or what occurred before the day `before`, as if it had seen it.
 
-    Days are told one by one, since all of them may be more than fits into memory.
+    `ledger` is to LEDGER what `until` is to USAGE. Days are told one by one, since all of them may be more than fits
+    into memory.
     """
     limit = before or datetime.max  # noqa: DTZ901 - as DuckDB's TIMESTAMP
     ((last,),) = cursor.execute(
         f"SELECT max({_OCCURRED}) FROM uses WHERE block_seq <= ? AND occurred_at < ?", [until, limit]
     ).fetchall()
+    if last is not None:
+        last = min(last, limit)
+    types = event_types(detector.rules)
+    for kinds, span in (
+        ([one for one in types if one == AUTHORIZED], detector.challenge_window),
+        ([one for one in types if one != AUTHORIZED], detector.long_window),
+    ):
+        since = datetime.min if last is None else last - span  # noqa: DTZ901 - as DuckDB's TIMESTAMP
+        known: dict[str, Any] = {"after": 0, "until": ledger, "types": kinds, "from": since, "to": limit}
+        detector.remember(_table(cursor, f"{_EVENTS} AND occurred_at >= $from AND occurred_at < $to", known))
     if last is None:
         return
-    last = min(last, limit)
     today = (before or last).replace(hour=0, minute=0, second=0, microsecond=0)
     detector.insert("origins", _table(cursor, _ORIGINS))
     detector.insert("tokens", _table(cursor, _TOKENS))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 BASELINE_DAYS = 28
+AUTHORIZED = "authorization.granted/1"
+CHALLENGE_DAYS = 7  # for so long a PKCE challenge is remembered, as a number of 16 bytes
 
 # Uses that are few enough to be kept for longer than the others.
 RARE = "(outcome = 'insufficient_scope' OR token_no IN (SELECT token_no FROM tokens WHERE kind = 'pat'))"
@@ -19,11 +21,15 @@ TABLES = (
     """CREATE TABLE recent_uses (occurred_at TIMESTAMP, block_seq BIGINT, use_index USMALLINT, token_no UINTEGER,
         origin_no UINTEGER, outcome VARCHAR, scope VARCHAR, reported BOOLEAN)""",
     """CREATE TABLE arriving_refused (minute TIMESTAMP, block_seq BIGINT, refused_index UINTEGER, caller VARCHAR,
-        ip VARCHAR, outcome VARCHAR, endpoint VARCHAR, requests BIGINT, reported BOOLEAN)""",
+        ip VARCHAR, network VARCHAR, outcome VARCHAR, endpoint VARCHAR, requests BIGINT, reported BOOLEAN)""",
     """CREATE TABLE recent_refused (minute TIMESTAMP, block_seq BIGINT, refused_index UINTEGER, caller VARCHAR,
-        ip VARCHAR, outcome VARCHAR, endpoint VARCHAR, requests BIGINT, reported BOOLEAN)""",
+        ip VARCHAR, network VARCHAR, outcome VARCHAR, endpoint VARCHAR, requests BIGINT, reported BOOLEAN)""",
     """CREATE TABLE arriving_events (ledger_seq BIGINT, occurred_at TIMESTAMP, type VARCHAR, grant_id VARCHAR,
         token_id VARCHAR, client_id VARCHAR, subject VARCHAR, body JSON)""",
+    """CREATE TABLE recent_events (ledger_seq BIGINT, occurred_at TIMESTAMP, type VARCHAR, grant_id VARCHAR,
+        token_id VARCHAR, client_id VARCHAR, subject VARCHAR)""",
+    # One row for each authorization.
+    "CREATE TABLE challenges (challenge UHUGEINT, ledger_seq BIGINT, occurred_at TIMESTAMP, person UHUGEINT)",
     # Folds. Rows are partial: several may be of one key, and all that rules do with them is min, max and sum.
     """CREATE TABLE seen (token_no UINTEGER, network VARCHAR, agent VARCHAR, live BOOLEAN, first_at TIMESTAMP,
         last_at TIMESTAMP, uses BIGINT)""",
@@ -57,12 +63,24 @@ STEP = (
     WHERE r.token_no IN (SELECT token_no FROM fresh_uses)""",
     """CREATE OR REPLACE TEMP TABLE window_refused AS
     SELECT * FROM recent_refused
-    WHERE ip IN (SELECT ip FROM fresh_refused) OR caller IN (SELECT caller FROM fresh_refused)""",
+    WHERE ip IN (SELECT ip FROM fresh_refused) OR caller IN (SELECT caller FROM fresh_refused)
+        OR outcome = 'invalid_password' AND outcome IN (SELECT outcome FROM fresh_refused)""",
     f"""CREATE OR REPLACE TEMP TABLE window_allowed AS
     SELECT date_trunc('minute', r.occurred_at) AS minute, o.ip, count(*) AS uses
     FROM recent_uses r JOIN origins o USING (origin_no)
     WHERE r.{LIVE} AND o.ip IN (SELECT ip FROM fresh_refused) GROUP BY ALL""",
     "CREATE OR REPLACE TEMP TABLE window_events AS FROM fresh_events",
+    """CREATE OR REPLACE TEMP TABLE window_challenges AS
+    FROM challenges
+    WHERE challenge IN (SELECT challenge FROM challenges WHERE ledger_seq IN (SELECT ledger_seq FROM fresh_events))""",
+)
+
+# Before a step: what rules may look back at beside uses.
+REMEMBER = (
+    f"INSERT INTO recent_events SELECT * EXCLUDE body FROM fresh_events WHERE type <> '{AUTHORIZED}'",
+    f"""INSERT INTO challenges
+    SELECT md5_number(concat(client_id, ' ', body ->> 'code_challenge')), ledger_seq, occurred_at, md5_number(subject)
+    FROM fresh_events WHERE type = '{AUTHORIZED}'""",
 )
 
 VIEWS = tuple(

@@ -15,7 +15,8 @@ from msgspec.structs import replace
 
 from events.types import RuleMode
 
-Entity = Literal["token", "grant", "address"]
+Entity = Literal["token", "grant", "address", "account", "client", "code"]
+REVOCABLE: tuple[Entity, ...] = ("token", "grant")
 T = TypeVar("T")
 
 MODES: tuple[RuleMode, ...] = get_args(RuleMode)
@@ -123,8 +124,12 @@ def changed(rule: Rule, name: str, value: str) -> Rule:
     if name == "mode":
         if value not in MODES:
             raise RuleError(f"{rule.name}.mode is {value!r} and must be one of {', '.join(MODES)}")
-        if value == "revoke" and rule.entity == "address":
-            raise RuleError(f"{rule.name}.mode cannot be revoke: what it finds is an address and no token")
+        if value == "revoke" and rule.entity not in REVOCABLE:
+            article = "an" if rule.entity[0] == "a" else "a"
+            raise RuleError(
+                f"{rule.name}.mode cannot be revoke: it finds {article} {rule.entity}, and no token to be ended; "
+                "set it to observe or notify"
+            )
         return replace(rule, mode=value)
     names = [parameter.name for parameter in rule.parameters]
     if name not in names:

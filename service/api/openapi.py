@@ -557,9 +557,13 @@ def _browsers() -> dict[str, dict[str, Any]]:
             "post": _sent("sign_out", "End the session, from the page that asked", 200, 303),
         },
         "/account": {"get": _seen("account", "Show a person what they allow, and their tokens", 200)},
-        "/account/tokens": {"post": _sent("issue_own_token", "Issue a personal access token", 200, 303)},
+        "/account/tokens": {"post": _sent("issue_own_token", "Issue a personal access token", 303)},
+        "/account/tokens/issued": {
+            "get": _seen("own_token", "Show the token that was just issued, once", 200, 303, 410)
+        },
         "/account/tokens/revoke": {"post": _sent("revoke_own_token", "Revoke one's own token", 303, 404)},
         "/account/apps/withdraw": {"post": _sent("withdraw_own_consent", "Withdraw what an app was allowed", 303, 404)},
+        "/account/sessions/end": {"post": _sent("end_own_session", "Sign out of another browser", 303, 404)},
         "/account/sign-out-everywhere": {
             "post": _sent("sign_out_everywhere", "End every session of one's own", 200, 303)
         },

@@ -26,7 +26,8 @@ from service.errors import (
 from service.incoming import Incoming
 from service.oauth.forms import oauth_error
 from service.outgoing import NO_STORE, Headers, Response
-from service.pages.render import error_page
+from service.pages.render import error_page, ours
+from service.pages.values import Link
 from service.runtime import NotYetApplied
 
 log = structlog.get_logger()
@@ -34,6 +35,9 @@ log = structlog.get_logger()
 PROBLEM_JSON = "application/problem+json"
 _OAUTH = "/oauth2/"
 _PAGES = re.compile(r"/oauth2/(authorize|consent|logout)|/(sign-in|sign-out|account)(/.*)?")
+_AUTHORIZE = "/oauth2/authorize"
+_ACCOUNT = "/account"
+_AGAIN = ("/sign-in", "/sign-out")
 _HEADERS: Headers = (
     ("content-type", PROBLEM_JSON),
     *(header for header in NO_STORE if header[0] != "content-type"),
@@ -78,10 +82,28 @@ def render(error: BaseException, incoming: Incoming) -> Response:
     elif known.private:
         log.debug("request_refused", request_id=incoming.request_id, code=known.code, private=known.private)
     if _PAGES.fullmatch(incoming.path):
-        return error_page(known, incoming.request_id)
+        return error_page(known, incoming.request_id, link=_way_on(incoming.path))
+    if isinstance(error, HTTPException) and known.status == 404 and _asks_for_page(incoming):
+        nothing = NotFound("there is nothing at this address", fix="check how it is written, or open your account")
+        return error_page(nothing, incoming.request_id, link=_way_on(_ACCOUNT))
     if isinstance(known, OAuthError) or incoming.path.startswith(_OAUTH):
         return _oauth(known)
     return _problem(known, incoming.request_id)
+
+
+def _asks_for_page(incoming: Incoming) -> bool:
+    """Whether it is a browser that would show the answer to a person. Source: RFC 9110 §12.5.1."""
+    ranges = [one for value in incoming.header_values("accept") for one in value.split(",")]
+    return any(one.partition(";")[0].strip().lower() == "text/html" for one in ranges)
+
+
+def _way_on(path: str) -> Link | None:
+    """From the error page of a path to where one begins again. From an app's request back to the app: none here."""
+    if path.startswith(_AUTHORIZE):
+        return None
+    if path in _AGAIN:
+        return Link(href=ours(path), label="Begin again")
+    return Link(href=ours(_ACCOUNT), label="Open your account")
 
 
 def broke_off(error: BaseException, incoming: Incoming) -> None:

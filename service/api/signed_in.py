@@ -8,13 +8,16 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from projections.registry import Session
 from service.api.routing import Call, operation
-from service.api.wire import Id, Page, Seq, cursor_of, page, position_of
+from service.api.wire import Id, Page, Seq, concurrently, cursor_of, page, position_of
 from service.commands import raw_id
 from service.consents import withdraw
 from service.errors import NotFound
 from service.registry import find_user_by_id
 from service.rules.sessions import is_live
+from service.runtime import Runtime
+from service.signin.places import place_of
 from service.signin.sessions import end_everywhere, end_session, standing
 from service.tokens import is_id, now
 
@@ -25,13 +28,18 @@ _LISTED_MAX = 100_000
 
 
 class SessionView(Struct, frozen=True, kw_only=True):
-    """A browser that the user is signed in with. `methods`: how they proved who they are (RFC 8176)."""
+    """A browser that the user is signed in with. `methods`: how they proved who they are (RFC 8176).
+
+    `browser` (in words) and `ip`: as they were then; missing where that is not known, or the user was erased.
+    """
 
     session_id: str
     user_id: str
     auth_time: datetime
     expires_at: datetime
     methods: tuple[str, ...]
+    browser: str | UnsetType = UNSET
+    ip: str | UnsetType = UNSET
     ledger_seq: Seq
 
 
@@ -86,24 +94,29 @@ def _page(asked: Page, of: str, items: Sequence[T], key: Callable[[T], bytes]) -
     return page(rest[: asked.limit], cursor_of(of, key(rest[asked.limit - 1])) if more else None)
 
 
+async def _session(runtime: Runtime, session: Session) -> SessionView:
+    place = await place_of(runtime, session)
+    return SessionView(
+        session_id=session.session_id,
+        user_id=session.user_id,
+        auth_time=session.auth_time,
+        expires_at=session.expires_at,
+        methods=session.methods,
+        browser=place.browser or UNSET,
+        ip=place.ip or UNSET,
+        ledger_seq=session.seq,
+    )
+
+
 @operation(
     "GET", "/v1/users/{user_id}/sessions", tag="users", needs=NEEDS, query=Page, answer=SessionList, errors=(404,)
 )
 async def list_sessions(call: Call[None, Page]) -> dict[str, Any]:
     """List the browsers that a user is signed in with, the oldest first."""
     user = await find_user_by_id(call.runtime, call.name)
-    items = [
-        SessionView(
-            session_id=one.session_id,
-            user_id=one.user_id,
-            auth_time=one.auth_time,
-            expires_at=one.expires_at,
-            methods=one.methods,
-            ledger_seq=one.seq,
-        )
-        for one in await standing(call.runtime, user.user_id)
-    ]
-    return _page(call.query, f"sessions {user.user_id}", items, lambda one: raw_id(one.session_id))
+    standing_now = await standing(call.runtime, user.user_id)
+    shown = _page(call.query, f"sessions {user.user_id}", standing_now, lambda one: raw_id(one.session_id))
+    return shown | {"items": await concurrently(_session(call.runtime, one) for one in shown["items"])}
 
 
 @operation(

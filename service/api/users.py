@@ -19,6 +19,7 @@ from service.registry import (
     profile_of,
     user_registration,
 )
+from service.rules.passwords import PASSWORD_CHARS_MAX, PASSWORD_CHARS_MIN
 from service.rules.registry import Profile
 from service.runtime import Runtime
 
@@ -28,7 +29,14 @@ _LIST = "users"
 Username = Annotated[str, Meta(min_length=1, max_length=200)]
 DisplayName = Annotated[str, Meta(min_length=1, max_length=200)]
 Email = Annotated[str, Meta(min_length=3, max_length=254)]
-Password = Annotated[str, Meta(min_length=8, max_length=1024)]
+# Its length is refused by `check_password`, in words for a person.
+Password = Annotated[
+    str,
+    Meta(
+        description="Compared in Unicode's form NFC; without control characters, and not of blanks alone.",
+        extra_json_schema={"minLength": PASSWORD_CHARS_MIN, "maxLength": PASSWORD_CHARS_MAX},
+    ),
+]
 UserKind = Literal["person", "service"]
 
 
@@ -98,7 +106,7 @@ async def _view(runtime: Runtime, user: User, seq: int | None = None) -> UserVie
         display_name=profile.display_name or UNSET if profile else UNSET,
         email=profile.email or UNSET if profile else UNSET,
         scope=user.scope,
-        has_password=user.has_password,
+        has_password=user.has_password and user.erased_at is None,
         status="active" if user.disabled_at is None else "disabled" if user.erased_at is None else "erased",
         created_at=user.registered_at,
         disabled_at=user.disabled_at or UNSET,

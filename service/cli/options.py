@@ -228,10 +228,13 @@ class Duration(click.ParamType[int]):
 
 def secret_argument(value: str, what: str) -> str:
     """`value`, or for `-` the first line of stdin, so that no secret need stand in a shell's history."""
-    if value != "-":
-        return value
+    return value if value != "-" else secret_input(what)
+
+
+def secret_input(what: str, *, twice: bool = False) -> str:
+    """What is typed at a prompt, unseen, and for a new secret `twice`; without a terminal the first line of stdin."""
     if sys.stdin.isatty():
-        return str(click.prompt(what, hide_input=True, err=True))
+        return str(click.prompt(what, hide_input=True, err=True, confirmation_prompt=twice))
     line = sys.stdin.readline().rstrip("\r\n")
     if not line:
         raise click.UsageError(f"{what} was to come on stdin, which is empty")

@@ -14,6 +14,7 @@ from service.cli.options import (
     paged,
     repeatable,
     secret_argument,
+    secret_input,
     segment,
 )
 
@@ -27,7 +28,7 @@ CLIENT_COLUMNS = (
     "access_token_format",
     "created_at",
 )
-SESSION_COLUMNS = ("session_id", "auth_time", "expires_at", "methods")
+SESSION_COLUMNS = ("session_id", "auth_time", "expires_at", "browser", "ip")
 CONSENT_COLUMNS = ("client_id", "client_name", "status", "scope", "changed_at")
 USER_COLUMNS = ("user_id", "username", "display_name", "kind", "status", "scope", "created_at")
 SCOPE_COLUMNS = ("name", "description", "status", "audience", "implies")
@@ -162,6 +163,18 @@ def user_list(session: Session, paging: dict[str, Any]) -> None:
 def user_show(session: Session, user_id: str) -> None:
     """One user."""
     session.show(session.call("GET", f"/v1/users/{segment(user_id)}"))
+
+
+@user.command("password")
+@click.argument("user_id")
+@asks_service
+def user_password(session: Session, user_id: str) -> None:
+    """Give a user a new password, typed at a prompt or read from stdin.
+
+    It ends every session and token of theirs at once.
+    """
+    path = f"/v1/users/{segment(user_id)}"
+    session.show(session.call("PATCH", path, {"password": secret_input("New password", twice=True)}))
 
 
 @user.command("disable")

@@ -291,16 +291,17 @@ class Offline:
 
     def stale_verdict(self) -> Verdict:
         """Nothing can be said: what is known of revocations is too old."""
+        return Verdict(False, "stale", self._knowledge.ledger_seq, True, detail=self.why_stale())
+
+    def why_stale(self) -> str:
+        """What is too old, and why it is, as far as that can be told from here."""
         knowledge = self._knowledge
         age, ahead = knowledge.age_seconds, knowledge.clock_ahead
         if abs(ahead) > CLOCK_SECONDS_MAX:
-            detail = f"this host's clock is {ahead:+.0f} s off the ledger's; set it right"
-            return Verdict(False, "stale", knowledge.ledger_seq, True, detail=detail)
+            return f"this host's clock is {ahead:+.0f} s off the ledger's; set it right"
         since = f"{age:.1f} s old" if age < float("inf") else "not complete yet"
-        detail = f"what is known of revocations is {since}; {self._stale_seconds_max:g} s are allowed"
-        if knowledge.problem:
-            detail += f": {knowledge.problem}"
-        return Verdict(False, "stale", knowledge.ledger_seq, True, detail=detail)
+        why = knowledge.problem or "the ledger announces nothing newer; `token-ledger doctor` there says why"
+        return f"what is known of revocations is {since}; {self._stale_seconds_max:g} s are allowed: {why}"
 
 
 def question_key(token: str, asked: Asked) -> tuple[object, ...]:

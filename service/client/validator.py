@@ -289,9 +289,9 @@ class TokenValidator:
 
     def status(self) -> Status:
         """How it stands, for health checks and metrics."""
-        knowledge, uses = self._knowledge, self._uses
+        knowledge, uses, stale = self._knowledge, self._uses, self._offline.stale
         return Status(
-            fresh=not self._offline.stale,
+            fresh=not stale,
             age_seconds=knowledge.age_seconds,
             ledger_seq=knowledge.ledger_seq,
             revocations=len(knowledge.revoked),
@@ -300,7 +300,7 @@ class TokenValidator:
             uses_waiting=uses.waiting,
             uses_reported=uses.reported,
             uses_lost=uses.lost,
-            problem=knowledge.problem or uses.problem,
+            problem=self._offline.why_stale() if stale else knowledge.problem or uses.problem,
         )
 
     async def _follow(self) -> None:

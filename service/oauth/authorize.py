@@ -17,15 +17,15 @@ from msgspec import Struct
 from projections.registry import Client, Consent, Session, User
 from service.commands import expand, known_scopes
 from service.consents import give
-from service.errors import InvalidRequest, InvalidScope
+from service.errors import InvalidRequest, InvalidScope, TooManyRequests
 from service.grants import check_resources
 from service.incoming import Incoming, parse_form
-from service.oauth.codes import Authorization, grant_code
+from service.oauth.codes import Authorization, CodeOfForm, FormSpent, code_of_form, grant_code
 from service.oauth.forms import oauth_error, read_pairs
 from service.oauth.id_tokens import IdTokenFor, mint_id_token, read_id_token_hint
 from service.oauth.pushed import Loaded, held_by, load, spend
 from service.outgoing import Headers, Response
-from service.pages.render import ANYWHERE, destination_of, form_post, is_local, onward, page
+from service.pages.render import ANYWHERE, destination_of, form_post, onward, page
 from service.pages.scopes import scopes_shown
 from service.pages.values import Consent as ConsentPage
 from service.pages.values import Continue, Hidden, SignIn
@@ -46,11 +46,11 @@ from service.rules.grants import granted_scope
 from service.rules.refusals import (
     AccessDenied,
     ConsentRequired,
-    InvalidParameter,
     LoginRequired,
     RedirectError,
     ScopeNotAllowed,
     Target,
+    TooManyCodes,
     UnknownClient,
     UnreadableRequest,
 )
@@ -87,11 +87,12 @@ class Asked(Struct, frozen=True):
 
 
 class Shown(Struct, frozen=True):
-    """What the consent page carries: who saw it, and what they saw."""
+    """What the consent page carries: who saw it, what they saw, and the code that their consent will give."""
 
     session_id: str
     scope: str
     query: str
+    gives: CodeOfForm
 
 
 class Granting(Struct, frozen=True):
@@ -155,7 +156,7 @@ async def consent(runtime: Runtime, incoming: Incoming) -> Response:
         return again  # another person may be here by now, or nobody
     decision = form.get("decision")
     if decision not in {"allow", "deny"}:
-        raise InvalidRequest("the decision is allow or deny", fix="go back and choose one")
+        raise InvalidRequest("neither Allow nor Deny was chosen", fix="go back to the page that asked, and choose one")
     try:
         given = Parameters(parse_form(shown.query.encode()))
         asked = await _understood(runtime, incoming, given, session)
@@ -167,8 +168,10 @@ async def consent(runtime: Runtime, incoming: Incoming) -> Response:
         user_id = granting.user.user_id
         client_id, request_id = asked.client.client_id, incoming.request_id
         consent_seq = await give(runtime, user_id, client_id, granting.scope, by=user_id, request_id=request_id)
-        answer = await _grant(runtime, incoming, asked, granting, consent_seq)
+        answer = await _grant(runtime, incoming, asked, granting, consent_seq, given=shown.gives)
         return _answer_to_form(asked.request.target, asked.client, answer)
+    except FormSpent:
+        return again
     except RedirectError as error:
         return _refusal(runtime, error, to_form=True)
 
@@ -221,14 +224,16 @@ def _at(error: RedirectError, asked: Asked) -> RedirectError:
 
 
 def _must_sign_in(runtime: Runtime, asked: Asked, session: Session) -> bool:
-    """Raises: InvalidParameter for a hint that is none."""
+    """Raises: LoginRequired for a hint that names nobody, where nobody is asked who they are."""
     request = asked.request
     if request.id_token_hint is not None:
         claims = read_id_token_hint(runtime, request.id_token_hint)
-        if claims is None:
-            raise _at(InvalidParameter("id_token_hint is no ID token of this server"), asked)
-        if claims["sub"] != session.user_id:
+        if claims is not None and claims["sub"] != session.user_id:
             return True
+        if claims is None and request.silent:
+            # Else it is as if there were no hint, as when an app comes back with one whose key was revoked meanwhile.
+            why = "id_token_hint cannot be read, so that it is not known who is meant: the person has to sign in"
+            raise _at(LoginRequired(why), asked)
     pushed_at = asked.pushed.pushed.pushed_at if asked.pushed is not None else None
     return needs_sign_in(request, session.auth_time, now(), pushed_at=pushed_at)
 
@@ -280,15 +285,17 @@ def _sign_in_page(runtime: Runtime, incoming: Incoming, asked: Asked) -> Respons
 async def _consent_page(runtime: Runtime, incoming: Incoming, asked: Asked, granting: Granting) -> Response:
     browser, cookies = known_browser(runtime, incoming)
     client, redirect_uri = asked.client, asked.request.target.redirect_uri
+    native = is_of_native_app(client, redirect_uri)
     before = granting.consent.scope if granting.consent is not None else ""
-    shown = Shown(granting.session.session_id, granting.scope, _resumed(runtime, browser, asked))
+    query = _resumed(runtime, browser, asked)
+    shown = Shown(granting.session.session_id, granting.scope, query, code_of_form())
     profile = await profile_of(runtime, granting.user)
     values = ConsentPage(
         app=client.metadata.client_name,
         person=(profile.display_name or profile.username) if profile is not None else "",
         scopes=scopes_shown(runtime, _union(before, granting.scope)),
-        destination=destination_of(redirect_uri),
-        local=is_local(redirect_uri),
+        destination=destination_of(redirect_uri, native=native),
+        native=native,
         known=bool(before),
         hidden=[
             (REQUEST, seal_request(runtime, browser, msgspec.json.encode(shown).decode(), CONSENT)),
@@ -319,10 +326,23 @@ def _union(before: str, more: str) -> str:
 
 
 async def _grant(
-    runtime: Runtime, incoming: Incoming, asked: Asked, granting: Granting, consent_seq: int
+    runtime: Runtime,
+    incoming: Incoming,
+    asked: Asked,
+    granting: Granting,
+    consent_seq: int,
+    *,
+    given: CodeOfForm | None = None,
 ) -> dict[str, str]:
-    """The code, and for the hybrid flow the ID token with it. `consent_seq`: of the consent by which it is granted."""
+    """The code, and for the hybrid flow the ID token with it. `consent_seq`: of the consent by which it is granted.
+
+    Raises: as `grant_code`, `spend`; TooManyCodes.
+    """
     request, client, session = asked.request, asked.client, granting.session
+    try:
+        runtime.codes.take(session.session_id, client.client_id)
+    except TooManyRequests as error:
+        raise _at(TooManyCodes(f"{error.detail}: ask again in a minute"), asked) from error
     authorization = Authorization(
         client_id=client.client_id,
         subject=granting.user.user_id,
@@ -337,7 +357,7 @@ async def _grant(
         response_type=request.response_type,
         consent_seq=consent_seq,
     )
-    code = await grant_code(runtime, client, authorization, incoming.request_id)
+    code = await grant_code(runtime, client, authorization, incoming.request_id, given)
     answer = {"code": code}
     if request.response_type != "code":
         about = IdTokenFor(

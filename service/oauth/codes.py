@@ -11,7 +11,7 @@ from msgspec import Struct
 from events.errors import Conflict, LedgerError
 from events.ledger import Append
 from events.types import Kind, MintedToken
-from projections.grants import ActiveGrant, facts
+from projections.grants import ActiveGrant, AuthorizedGrant, facts
 from projections.registry import Client
 from service.commands import expand, known_scopes, load_family, refused, subject
 from service.errors import InvalidTarget, Unavailable
@@ -36,7 +36,7 @@ from service.rules.codes import (
 from service.rules.grants import granted_scope
 from service.rules.registry import OPENID_SCOPES
 from service.runtime import Runtime
-from service.tokens import mint_kind, new_id, sha256, well_formed
+from service.tokens import mint_kind, new_id, now, sha256, well_formed
 
 ATTEMPTS_MAX = 12
 NONCE = "nonce"  # what it is sealed as
@@ -63,14 +63,38 @@ class Authorization(Struct, frozen=True, kw_only=True):
     consent_seq: int
 
 
-async def grant_code(runtime: Runtime, client: Client, authorization: Authorization, request_id: str) -> str:
-    """Begins the grant, durably, and returns its code, which is good for 60 seconds. Raises: Unavailable."""
-    code, mark = mint_kind(Kind.CODE), stamp(authorization.subject, request_id)
+class CodeOfForm(Struct, frozen=True):
+    """What a form gives when it is allowed, made with it and sealed in it: sent twice, it gives one grant and one code.
+
+    So whichever answer the browser follows, the app can redeem what it brings.
+    """
+
+    grant_id: str
+    code: str
+
+
+def code_of_form() -> CodeOfForm:
+    return CodeOfForm(new_id("grt"), mint_kind(Kind.CODE))
+
+
+class FormSpent(Exception):
+    """The form's code was redeemed, revoked or has expired: it gives no other."""
+
+
+async def grant_code(
+    runtime: Runtime, client: Client, authorization: Authorization, request_id: str, given: CodeOfForm | None = None
+) -> str:
+    """Begins the grant, durably, and returns its code, which is good for 60 seconds.
+
+    That of a form, if it was `given`, although it was sent before. Raises: FormSpent; Unavailable.
+    """
+    made = given or code_of_form()
+    code, mark = made.code, stamp(authorization.subject, request_id)
     about = authorization
     expires_at = mark.at + timedelta(seconds=CODE_TTL_SECONDS)
     command = Authorize(
         stamp=mark,
-        grant_id=new_id("grt"),
+        grant_id=made.grant_id,
         subject=about.subject,
         client_id=client.client_id,
         session_id=about.session_id,
@@ -89,9 +113,21 @@ async def grant_code(runtime: Runtime, client: Client, authorization: Authorizat
     event = decide_authorize(command)
     try:
         await runtime.ledger.append(Append(subject("grant", event.grant_id), event, 0))
+    except Conflict:
+        if not await _waits(runtime, made.grant_id):
+            raise FormSpent from None
     except LedgerError as error:
         raise refused(error) from error
     return code
+
+
+async def _waits(runtime: Runtime, grant_id: str) -> bool:
+    """Whether the grant's code may yet be redeemed. Raises: Unavailable."""
+    try:
+        grant = (await load_family(runtime, grant_id, (), fresh=True)).grant
+    except LedgerError as error:
+        raise refused(error) from error
+    return isinstance(grant, AuthorizedGrant) and grant.expires_at > now()
 
 
 class Redemption(Struct, frozen=True, kw_only=True):

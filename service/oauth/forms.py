@@ -6,12 +6,17 @@ import base64
 import binascii
 import hmac
 import re
+import secrets
 from collections.abc import Mapping
 from datetime import datetime
 from urllib.parse import unquote_to_bytes
 
+import msgspec
+
 from events.errors import LedgerError
-from projections.registry import Client
+from events.types import ClientMetadata
+from projections.registry import Client, Secret
+from projections.tables import DECODERS
 from service.commands import refused
 from service.errors import InvalidClient, InvalidRequest, InvalidScope, ServiceError
 from service.incoming import Incoming, parse_form
@@ -22,6 +27,30 @@ from service.validation import SCOPE_SYNTAX
 _REPEATABLE = frozenset({"resource"})  # RFC 8707 §2
 _CLIENT_ID = re.compile(r"[\x20-\x7e]{1,256}")  # RFC 6749 App. A.1
 FORM = "application/x-www-form-urlencoded"
+_NOBODYS = (Secret(secrets.token_hex(32)),)  # a hash of no secret
+# A row of the view, as those of clients are: so that a client that is unknown takes as long as another.
+_NOBODY = msgspec.msgpack.encode(
+    Client(
+        client_id="cli_" + "0" * 32,
+        metadata=ClientMetadata(
+            client_name="Nobody's application",
+            grant_types=("authorization_code", "refresh_token"),
+            response_types=("code",),
+            redirect_uris=("https://nobody.example/callback",),
+            scope="openid profile email offline_access",
+            token_endpoint_auth_method="client_secret_basic",
+            access_token_format="jwt",
+            access_token_ttl_seconds=3_600,
+            refresh_token_idle_ttl_seconds=3_600,
+            refresh_token_max_ttl_seconds=3_600,
+            audience=(),
+            may_introspect=False,
+        ),
+        secrets=_NOBODYS,
+        registered_at=now(),
+        seq=0,
+    )
+)
 
 
 class Form:
@@ -87,25 +116,29 @@ async def authenticate_client(runtime: Runtime, incoming: Incoming, form: Form, 
     moment = now()
     # Whoever was disabled, or whose secret was replaced, while the view stood still gets nothing.
     runtime.check_fresh(runtime.view.freshness())
-    client = runtime.view.client(client_id)
-    if client is None or not _proves(client, secret, moment):
+    client, refusal = _look(runtime, client_id, secret, moment, public=public)
+    if refusal is not None:
         # Registered or given a new secret a moment ago, perhaps on another host.
         try:
             await runtime.view_at_end()
         except LedgerError as error:
             raise refused(error) from error
-        client = runtime.view.client(client_id)
-        if client is None or not _proves(client, secret, moment):
-            runtime.client_failures.count(client_id, ip)
-            # Whose secret was tried: named, not proven. What is no client's id may be anything and is not recorded.
-            named = client.client_id if client is not None else ""
-            runtime.usage.count_refused(caller=named, ip=ip or None, outcome="invalid_client", endpoint="client")
-            raise InvalidClient(private=f"client {_printable(client_id)}")
-    if client.disabled_at is not None:
-        raise InvalidClient(private="disabled")
-    if client.metadata.token_endpoint_auth_method == "none" and not public:
-        raise InvalidClient(private="a public client cannot authenticate")
+        client, refusal = _look(runtime, client_id, secret, moment, public=public)
+    if client is None or refusal is not None:
+        runtime.client_failures.count(client_id, ip)
+        # Whose secret was tried: named, not proven. What is no client's id may be anything and is not recorded.
+        named = client.client_id if client is not None else ""
+        runtime.usage.count_refused(caller=named, ip=ip or None, outcome="invalid_client", endpoint="client")
+        raise InvalidClient(private=f"client {_printable(client_id)}: {refusal if named else 'unknown'}")
     return client
+
+
+def _look(
+    runtime: Runtime, client_id: str, secret: str | None, moment: datetime, *, public: bool
+) -> tuple[Client | None, str | None]:
+    """The client of this name, and why it is refused. Nobody is read and compared as somebody is."""
+    client = runtime.view.client(client_id)
+    return client, _refusal(client or DECODERS["client"](_NOBODY), secret, moment, public=public)
 
 
 def _credentials(incoming: Incoming, form: Form) -> tuple[str, str | None]:
@@ -143,16 +176,21 @@ def _basic(header: str) -> tuple[str, str]:
     return parts[0], parts[1]
 
 
-def _proves(client: Client, secret: str | None, moment: datetime) -> bool:
-    if client.metadata.token_endpoint_auth_method == "none":
-        return secret is None
+def _refusal(client: Client, secret: str | None, moment: datetime, *, public: bool) -> str | None:
+    """Why the request is not this client's, for the log, or None."""
     presented = sha256(secret or "").hex()
     proven = False
-    # Every secret is compared, in constant time, whether one has matched already or not.
-    for kept in client.secrets or ():
+    # Every secret is compared, in constant time, whether one has matched already or not; nobody's, if it has none.
+    for kept in client.secrets or _NOBODYS:
         live = kept.ends_at is None or moment < kept.ends_at
         proven |= hmac.compare_digest(presented, kept.sha256) and live
-    return proven and secret is not None
+    if client.disabled_at is not None:
+        return "disabled"
+    if client.metadata.token_endpoint_auth_method == "none":
+        if secret is not None:
+            return "a public client has no secret"
+        return None if public else "a public client cannot authenticate"
+    return None if proven and secret is not None else "wrong secret"
 
 
 def _printable(text: str) -> str:

@@ -21,8 +21,8 @@ from service.settings import Algorithm
 
 WELL_KNOWN = "/.well-known/oauth-authorization-server"
 OPENID_CONFIGURATION = "/.well-known/openid-configuration"
-# Anybody may read these from any page, and caches may keep them for a short while.
-_PUBLIC = (*JSON, ("access-control-allow-origin", "*"), ("cache-control", "public, max-age=300"))
+# Caches may keep these for a short while.
+_PUBLIC = (*JSON, ("cache-control", "public, max-age=300"))
 _AUTH_METHODS = ["client_secret_basic", "client_secret_post"]
 _CLAIMS = (
     *("iss", "sub", "aud", "exp", "iat", "auth_time", "nonce", "amr", "at_hash", "c_hash"),

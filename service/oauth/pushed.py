@@ -130,7 +130,7 @@ async def spend(runtime: Runtime, loaded: Loaded, session_id: str, code: str) ->
     name, key = _name_and_key(loaded.request_uri)
     for _ in range(_ATTEMPTS_MAX):
         pushed = loaded.pushed
-        codes = (*pushed.codes, sha256(code).hex())
+        codes = tuple(dict.fromkeys([*pushed.codes, sha256(code).hex()]))
         spent = replace(pushed, spent_at=pushed.spent_at or now(), session_id=session_id, codes=codes)
         try:
             won = await runtime.pushed.update(name, _sealed(key, spent, name), loaded.revision)

@@ -7,11 +7,10 @@ import msgspec
 from events.types import Kind
 from projections.grants import ActiveGrant
 from projections.registry import User
-from service.api.problems import render
-from service.errors import InsufficientScope, InvalidRequest, ServiceError
+from service.errors import InsufficientScope, InvalidRequest
 from service.incoming import Incoming
 from service.oauth.forms import FORM, read_form
-from service.outgoing import NO_STORE, Headers, Response
+from service.outgoing import NO_STORE, Response
 from service.registry import profile_of
 from service.runtime import Runtime
 from service.tokens import now
@@ -30,32 +29,13 @@ from service.validation import (
 
 _ENDPOINT = "userinfo"
 _KINDS = frozenset({Kind.ACCESS})
-# Apps that run in a browser ask from pages of their own; what they prove is the token, and no cookie counts here.
-_CORS: Headers = (("access-control-allow-origin", "*"), ("access-control-expose-headers", "www-authenticate"))
-_PREFLIGHT: Headers = (
-    *_CORS,
-    ("access-control-allow-methods", "GET, POST"),
-    ("access-control-allow-headers", "authorization, content-type"),
-    ("access-control-max-age", "600"),
-)
 
 
 async def userinfo(runtime: Runtime, incoming: Incoming) -> Response:
-    """`GET` and `POST /oauth2/userinfo`. Its errors can be read by pages of other sites, too."""
-    try:
-        answer = await _answer(runtime, incoming)
-    except ServiceError as error:
-        answer = render(error, incoming)
-    return Response(answer.status, answer.body, (*answer.headers, *_CORS))
+    """`GET` and `POST /oauth2/userinfo`.
 
-
-async def preflight(_: Runtime, __: Incoming) -> Response:
-    """`OPTIONS /oauth2/userinfo`. Source: Fetch §3.2."""
-    return Response(204, b"", _PREFLIGHT)
-
-
-async def _answer(runtime: Runtime, incoming: Incoming) -> Response:
-    """Raises: Unauthorized, InvalidToken, InsufficientScope, InvalidRequest, TooManyRequests, Unavailable."""
+    Raises: Unauthorized, InvalidToken, InsufficientScope, InvalidRequest, TooManyRequests, Unavailable.
+    """
     user, scope = await _person(runtime, incoming, await _token(runtime, incoming))
     claims: dict[str, str | None] = {"sub": user.user_id}
     profile = await profile_of(runtime, user)

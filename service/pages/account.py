@@ -1,18 +1,18 @@
 """`/account`: what a person allows apps, their personal access tokens, and where they are signed in.
 
 Whoever is not signed in is asked to. Each form says in its CSRF token whose session it was shown in. What changes
-something ends in a redirect, so that nothing is sent twice; only a new token is answered at once, since no later page
-may show it. The form for it carries a key: sent twice, it still makes one token.
+something ends in a redirect, so that nothing is sent twice. The form for a new token carries a key: sent again, filled
+in otherwise or not, it makes no other token; and by that key the page behind the redirect shows the token, once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import re
 import secrets
 from datetime import datetime
 from typing import Any
+from urllib.parse import urlencode
 
 from msgspec import Struct
 
@@ -25,9 +25,9 @@ from service.api.tokens import find_hit
 from service.api.wire import concurrently
 from service.caller import Caller
 from service.commands import Prepared, expand, known_scopes
-from service.errors import NotFound
+from service.errors import InvalidRequest, NotFound, ServiceError
 from service.grants import IssueToken, prepare_issue, revoke_token
-from service.idempotency import Repeatable, once
+from service.idempotency import Repeatable, once, take
 from service.incoming import Incoming, parse_form
 from service.oauth.forms import Form
 from service.outgoing import Response
@@ -38,13 +38,16 @@ from service.registry import profile_of, read_sealed
 from service.revocations import ending_of
 from service.rules.registry import is_plain
 from service.runtime import Runtime
-from service.signin.browser import CSRF, check_csrf, csrf_token, known_browser, read_page_form
+from service.signin.browser import CSRF, browser_of, check_csrf, csrf_token, known_browser, read_page_form
 from service.signin.doors import sign_in_page
-from service.signin.sessions import drop_session, end_everywhere, session_of, standing
+from service.signin.places import place_of
+from service.signin.sessions import drop_session, end_everywhere, end_session, session_of, standing
 from service.tokens import is_id
 from service.validation import scope_of
 
 PATH = "/account"
+TOKENS = f"{PATH}/tokens"
+ISSUED = f"{TOKENS}/issued"
 LIFETIMES_DAYS = (7, 30, 90, 365)
 _LIFETIME_DAYS = 30
 _DAY_SECONDS = 86_400
@@ -52,7 +55,9 @@ _NAME_CHARS_MAX = 200
 _TICK = "scope "  # stands before the scope's name, in that of its box
 _KEY = "key"
 _KEY_SYNTAX = re.compile(r"[A-Za-z0-9_-]{22}")
+_TOKEN = "token"
 _TOKENS_SHOWN_MAX = 200
+_NEWEST_TOKENS = 500  # that are looked at for when apps were last active
 _SESSIONS_SHOWN_MAX = 200
 _SLICE = 2_000
 _SLICES_MAX = 500
@@ -60,7 +65,15 @@ _GO_BACK = "go back to your account and try again"
 _SAID = {
     "withdrawn": "The app has no access any more.",
     "revoked": "The token was revoked. Whatever used it has stopped working.",
+    "ended": "That browser is signed out.",
 }
+
+
+class ShownBefore(ServiceError):
+    """Nobody sees a token twice, not in the browser that asked for it either."""
+
+    status, code, title = 410, "shown_before", "This token was shown already"
+    fix = "if you have not copied it, revoke it on your account page and issue another one there"
 
 
 class Person(Struct, frozen=True):
@@ -81,25 +94,46 @@ async def show(runtime: Runtime, incoming: Incoming) -> Response:
 
 
 async def issue(runtime: Runtime, incoming: Incoming) -> Response:
-    """`POST /account/tokens`. Raises: Forbidden, InvalidRequest, InvalidScope, Gone, Unavailable."""
+    """`POST /account/tokens`: leads to the page that shows the token, once.
+
+    Raises: Forbidden, InvalidRequest, InvalidScope, Gone, Unavailable.
+    """
     form = await read_page_form(runtime, incoming)
     person = await _person(runtime, incoming)
     if person is None:
         return see_other(PATH)
     browser = check_csrf(runtime, incoming, form, _purpose(person.session))
+    key = form.get(_KEY) or ""
+    if not _KEY_SYNTAX.fullmatch(key):
+        raise InvalidRequest("the form is not as it was shown", fix=_GO_BACK)
     draft = _draft(form, person)
     problem = _problem(draft)
     if problem is not None:
         return await _shown(runtime, incoming, person, problem=problem, draft=draft)
-    answer, seq = await _issue(runtime, incoming, person, draft, form=form, browser=browser)
+    answer, seq = await _issue(runtime, incoming, _caller(runtime, person, browser), draft, key=key)
     if not _stood(runtime, person.session, seq):
         # This worker did not know yet that the session had ended: nobody is to see it.
         await revoke_token(runtime, "system", answer["token_id"], Reason.LOGOUT, None, request_id=incoming.request_id)
         return see_other(PATH)
+    return see_other(f"{ISSUED}?{urlencode({_KEY: key})}")
+
+
+async def show_issued(runtime: Runtime, incoming: Incoming) -> Response:
+    """`GET /account/tokens/issued`: the token that a form has just made. Raises: ShownBefore, Unavailable."""
+    person = await _person(runtime, incoming)
+    browser = browser_of(runtime, incoming)
+    if person is None or browser is None:
+        return see_other(PATH)
+    key = Form(parse_form(incoming.query_string)).get(_KEY) or ""
+    answer = await take(runtime, _caller(runtime, person, browser), Repeatable(key, TOKENS, b""), _TOKEN)
+    if answer is None:
+        return see_other(PATH)
+    if _TOKEN not in answer:
+        raise ShownBefore(f"a form issues one token, and it is shown once. This one, {answer['name']}, has been")
     values = Issued(
         person=person.name,
-        token=answer["token"],
-        label=draft["name"],
+        token=answer[_TOKEN],
+        label=answer["name"],
         scope=answer["scope"],
         expires_at=datetime.fromisoformat(answer["expires_at"]),
     )
@@ -135,6 +169,21 @@ async def withdraw(runtime: Runtime, incoming: Incoming) -> Response:
         raise NotFound("you allow no such app anything", fix=_GO_BACK)
     await consents.withdraw(runtime, session.user_id, client_id, by=session.session_id, request_id=incoming.request_id)
     return see_other(f"{PATH}?done=withdrawn")
+
+
+async def end_other_session(runtime: Runtime, incoming: Incoming) -> Response:
+    """`POST /account/sessions/end`: as signing out there does. Raises: Forbidden, NotFound, Unavailable."""
+    form = await read_page_form(runtime, incoming)
+    session = await session_of(runtime, incoming)
+    if session is None:
+        return see_other(PATH)
+    check_csrf(runtime, incoming, form, _purpose(session))
+    await runtime.view_at_end()  # begun a moment ago, perhaps on another host
+    ended = runtime.view.session(form.get("session_id") or "")
+    if ended is None or ended.user_id != session.user_id:
+        raise NotFound("you are not signed in there", fix=_GO_BACK)
+    await end_session(runtime, ended, "signed_out", by=session.session_id, request_id=incoming.request_id)
+    return see_other(f"{PATH}?done=ended")
 
 
 async def sign_out_everywhere(runtime: Runtime, incoming: Incoming) -> Response:
@@ -197,22 +246,25 @@ def _problem(draft: Draft) -> str | None:
     return None
 
 
-async def _issue(
-    runtime: Runtime, incoming: Incoming, person: Person, draft: Draft, *, form: Form, browser: str
-) -> tuple[dict[str, Any], int]:
-    """One token and its sequence, however often the same form is sent. Raises: InvalidScope, Gone, Unavailable."""
+def _caller(runtime: Runtime, person: Person, browser: str) -> Caller:
+    """Whose token it will be. What is answered is kept sealed, for this browser in this session alone."""
     session = person.session
-    caller = Caller(
-        # What the form's answer is kept under, sealed: only this browser in this session gets it again.
+    return Caller(
         token=csrf_token(runtime, browser, f"issue {session.session_id}"),
         token_id=session.session_id,
         subject=session.user_id,
         client_id=None,
         scope=frozenset(person.held),
     )
+
+
+async def _issue(
+    runtime: Runtime, incoming: Incoming, caller: Caller, draft: Draft, *, key: str
+) -> tuple[dict[str, Any], int]:
+    """One token and its sequence, however often the same form is sent. Raises: InvalidScope, Gone, Unavailable."""
     request = IssueToken(
         kind=Kind.PAT,
-        user=session.user_id,
+        user=caller.subject,
         name=draft["name"],
         scope=" ".join(draft["ticked"]),
         expires_in_seconds=draft["days"] * _DAY_SECONDS,
@@ -221,14 +273,8 @@ async def _issue(
     async def prepare(_: bool) -> Prepared:
         return await prepare_issue(runtime, caller, request, request_id=incoming.request_id)
 
-    wanted = f"{request.name}\0{request.scope}\0{request.expires_in_seconds}".encode()
-    key = form.get(_KEY) or ""
-    if _KEY_SYNTAX.fullmatch(key):
-        # Of what was filled in too: who goes back and changes it wants another token.
-        asked = Repeatable(f"{key}.{hashlib.sha256(wanted).hexdigest()[:32]}", incoming.path, wanted)
-    else:
-        asked = Repeatable(None, incoming.path, wanted)
-    answer, seq = await once(runtime, caller, asked, prepare)
+    # Of what was filled in nothing counts: one form, one token.
+    answer, seq = await once(runtime, caller, Repeatable(key, TOKENS, b""), prepare)
     await runtime.applied(seq)
     return answer, seq
 
@@ -248,7 +294,8 @@ async def _shown(
     session = person.session
     browser, cookies = known_browser(runtime, incoming)
     tokens, more = await _tokens(runtime, session.user_id)
-    sessions = (await standing(runtime, session.user_id))[: -_SESSIONS_SHOWN_MAX - 1 : -1]  # the newest first
+    others = [one for one in await standing(runtime, session.user_id) if one.session_id != session.session_id]
+    sessions = [session, *others[: -_SESSIONS_SHOWN_MAX - 1 : -1]]  # the newest first
     hidden: Hidden = [
         (CSRF, csrf_token(runtime, browser, _purpose(session))),
         (_KEY, secrets.token_urlsafe(16)),
@@ -263,17 +310,25 @@ async def _shown(
         offered=scopes_shown(runtime, " ".join(person.held)),
         lifetimes=LIFETIMES_DAYS,
         draft=draft or Draft(name="", ticked=(), days=_LIFETIME_DAYS),
-        sessions=[
-            SessionShown(since=one.auth_time, until=one.expires_at, current=one.session_id == session.session_id)
-            for one in sessions
-        ],
+        sessions=await concurrently(_session(runtime, one, session) for one in sessions),
         hidden=hidden,
     )
     return page("account", values, status=200 if problem is None else 400, cookies=cookies)
 
 
+async def _session(runtime: Runtime, one: Session, current: Session) -> SessionShown:
+    place = await place_of(runtime, one)
+    return SessionShown(
+        session_id=one.session_id,
+        browser=place.browser,
+        ip=place.ip,
+        since=one.auth_time,
+        current=one.session_id == current.session_id,
+    )
+
+
 def _apps(runtime: Runtime, user_id: str) -> list[AppShown]:
-    found = []
+    found, active = [], _last_active(runtime, user_id)
     for consent in runtime.view.consents_of(user_id):
         client = runtime.view.client(consent.client_id)
         if consent.scope and client is not None:
@@ -283,9 +338,20 @@ def _apps(runtime: Runtime, user_id: str) -> list[AppShown]:
                     name=client.metadata.client_name,
                     scopes=scopes_shown(runtime, consent.scope),
                     since=consent.changed_at,
+                    active=active.get(consent.client_id),
                 )
             )
     return sorted(found, key=lambda app: app["since"], reverse=True)
+
+
+def _last_active(runtime: Runtime, user_id: str) -> dict[str, datetime]:
+    """When each client last got a token for the person, where that is among their newest tokens."""
+    found: dict[str, datetime] = {}
+    for hit in runtime.view.newest_of(user_id, limit=_NEWEST_TOKENS):
+        known = facts(hit.grant)
+        if known is not None and known.client_id is not None:
+            found.setdefault(known.client_id, hit.token.issued_at)
+    return found
 
 
 async def _tokens(runtime: Runtime, user_id: str) -> tuple[list[Hit], bool]:

@@ -43,21 +43,25 @@ _POLICY = "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'
 _FILES = {"pages.css": "text/css; charset=utf-8", "icon.svg": "image/svg+xml"}
 
 
-def _read(name: str) -> tuple[str, Response]:
-    body = (_HERE / "assets" / name).read_bytes()
-    digest = hashlib.sha256(body).hexdigest()[:20]
+def _file(name: str, cached: str) -> Response:
     headers: Headers = (
         ("content-type", _FILES[name]),
-        # What is at this path never changes: another content has another path.
-        ("cache-control", "public, max-age=31536000, immutable"),
+        ("cache-control", cached),
         ("x-content-type-options", "nosniff"),
         ("content-security-policy", "default-src 'none'; frame-ancestors 'none'"),
         ("cross-origin-resource-policy", "same-origin"),
     )
-    return f"/assets/{digest}{Path(name).suffix}", Response(200, body, headers)
+    return Response(200, (_HERE / "assets" / name).read_bytes(), headers)
+
+
+def _read(name: str) -> tuple[str, Response]:
+    # What is at this path never changes: another content has another path.
+    answer = _file(name, "public, max-age=31536000, immutable")
+    return f"/assets/{hashlib.sha256(answer.body).hexdigest()[:20]}{Path(name).suffix}", answer
 
 
 _assets = {name: _read(name) for name in _FILES}
+_FAVICON = "/favicon.ico"  # where browsers look without being told, as for what is no page
 _environment = Environment(
     loader=FileSystemLoader(_HERE / "templates"),
     autoescape=True,
@@ -107,9 +111,14 @@ def onward(href: str, *, cookies: tuple[Cookie, ...] = ()) -> Response:
     return page("onward", Onward(href=href), cookies=cookies)
 
 
+def ours(path: str) -> str:
+    """The path of a page of ours as browsers need it: with the issuer's own before it."""
+    return f"{_environment.globals['base']}{path}"
+
+
 def see_other(path: str, *, cookies: tuple[Cookie, ...] = ()) -> Response:
     """303 to a page of ours, whose path has not the issuer's own in it yet."""
-    location = ("location", f"{_environment.globals['base']}{path}")
+    location = ("location", ours(path))
     return Response(303, b"", (("cache-control", "no-store"), location, *cookies))
 
 
@@ -135,25 +144,23 @@ def error_page(error: ServiceError, request_id: str, *, link: Link | None = None
     return Response(answer.status, answer.body, (*answer.headers, *own))
 
 
-def destination_of(redirect_uri: str) -> str:
-    """Where a redirect URI leads, in words that a person can check: never its path or query."""
+def destination_of(redirect_uri: str, *, native: bool) -> str:
+    """Where a redirect URI leads, in words that a person can check: never its path or query.
+
+    `native`: it is of an app on the person's device, which cannot prove who it is (`is_of_native_app`).
+    """
     parts = urlsplit(redirect_uri)
     if parts.scheme not in {"http", "https"}:
         return f"the app on your device that opens {parts.scheme}: links"
-    if is_local(redirect_uri):
+    if native:
         return f"a program on this device ({parts.netloc})"
     return f"{parts.scheme}://{parts.netloc}"
 
 
-def is_local(redirect_uri: str) -> bool:
-    """Whether programs of the person's own device answer there, which cannot prove who they are. RFC 8252 §8.6."""
-    parts = urlsplit(redirect_uri)
-    return parts.scheme not in {"http", "https"} or parts.hostname in {"localhost", "127.0.0.1", "::1"}
-
-
 def assets() -> dict[str, Callable[[Runtime, Incoming], Awaitable[Response]]]:
     """The doors of the files, by path."""
-    return {path: _door(answer) for path, answer in _assets.values()}
+    icon = _file("icon.svg", "public, max-age=86400")
+    return {path: _door(answer) for path, answer in (*_assets.values(), (_FAVICON, icon))}
 
 
 def _door(answer: Response) -> Callable[[Runtime, Incoming], Awaitable[Response]]:

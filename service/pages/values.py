@@ -40,7 +40,7 @@ class ScopeShown(TypedDict):
 class Consent(TypedDict):
     """Posts `decision` (allow or deny) and `hidden` to `/oauth2/consent`.
 
-    `destination`: where one is sent back to, in words (`destination_of`). `local`: any program of the person's device
+    `destination`: where one is sent back to, in words (`destination_of`). `native`: any program of the person's device
     could ask under this name. `known`: this app has some consent already, and `scopes` is the whole of it from now.
     """
 
@@ -48,7 +48,7 @@ class Consent(TypedDict):
     person: str
     scopes: Sequence[ScopeShown]
     destination: str
-    local: bool
+    native: bool
     known: bool
     hidden: Hidden
 
@@ -96,12 +96,13 @@ class Onward(TypedDict):
 
 
 class AppShown(TypedDict):
-    """An app that the person allows something."""
+    """An app that the person allows something. `active`: when it last got a token for them, where that is known."""
 
     client_id: str
     name: str
     scopes: Sequence[ScopeShown]
     since: datetime
+    active: datetime | None
 
 
 class TokenShown(TypedDict):
@@ -115,10 +116,12 @@ class TokenShown(TypedDict):
 
 
 class SessionShown(TypedDict):
-    """A browser in which the person is signed in. `current`: this one."""
+    """A browser in which the person is signed in. `current`: this one. `browser` and `ip`: as they were then."""
 
+    session_id: str
+    browser: str | None
+    ip: str | None
     since: datetime
-    until: datetime
     current: bool
 
 

@@ -112,3 +112,9 @@ class AccessDenied(RedirectError):
     """The person said no."""
 
     code = "access_denied"
+
+
+class TooManyCodes(RedirectError):
+    """It asks for codes faster than a person can need them, as a page that is caught in a loop does."""
+
+    code = "temporarily_unavailable"

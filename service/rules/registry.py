@@ -65,7 +65,7 @@ GRANT_TYPES = ("client_credentials", "refresh_token", "authorization_code")
 OPENID_SCOPES = ("openid", "profile", "email", "offline_access")  # OIDC Core §5.4, §11: everybody has them
 
 _PLAIN = "must have no control characters, and no blanks at its ends"
-_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _URI_SYNTAX = re.compile(r"[!-~]+")  # printable ASCII without the blank
 _URI = re.compile(r"(?:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+")  # RFC 3986 §2
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9a-fA-F:.]+")  # it will stand in headers
@@ -333,7 +333,7 @@ class Profile(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 def is_plain(text: str) -> bool:
     """Whether all letters can be seen or are blanks, and none of these is at the ends."""
-    return text == text.strip() and not any(unicodedata.category(letter) in _UNSEEN for letter in text)
+    return text == text.strip() and not any(unicodedata.category(letter) in UNSEEN for letter in text)
 
 
 def check_plain(text: str | None, what: str) -> None:

@@ -30,6 +30,7 @@ class StartSession(Struct, frozen=True, kw_only=True):
     user_seq: int
     methods: tuple[str, ...]
     ttl: timedelta
+    sealed_place: bytes | None
 
 
 def decide_start(command: StartSession) -> SessionStarted:
@@ -43,6 +44,7 @@ def decide_start(command: StartSession) -> SessionStarted:
         expires_at=at + command.ttl,
         methods=command.methods,
         user_seq=command.user_seq,
+        sealed_place=command.sealed_place,
     )
 
 

@@ -33,7 +33,7 @@ CSRF = "csrf"
 _BROWSER = re.compile(r"[A-Za-z0-9_-]{43}")
 _VALUE_CHARS_MAX = 32_768  # a sealed request is longer than what a parameter may have elsewhere
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-_BEGIN_AGAIN = "go back to the app and begin again"
+_BEGIN_AGAIN = "begin again, from the app if one sent you here"
 
 
 # Cookies. Source: RFC 6265, and RFC 6265bis §4.1.3.2 for the prefix.
@@ -135,7 +135,7 @@ def check_csrf(runtime: Runtime, incoming: Incoming, form: Form, purpose: str) -
 def _forbidden(private: str) -> Forbidden:
     return Forbidden(
         "the form did not come from a page that this browser was shown here, or your browser keeps no cookies",
-        fix="allow cookies for this site, " + _BEGIN_AGAIN,
+        fix="allow cookies for this site, and " + _BEGIN_AGAIN,
         private=private,
     )
 

@@ -11,18 +11,18 @@ import ipaddress
 from msgspec import Struct
 
 from events.errors import LedgerError
-from events.types import LedgerEvent, UserDisabled, UserPasswordChanged, UserRegistered
+from events.types import UserPasswordChanged, UserRegistered
 from projections.registry import Username
-from service.commands import refused, subject
+from service.commands import refused
 from service.errors import ServiceError
 from service.hashing import passwords
 from service.incoming import Incoming
+from service.rules.passwords import PASSWORD_CHARS_MAX
 from service.runtime import Runtime
 from service.signin.acquainted import Acquaintance, acquaintance
 from service.signin.delays import Counters, Delays
 
 USERNAME_CHARS_MAX = 200
-PASSWORD_CHARS_MAX = 1_024
 PASSWORD_METHOD = "pwd"  # RFC 8176 §2
 _NOBODY = "usr_" + "0" * 32
 
@@ -57,7 +57,7 @@ async def check(
     counters = _counters(runtime, name, ip, known)
     counters.begin()
     try:
-        user_id, state = await _known(runtime, name)
+        state = await _known(runtime, name)
         if known is not None and known.user_seq < state.password_seq:
             # From before the password was changed: as any other browser.
             counters.undo()
@@ -70,7 +70,7 @@ async def check(
         raise
     if not matches:
         counters.fail()
-        named = user_id if user_id != _NOBODY else ""
+        named = state.user_id if state.user_id != _NOBODY else ""
         runtime.usage.count_refused(caller=named, ip=ip, outcome="invalid_password", endpoint="sign-in")
         raise WrongPassword("username or password is not right", fix="check both, and type them again")
     counters.undo()
@@ -79,7 +79,7 @@ async def check(
     else:
         # Alone: what others guess elsewhere is none the better for it.
         runtime.browser_delays.forgive(_of_browser(name, known))
-    return Proof(user_id, state.seq, (PASSWORD_METHOD,))
+    return Proof(state.user_id, state.seq, (PASSWORD_METHOD,))
 
 
 def name_hash(runtime: Runtime, username: str) -> str:
@@ -100,40 +100,39 @@ def _of_browser(name: str, known: Acquaintance) -> str:
 class _State(Struct, frozen=True):
     """`password_hash` is None for whoever cannot sign in, and was set at `password_seq`."""
 
+    user_id: str
     seq: int
     password_hash: str | None
-    password_seq: int = 0
+    password_seq: int
 
 
-async def _known(runtime: Runtime, name_hash: str) -> tuple[str, _State]:
+async def _known(runtime: Runtime, name_hash: str) -> _State:
     """Who has the name, and their hash, which stands in the log alone. The same steps for nobody as for somebody.
+
+    One event is read, however many there are of the user. Nobody's is any other, always the same for a name, so that
+    what the log keeps at hand tells nothing.
 
     Raises: Unavailable.
     """
     # Registered, disabled or given a new password a moment ago, perhaps on another host.
     await runtime.view_at_end()
     row = runtime.view.row("username", name_hash.encode())
-    user_id = row.user_id if isinstance(row, Username) else _NOBODY
+    user = runtime.view.user(row.user_id if isinstance(row, Username) else _NOBODY)
+    position = runtime.view.freshness().position
     try:
-        history = await runtime.ledger.read(subject("user", user_id))
+        recorded = await runtime.ledger.get(user.password_seq if user is not None else _any(name_hash, position))
     except LedgerError as error:
         raise refused(error) from error
-    state = _State(0, None)
-    for recorded in history:
-        state = _evolve(state, recorded.event, recorded.seq)
-    if any(isinstance(recorded.event, UserDisabled) for recorded in history):
-        state = _State(state.seq, None, state.password_seq)
-    return user_id, state
+    if user is None:
+        return _State(_NOBODY, 0, None, 0)
+    event = recorded.event if recorded is not None else None
+    hashed = event.password_hash if isinstance(event, UserRegistered | UserPasswordChanged) else None
+    can_sign_in = user.kind == "person" and user.disabled_at is None
+    return _State(user.user_id, user.seq, hashed if can_sign_in else None, user.password_seq)
 
 
-def _evolve(state: _State, event: LedgerEvent, seq: int) -> _State:
-    match event:
-        case UserRegistered():
-            return _State(seq, event.password_hash if event.kind == "person" else None, seq)
-        case UserPasswordChanged():
-            return _State(seq, event.password_hash, seq)
-        case _:
-            return _State(seq, state.password_hash, state.password_seq)
+def _any(name_hash: str, position: int) -> int:
+    return int.from_bytes(name_hash.encode()) % max(1, position) + 1
 
 
 def _of_address(runtime: Runtime, ip: str | None) -> list[tuple[Delays, str]]:

@@ -21,6 +21,7 @@ from service.rules.sessions import StartSession, decide_end, decide_leave, decid
 from service.runtime import Runtime
 from service.signin.browser import Cookie, drop_cookie, read_cookie, set_cookie
 from service.signin.passwords import Proof
+from service.signin.places import seal_place
 from service.tokens import is_id, new_id, now
 
 _COOKIE = "session"
@@ -69,6 +70,7 @@ async def begin(runtime: Runtime, incoming: Incoming, proof: Proof) -> tuple[Ses
         user_seq=proof.user_seq,
         methods=proof.methods,
         ttl=timedelta(seconds=runtime.settings.session_ttl_seconds),
+        sealed_place=await seal_place(runtime, incoming, proof.user_id),
     )
     started = decide_start(command)
     ending = Stamp(mark.ids[1:], mark.at, mark.by, mark.request_id)
@@ -103,6 +105,7 @@ async def begin(runtime: Runtime, incoming: Incoming, proof: Proof) -> tuple[Ses
         started.methods,
         started.user_seq,
         outcome.seqs[0],
+        sealed_place=started.sealed_place,
     )
     return session, set_cookie(runtime, _COOKIE, _signed(runtime, session.session_id))
 

@@ -11,7 +11,7 @@ these reports call slow or small and what they call fast; no attack is repeated 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from events.types import Reason
 from tests.bench.behaviour import Entry, Habit, Machine, paths, use
@@ -22,11 +22,11 @@ from tests.bench.labels import (
     MANY_ADDRESSES,
     NEW_NETWORK,
     REFRESH_REUSE,
-    RULES,
     SCANNING,
     SCOPE_PROBING,
     SECRET_SPRAYING,
     SHARED,
+    TOKEN_RULES,
     USE_AFTER_END,
     Ground,
     Label,
@@ -42,7 +42,11 @@ _ELSEWHERE = (NEW_NETWORK, SHARED, USE_AFTER_END, BURST, DORMANT)  # also seen i
 
 def attack(ground: Ground) -> None:
     """Plants every kind of attack, as often as the size says."""
-    for rule, plant in PLANTS.items():
+    plant_all(ground, PLANTS)
+
+
+def plant_all(ground: Ground, plants: Mapping[str, Callable[[Ground], bool]]) -> None:
+    for rule, plant in plants.items():
         planted = 0
         # A history may be too short for some victims; then there are fewer, and the table says how many.
         for _ in range(ground.size.attacks_per_rule * 4):
@@ -52,7 +56,7 @@ def attack(ground: Ground) -> None:
         assert planted, f"no victim for {rule}: the population is too small"
 
 
-def _lair(ground: Ground) -> str:
+def lair_of(ground: Ground) -> str:
     """Where an attacker works from."""
     rng, world = ground.rng, ground.world
     return rng.choices([world.servers, world.exits, world.proxies], [6, 2, 2])[0].address(rng)
@@ -145,7 +149,7 @@ def _thief_is_first(ground: Ground, sign_in: SignIn, last_us: int) -> None:
     noticed_us = max(stolen_us + 10 * MINUTE, min(before.expires_us, ground.size.end_us - 4 * HOUR))
     noticed_us += rng.randrange(MINUTE, 2 * HOUR)
     population.replay(noticed_us, sign_in, sign_in.spent[-1], answered=False)
-    lair, agent = _lair(ground), rng.choice(ATTACKERS)
+    lair, agent = lair_of(ground), rng.choice(ATTACKERS)
     length_us = int(ground.between(1, 60) * MINUTE)
     moves = [(at, lair, agent) for at in ground.times(stolen_us + SECOND, length_us, int(ground.between(5, 300)))]
     label = ground.label(
@@ -183,7 +187,7 @@ def use_after_end(ground: Ground) -> bool:
         return False
     count = int(ground.between(1, 40.9))
     length_us = int(ground.between(0.2, 180) * MINUTE) if count > 1 else 0
-    lair, agent = _lair(ground), other_agent(rng, _agents(holder))
+    lair, agent = lair_of(ground), other_agent(rng, _agents(holder))
     label = ground.label(
         f"tried when {words}",
         rule=USE_AFTER_END,
@@ -219,7 +223,7 @@ def new_network(ground: Ground) -> bool:
     if found is None:
         return False
     holder, token = found
-    lair, agent = _lair(ground), other_agent(ground.rng, _agents(holder))
+    lair, agent = lair_of(ground), other_agent(ground.rng, _agents(holder))
     lairs = [lair] if ground.rng.random() < 0.7 else [lair, host(_short(lair), ground.rng)]
     count = ground.count(3, 1500)
     label = ground.label(
@@ -306,7 +310,7 @@ def burst(ground: Ground) -> bool:
 def scanning(ground: Ground) -> bool:
     """T1595: somebody tries strings that may be tokens, at one door, from one address."""
     rng, us = ground.rng, ground.moment(after=0.05)
-    organisation, lair = rng.choice(ground.population.organisations), _lair(ground)
+    organisation, lair = rng.choice(ground.population.organisations), lair_of(ground)
     gateway = rng.choice(organisation.gateways)
     door = rng.choice((gateway.endpoint, "api", "forward-auth"))
     caller = gateway.caller if door == gateway.endpoint else ""
@@ -343,7 +347,7 @@ def scope_probing(ground: Ground) -> bool:
     rng.shuffle(asked)
     inside = rng.random() < 0.5
     if not inside:
-        ip, agent = _lair(ground), other_agent(rng, _agents(holder))
+        ip, agent = lair_of(ground), other_agent(rng, _agents(holder))
     elif isinstance(holder, Habit):
         assert isinstance(holder.chain.owner, Person)
         ip, agent = place(holder.chain.owner, us, ground.size.start_us), holder.agents[0]
@@ -370,7 +374,7 @@ def secret_spraying(ground: Ground) -> bool:
     chosen = rng.sample(clients, int(ground.between(min(10, len(clients)), min(150, len(clients)))))
     tries = [client for client in chosen for _ in range(rng.choice((1, 1, 2, 3)))]
     rng.shuffle(tries)
-    lair, length_us = _lair(ground), int(ground.between(1, 6 * 60) * MINUTE)
+    lair, length_us = lair_of(ground), int(ground.between(1, 6 * 60) * MINUTE)
     label = ground.label(
         "secrets are tried",
         rule=SECRET_SPRAYING,
@@ -405,7 +409,7 @@ def dormant_token(ground: Ground) -> bool:
             continue
         ground.taken.add(token.token_id)
         habit.silent = (quiet, size.days + 1)
-        lair = _lair(ground)
+        lair = lair_of(ground)
         agent = rng.choice(habit.agents) if rng.random() < 0.3 else other_agent(rng, _agents(habit))
         count = ground.count(1, 300)
         length_us = int(ground.between(1, 180) * MINUTE) if count > 1 else 0
@@ -474,7 +478,7 @@ def impossible_rate(ground: Ground) -> bool:
     seconds = max(20.0, count / per_second)
     length_us = int(seconds * SECOND)
     inside = rng.random() < 0.5
-    ip = place(habit.person, us, ground.size.start_us) if inside else _lair(ground)
+    ip = place(habit.person, us, ground.size.start_us) if inside else lair_of(ground)
     agent = rng.choice(habit.agents) if inside else other_agent(rng, _agents(habit))
     label = ground.label(
         "driven by a program",
@@ -491,7 +495,7 @@ def impossible_rate(ground: Ground) -> bool:
 
 PLANTS: dict[str, Callable[[Ground], bool]] = dict(
     zip(
-        RULES,
+        TOKEN_RULES,
         (
             *(refresh_reuse, use_after_end, new_network, many_addresses, burst, scanning),
             *(scope_probing, secret_spraying, dormant_token, shared_token, impossible_rate),

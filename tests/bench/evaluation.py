@@ -33,6 +33,10 @@ NAMES = {
     "dormant_wakes": labels.DORMANT,
     "shared_agents": labels.SHARED,
     "impossible_rate": labels.IMPOSSIBLE_RATE,
+    "code_replay": labels.CODE_REPLAY,
+    "constant_challenge": labels.CONSTANT_CHALLENGE,
+    "password_spraying": labels.PASSWORD_SPRAYING,
+    "account_guessing": labels.ACCOUNT_GUESSING,
 }
 WAIT_SECONDS = 1.0  # between two runs of the rules while uses arrive
 _DAY = timedelta(days=1)

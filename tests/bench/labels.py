@@ -13,7 +13,7 @@ from tests.bench.people import DAY, Gateway, Organisation, Token
 from tests.bench.places import network_of
 from tests.bench.population import Population
 
-# The rules of issue 3, by short names of ours.
+# The rules of issue 3, about tokens, and of issue 5, about signing in, by short names of ours.
 REFRESH_REUSE = "refresh reuse"
 USE_AFTER_END = "use after end"
 NEW_NETWORK = "new network"
@@ -25,10 +25,16 @@ SECRET_SPRAYING = "secret spraying"
 DORMANT = "dormant token"
 SHARED = "shared token"
 IMPOSSIBLE_RATE = "impossible rate"
-RULES = (
+CODE_REPLAY = "code replay"
+CONSTANT_CHALLENGE = "constant challenge"
+PASSWORD_SPRAYING = "password spraying"
+ACCOUNT_GUESSING = "account guessing"
+TOKEN_RULES = (
     *(REFRESH_REUSE, USE_AFTER_END, NEW_NETWORK, MANY_ADDRESSES, BURST, SCANNING),
     *(SCOPE_PROBING, SECRET_SPRAYING, DORMANT, SHARED, IMPOSSIBLE_RATE),
 )
+SIGN_IN_RULES = (CODE_REPLAY, CONSTANT_CHALLENGE, PASSWORD_SPRAYING, ACCOUNT_GUESSING)
+RULES = (*TOKEN_RULES, *SIGN_IN_RULES)
 
 
 class Label(Struct, kw_only=True):
@@ -79,7 +85,7 @@ class Ground:
 
     def numbers_after(self, other: Ground) -> None:
         """No number is that of two labels."""
-        self._number = len(other.labels)
+        self._number = other._number
 
     # Chance
 

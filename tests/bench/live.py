@@ -19,6 +19,9 @@ from service.tokens import mint
 from tests import running
 from tests.bench import labels
 from tests.bench.evaluation import NAMES
+from tests.codes import authorize, outlast_the_race, redeem, verifier, web_app
+from tests.e2e.test_sign_in import Browser
+from tests.running import CANARY_PASSWORD, unique
 
 SECONDS_MAX = 30.0
 HOME, OFFICE, LAIR = "82.14.20.7", "64.88.3.10", "185.220.101.4"
@@ -72,6 +75,18 @@ class Stage:
         """A client that refreshes, and its tokens."""
         app = self.service.app(grant_types=["client_credentials", "refresh_token"], scope=self.scopes[0])
         return app, self.service.grant(app)
+
+    def web_app(self) -> running.App:
+        """A client that people sign in to."""
+        return web_app(self.service, self.scopes[0])
+
+    def try_password(self, username: str, ip: str) -> None:
+        """Nobody's password, from a browser of its own at that address."""
+        answer = Browser(self.service).sign_in(
+            {"username": username, "password": "not this one"}, headers={"X-Forwarded-For": ip}
+        )
+        assert answer.status_code == 400, answer.text
+        self.requests += 1
 
 
 def refresh_reuse(stage: Stage) -> set[str]:
@@ -142,6 +157,40 @@ def impossible_rate(stage: Stage) -> set[str]:
     return {issued["token_id"]}
 
 
+def code_replay(stage: Stage) -> set[str]:
+    service, app = stage.service, stage.web_app()
+    proof = verifier()
+    code = authorize(service, app, service.user(scope=stage.scopes[0])["user_id"], proof)
+    assert redeem(service, app, code, proof).status_code == 200
+    outlast_the_race()
+    assert redeem(service, app, code, proof).status_code == 400
+    stage.requests += 2
+    return {app.client_id}
+
+
+def constant_challenge(stage: Stage) -> set[str]:
+    service, app = stage.service, stage.web_app()
+    proof = verifier()
+    for _ in range(4):
+        code = authorize(service, app, service.user(scope=stage.scopes[0])["user_id"], proof)
+        assert redeem(service, app, code, proof).status_code == 200
+        stage.requests += 1
+    return {app.client_id}
+
+
+def password_spraying(stage: Stage) -> set[str]:
+    for _ in range(12):
+        stage.try_password(stage.service.user(password=unique(CANARY_PASSWORD))["username"], LAIR)
+    return set()
+
+
+def account_guessing(stage: Stage) -> set[str]:
+    user = stage.service.user(password=unique(CANARY_PASSWORD))
+    for number in range(12):
+        stage.try_password(user["username"], f"{60 + number}.7.{number}.9")
+    return {user["user_id"]}
+
+
 DRILLS: dict[str, Callable[[Stage], set[str]]] = {
     labels.REFRESH_REUSE: refresh_reuse,
     labels.USE_AFTER_END: use_after_end,
@@ -151,13 +200,23 @@ DRILLS: dict[str, Callable[[Stage], set[str]]] = {
     labels.SECRET_SPRAYING: secret_spraying,
     labels.SHARED: shared_token,
     labels.IMPOSSIBLE_RATE: impossible_rate,
+    labels.CODE_REPLAY: code_replay,
+    labels.CONSTANT_CHALLENGE: constant_challenge,
+    labels.PASSWORD_SPRAYING: password_spraying,
+    labels.ACCOUNT_GUESSING: account_guessing,
 }
-_COUNTED = {labels.SCANNING, labels.SECRET_SPRAYING}
+_COUNTED = {labels.SCANNING, labels.SECRET_SPRAYING, labels.PASSWORD_SPRAYING, labels.ACCOUNT_GUESSING}
 
 
 def run(directory: Path) -> list[Latency]:
     """Starts a service, attacks it, and waits for what it finds."""
-    service = running.start(directory, workers=1, trusted_proxies="127.0.0.0/8", refresh_retry_window_seconds=0)
+    service = running.start(
+        directory,
+        workers=1,
+        trusted_proxies="127.0.0.0/8",
+        refresh_retry_window_seconds=0,
+        sign_in_failures_free=20,
+    )
     try:
         stage = Stage(service)
         drills = []

@@ -7,6 +7,7 @@ The service that is simulated opened on the first day: nobody had a token of it 
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import random
 from collections.abc import Iterator
@@ -14,9 +15,11 @@ from typing import Any
 
 from events.ledger import Append
 from events.types import (
+    AuthorizationGranted,
     ClientMetadata,
     ClientRegistered,
     ClientSecretRotated,
+    CodeRedeemed,
     GrantRevoked,
     Kind,
     LedgerEvent,
@@ -24,6 +27,7 @@ from events.types import (
     Reason,
     RefreshReplayed,
     ScopeRegistered,
+    SessionStarted,
     TokenIssued,
     TokenRefreshed,
     TokenRevoked,
@@ -56,6 +60,7 @@ from tests.bench.people import (
 from tests.bench.places import PHONES, Networks, Pool, World, browser, host, pick, product, world
 
 _GATEWAYS = ("envoy/1.32.1", "kong/3.8.0", "nginx/1.27.3", "Go-http-client/2.0")
+REDIRECT_URI = "https://app.example/callback"
 _STALE = 0.03  # of an application's sessions begin with a token that has expired meanwhile
 _ANSWERED_AGAIN = 0.01  # of refreshes whose response is lost and asked for again at once
 _LATE_RETRY = 0.004  # of sign-ins end because the response was lost and asked for again too late
@@ -67,6 +72,8 @@ class Population:
     def __init__(self, size: Size) -> None:
         self.size = size
         self._rng = random.Random(f"{size.seed}/population/{size.preset.name}")
+        # Of its own, so that what people do with their tokens does not depend on how they come by them.
+        self.signing_in = random.Random(f"{size.seed}/signing in/{size.preset.name}")
         self.networks = Networks(self._rng)
         self.world: World = world(self.networks, self._rng)
         self.organisations: list[Organisation] = []
@@ -90,15 +97,16 @@ class Population:
     def events(self) -> int:
         return len(self._events)
 
-    def identifier(self, prefix: str, us: int) -> str:
+    def identifier(self, prefix: str, us: int, rng: random.Random | None = None) -> str:
         """As `service.tokens.new_id` makes them: a UUIDv7 of that time."""
-        digits = f"{us // 1000:012x}7{self._rng.getrandbits(12):03x}{8 | self._rng.getrandbits(2):x}"
-        return prefix + digits + f"{self._rng.getrandbits(60):015x}"
+        rng = rng or self._rng
+        digits = f"{us // 1000:012x}7{rng.getrandbits(12):03x}{8 | rng.getrandbits(2):x}"
+        return prefix + digits + f"{rng.getrandbits(60):015x}"
 
     def record(self, us: int, subject: str, of: Any, /, **fields: Any) -> None:
-        """Notes one event of the ledger."""
+        """Notes one event of the ledger; its id comes from `rng` if that is given."""
         by = fields.pop("by", "system")
-        event = of(id=self.identifier("", us), occurred_at=moment(us), by=by, **fields)
+        event = of(id=self.identifier("", us, fields.pop("rng", None)), occurred_at=moment(us), by=by, **fields)
         self._events.append((us, len(self._events), subject, event))
 
     def _mint(self, us: int, grant_id: str, ttl_us: int, **fields: Any) -> Token:
@@ -251,9 +259,9 @@ class Population:
         made = Client(client_id, organisation, app, scope, ttl_us, product(rng, f"{rng.choice(AREAS)}-{number}"))
         metadata = ClientMetadata(
             client_name=made.product.name,
-            grant_types=("client_credentials", "refresh_token") if app else ("client_credentials",),
-            response_types=(),
-            redirect_uris=(),
+            grant_types=("authorization_code", "refresh_token") if app else ("client_credentials",),
+            response_types=("code",) if app else (),
+            redirect_uris=(REDIRECT_URI,) if app else (),
             scope=" ".join(scope),
             token_endpoint_auth_method="client_secret_basic",
             access_token_format="jwt",
@@ -455,11 +463,45 @@ class Population:
         return access
 
     def _granted(self, us: int, grant_id: str, access: Token, refresh: Token) -> None:
-        """The first event of a sign-in."""
+        """Signing in, allowing and redeeming the code: the first events of a sign-in."""
+        rng = self.signing_in
+        session_id = self.session(us, access.subject)
+        assert access.client_id is not None
+        code_id = self.authorize(us + SECOND, grant_id, access, session_id, challenge=challenge(rng))
+        self.redeem(us + SECOND + rng.randrange(SECOND // 10, 2 * SECOND), grant_id, code_id, access, refresh)
+
+    def session(self, us: int, user_id: str) -> str:
+        """Somebody has signed in."""
+        rng, session_id = self.signing_in, self.identifier("ses_", us, self.signing_in)
         self.record(
-            us, f"grant.{grant_id}", TokenIssued, by=str(access.client_id),
-            grant_id=grant_id, subject=access.subject, client_id=access.client_id, scope=" ".join(access.scope),
-            audience=(access.audience,), tokens=(self._minted(access), self._minted(refresh)),
+            us, f"session.{session_id}", SessionStarted, rng=rng, by=user_id,
+            session_id=session_id, user_id=user_id, auth_time=moment(us), expires_at=moment(us + 12 * HOUR),
+            methods=("pwd",), user_seq=1,
+        )  # fmt: skip
+        return session_id
+
+    def authorize(self, us: int, grant_id: str, about: Token, session_id: str, *, challenge: str) -> str:
+        """The first event of a grant, whose code it answers with. `about`: the access token that is to come."""
+        rng, code_id = self.signing_in, self.identifier("tok_", us, self.signing_in)
+        scope, audience = " ".join(about.scope), (about.audience,)
+        code = MintedToken(
+            token_id=code_id, sha256=hashlib.sha256(code_id.encode()).hexdigest(), kind=Kind.CODE,
+            scope=scope, audience=audience, expires_at=moment(us + MINUTE), kid=None,
+        )  # fmt: skip
+        self.record(
+            us, f"grant.{grant_id}", AuthorizationGranted, rng=rng, by=about.subject,
+            grant_id=grant_id, subject=about.subject, client_id=about.client_id, scope=scope, audience=audience,
+            session_id=session_id, code=code, redirect_uri=REDIRECT_URI, code_challenge=challenge, sealed_nonce=None,
+            auth_time=moment(us), offline=True, response_type="code",
+        )  # fmt: skip
+        return code_id
+
+    def redeem(  # noqa: PLR0917 - what, when and for what
+        self, us: int, grant_id: str, code_id: str, access: Token, refresh: Token, rng: random.Random | None = None
+    ) -> None:
+        self.record(
+            us, f"grant.{grant_id}", CodeRedeemed, rng=rng, by=str(access.client_id),
+            grant_id=grant_id, code_id=code_id, tokens=(self._minted(access), self._minted(refresh)),
             refresh_idle_ttl_seconds=14 * 86_400, refresh_ends_at=moment(us + 90 * DAY),
         )  # fmt: skip
 
@@ -485,6 +527,11 @@ class Population:
                 us, Kind.PAT, 90 * DAY,
                 client_id=None, subject=person.user_id, scope=scope, audience=person.organisation.audience,
             )  # fmt: skip
+
+
+def challenge(rng: random.Random) -> str:
+    """RFC 7636 §4.2: 43 characters of base64url."""
+    return base64.urlsafe_b64encode(rng.randbytes(32)).rstrip(b"=").decode()
 
 
 def place(person: Person, us: int, start_us: int) -> str:

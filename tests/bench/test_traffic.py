@@ -15,8 +15,13 @@ from msgspec.structs import replace
 
 from events import codec
 from events.types import (
+    AuthorizationGranted,
     ClientRegistered,
+    CodeRedeemed,
+    CodeRefused,
+    CodeReplayed,
     GrantRevoked,
+    LedgerEvent,
     Reason,
     RefreshReplayed,
     TokenIssued,
@@ -27,6 +32,7 @@ from events.types import (
 )
 from projections.current import Hit
 from projections.grants import ActiveGrant, Ended, Token
+from service.rules.codes import RACE, REFUSALS_MAX
 from service.validation import Asked, evaluate
 from tests import running
 from tests.bench.behaviour import Entry, Refusal
@@ -139,11 +145,14 @@ def test_nobody_is_given_a_token_before_being_registered(made: Made) -> None:
                 known[event.user_id] = event.occurred_at
             case ClientRegistered():
                 known[event.client_id] = event.occurred_at
-            case TokenIssued():
+            case TokenIssued() | AuthorizationGranted():
                 assert known[event.subject] <= event.occurred_at
                 assert event.client_id is None or known[event.client_id] <= event.occurred_at
                 grants.add(event.grant_id)
-            case TokenRefreshed() | RefreshReplayed() | TokenRevoked() | TokenSuperseded() | GrantRevoked():
+            case (
+                TokenRefreshed() | RefreshReplayed() | TokenRevoked() | TokenSuperseded() | GrantRevoked()
+                | CodeRedeemed() | CodeRefused() | CodeReplayed()
+            ):  # fmt: skip
                 assert event.grant_id in grants
 
 
@@ -158,7 +167,7 @@ class Known:
         for append in traffic.ledger():
             event = append.event
             match event:
-                case TokenIssued() | TokenRefreshed():
+                case TokenIssued() | CodeRedeemed() | TokenRefreshed():
                     for minted in event.tokens:
                         row = Token(
                             b"", minted.kind, b"", event.occurred_at, minted.expires_at, 1,
@@ -246,16 +255,59 @@ def test_every_rule_has_its_attacks_and_no_two_labels_have_one_number(made: Made
 
 
 def test_labelled_uses_lie_within_their_label_and_belong_to_its_entities(made: Made) -> None:
+    acts = [(one.event.occurred_at, one.event) for one in made.traffic.ledger()]
     for label in made.traffic.attacks:
         uses = made.of(label)
+        times = moment(label.first_us), moment(label.end_us)
+        of_codes = [
+            event
+            for at, event in acts
+            if isinstance(event, AuthorizationGranted | CodeRefused | CodeReplayed)
+            and times[0] <= at <= times[1]
+            and event.grant_id in label.entities
+        ]
         refusals = [refusal for refusal in made.refusals if refusal[5] == label.number]
         assert label.first_us <= label.start_us <= label.end_us
         assert all(label.first_us <= us <= label.end_us and rest[0] in label.entities for us, rest, _ in uses), label
         assert all(label.first_us <= at <= label.end_us and ip in label.entities for at, _, ip, *_ in refusals), label
         replayed = label.kind == "replayed by the thief"
-        assert replayed or label.kind == "replayed by its owner" or uses or refusals, label
+        assert replayed or label.kind == "replayed by its owner" or uses or refusals or of_codes, label
         if uses and label.first_us == label.start_us:
             assert uses[0][0] == label.start_us
+
+
+def test_what_becomes_of_codes_is_what_the_service_does_with_them(made: Made) -> None:
+    by_grant: dict[str, list[LedgerEvent]] = defaultdict(list)
+    for append in made.traffic.ledger():
+        event = append.event
+        if isinstance(event, AuthorizationGranted | CodeRedeemed | CodeRefused | CodeReplayed | GrantRevoked):
+            by_grant[event.grant_id].append(event)
+    seen = Counter[str]()
+    for events in by_grant.values():
+        if not isinstance(events[0], AuthorizationGranted):
+            continue
+        spent, refused, ended = None, 0, False
+        for event in events[1:]:
+            assert not ended, events
+            match event:
+                case CodeRedeemed():
+                    assert spent is None
+                    assert event.occurred_at < events[0].code.expires_at
+                    spent = event.occurred_at
+                case CodeReplayed():
+                    assert spent is not None
+                    assert event.raced == (event.occurred_at < spent + RACE)
+                    seen["raced" if event.raced else "replayed"] += 1
+                case CodeRefused():
+                    refused += 1
+                    assert refused <= REFUSALS_MAX
+                    assert spent is not None or event.occurred_at < events[0].code.expires_at
+                    seen["refused"] += 1
+                case GrantRevoked():
+                    ended = True
+                case _:
+                    pass
+    assert seen["refused"] > 0
 
 
 def test_counts_of_labels_are_those_of_their_uses(made: Made) -> None:

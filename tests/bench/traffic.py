@@ -25,7 +25,7 @@ from datetime import UTC, datetime, timedelta
 from events import codec
 from events.ledger import Append
 from events.types import UseBlock
-from tests.bench import attacks, lookalikes
+from tests.bench import attacks, lookalikes, signing_in
 from tests.bench.behaviour import Behaviour, Entry, Refusal
 from tests.bench.encoding import Writers
 from tests.bench.labels import Ground, Label
@@ -50,8 +50,13 @@ class Traffic:
         benign.numbers_after(hostile)
         skews = lookalikes.plant(benign)
         self.population.fill_up()
-        self.attacks = hostile.labels
-        self.lookalikes = benign.labels
+        # With chances of their own: what is done with tokens does not depend on them.
+        thieves = Ground(self.population, self.behaviour, "attacks on signing in")
+        thieves.numbers_after(benign)
+        others = Ground(self.population, self.behaviour, "look-alikes of signing in")
+        signing_in.plant(thieves, others)
+        self.attacks = [*hostile.labels, *thieves.labels]
+        self.lookalikes = [*benign.labels, *others.labels]
         self.writers = Writers(size.seed, list(WRITERS), skews)
 
     @property

@@ -317,7 +317,7 @@ def test_signing_out_everywhere_ends_every_browser(service: Service, new_page: N
         heading(page, "Your account")
     first, second = pages
     first.reload()
-    expect(first.get_by_text("Another browser")).to_be_visible()
+    expect(first.get_by_role("heading", name="Chrome on Linux")).to_have_count(2)
     first.locator("summary", has_text="Sign out everywhere").click()
     first.get_by_role("button", name="Sign out everywhere").click()
     heading(first, "You are signed out")
@@ -365,6 +365,67 @@ def test_no_other_page_can_frame_ours(
             assert not any(frame.url.startswith(service.url) for frame in page.frames)
     finally:
         context.close()
+
+
+@pytest.mark.parametrize("size", [(1280, 720), (1280, 800), (390, 844)], ids=["720", "800", "phone"])
+@pytest.mark.parametrize("many", [False, True], ids=["some", "many"])
+def test_consent_can_be_answered_without_scrolling(
+    *, service: Service, new_page: NewPage, client: Client, size: tuple[int, int], many: bool
+) -> None:
+    """By a program of the device, of which most is said. On a wide screen some scopes leave room for themselves."""
+    scopes = [service.scope(description=f"Do the thing number {number}") for number in range(20 if many else 2)]
+    app = web_app(
+        service,
+        client_name="Order History",
+        redirect_uris=["http://127.0.0.1/callback"],
+        scope=f"openid profile {' '.join(scopes)}",
+        token_endpoint_auth_method="none",
+    )
+    wanted = flow(service, app, redirect_uri=client.redirect_uri, scope=f"openid profile {' '.join(scopes)}")
+    width, height = size
+    page = new_page(viewport={"width": width, "height": height})
+    page.goto(wanted.url)
+    sign_in(page, person(service, scope=" ".join(scopes), display_name="Ada Lovelace"))
+    heading(page, "Allow access?")
+    for name in ("Allow", "Deny"):
+        assert bottom(page.get_by_role("button", name=name)) <= height
+    if width == 1280 and not many:
+        button = page.get_by_role("button", name="Allow").bounding_box()
+        assert button is not None
+        assert bottom(page.get_by_text("Do the thing number 1")) < button["y"]
+    page.keyboard.press("End")
+    expect(page.get_by_role("link", name="Sign out")).to_be_in_viewport()
+    allow(page)
+    returned(page)
+
+
+def bottom(element: Locator) -> float:
+    box = element.bounding_box()
+    assert box is not None
+    return box["y"] + box["height"]
+
+
+def test_a_double_click_on_allow_and_on_issue_leaves_one_grant_and_one_token(
+    *, service: Service, new_page: NewPage, ada: dict[str, Any], asked: Flow, client: Client
+) -> None:
+    page = new_page()
+    page.goto(asked.url)
+    sign_in(page, ada)
+    heading(page, "Allow access?")
+    page.get_by_role("button", name="Allow").dblclick(no_wait_after=True)
+    returned(page)
+    codes = {told["code"] for told in client.told}
+    assert len(codes) == 1
+    assert redeem(service, asked, codes.pop()).status_code == 200
+    page.goto(f"{service.url}/account")
+    page.get_by_label("Name", exact=True).fill("Nightly backup")
+    page.get_by_label("See your orders").check()
+    page.get_by_role("button", name="Issue token").dblclick(no_wait_after=True)
+    heading(page, "Your new token")
+    assert service.code(page.get_by_label("Token", exact=True).input_value()) == "valid"
+    assert len(list(service.items("/v1/tokens", subject=ada["user_id"], kind="pat"))) == 1
+    page.reload()
+    heading(page, "This token was shown already")
 
 
 @pytest.mark.parametrize("width", [1280, 390])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
@@ -99,8 +100,16 @@ async def test_knowledge_is_as_old_as_the_ledger_says_however_late_it_comes(ledg
 
         await soon(stale, "it goes stale though it hears positions")
         assert len(ledger.server.requests("/v1/revocations/stream")) == streams
+        told = (await validator.validate(token)).detail
+        for text in (validator.status().problem, told):
+            assert re.fullmatch(
+                r"what is known of revocations is \d+\.\d s old; 3 s are allowed: "
+                r"the ledger announces nothing newer; `token-ledger doctor` there says why",
+                text,
+            ), text
         ledger.behind_seconds = 0.0
         await soon(lambda: validator.status().fresh, "it is fresh again")
+        assert validator.status().problem == ""
     ledger.behind_seconds = 100.0
     async with ledger.validator(start_seconds_max=0.3) as validator:
         assert (await validator.validate(token)).code == "stale"

@@ -178,7 +178,22 @@ def test_hint_of_somebody_else_is_no_silent_answer(
     assert "code" in other.visit(flow(service, app).url, person(service)).answer
     assert error_of(other.get(flow(service, app, prompt="none", id_token_hint=token).url)) == "login_required"
     assert other.get(flow(service, app, id_token_hint=token).url).title.startswith(PASSWORD_ASKED)
-    assert error_of(other.get(flow(service, app, id_token_hint=token[:-5]).url)) == "invalid_request"
+
+
+@pytest.mark.parametrize("hint", ["garbage", "eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0.e30.", "foreign"])
+def test_hint_that_names_nobody_is_no_dead_end_and_no_silent_answer(
+    service: Service, app: App, somebody: dict[str, Any], browser: Browser, hint: str
+) -> None:
+    """OpenID Connect Core §3.1.2.1: it is a hint. Signed in and allowed, the person sees nothing of it."""
+    browser.visit(flow(service, app).url, somebody)
+    if hint == "foreign":
+        claims = {"iss": service.issuer, "sub": somebody["user_id"], "aud": app.client_id, "iat": 1, "exp": 2}
+        hint = jwt.encode(claims, "s" * 32, algorithm="HS256")
+    silent = browser.get(flow(service, app, prompt="none", id_token_hint=hint).url)
+    assert error_of(silent) == "login_required"
+    assert "id_token_hint" in silent.answer["error_description"]
+    assert "code" in browser.get(flow(service, app, id_token_hint=hint).url).answer
+    assert Browser(service).get(flow(service, app, id_token_hint=hint).url).title.startswith(PASSWORD_ASKED)
 
 
 def test_login_hint_stands_in_the_field(service: Service, app: App, browser: Browser) -> None:
@@ -363,16 +378,76 @@ def codes_of(pages: list[Page]) -> list[str]:
 def test_double_click_on_allow_leaves_one_chain(
     service: Service, app: App, somebody: dict[str, Any], browser: Browser, *, by_push: bool, at_once: bool
 ) -> None:
-    """The browser shows the second answer, whose code the client redeems; the first is used by nobody, and expires."""
+    """Whichever answer the browser follows: both bring one code, of one grant."""
     made = flow(service, app, scope="openid offline_access")
     page = browser.sign_in(browser.get(pushed(service, made) if by_push else made.url), somebody)
     first, second = codes_of(allowed_twice(browser, page, at_once=at_once))
-    assert first != second
+    assert first == second
     tokens = redeem(service, made, second)
     assert tokens.status_code == 200
+    granted = until(lambda: events_of(service, somebody, "authorization.granted", "code.redeemed", count=2))
+    assert [one["type"] for one in granted] == ["authorization.granted", "code.redeemed"]
     live = list(service.items("/v1/tokens", subject=somebody["user_id"]))
     assert sorted(one["kind"] for one in live) == ["access", "refresh"]
     assert len({one["grant_id"] for one in live}) == 1
+
+
+def events_of(service: Service, who: dict[str, Any], *kinds: str, count: int) -> list[dict[str, Any]]:
+    """Of these kinds about this person, in order, once there are as many."""
+    events = service.items("/v1/audit/events", subject=who["user_id"])
+    found = [one for one in events if one["type"] in kinds]
+    return found if len(found) >= count else []
+
+
+def test_form_that_is_sent_again_when_its_code_was_redeemed_brings_another_and_ends_nothing(
+    service: Service, app: App, somebody: dict[str, Any], browser: Browser
+) -> None:
+    """Back, and Allow again: the spent code would be taken for stolen."""
+    made = flow(service, app)
+    page = browser.sign_in(browser.get(made.url), somebody)
+    first = browser.consent(page).answer["code"]
+    tokens = redeem(service, made, first).json()
+    second = browser.consent(page).answer["code"]
+    assert second != first
+    assert redeem(service, made, second).status_code == 200
+    assert service.code(tokens["access_token"]) == "valid"
+
+
+def test_two_consent_pages_of_one_request_bring_a_code_each(
+    service: Service, app: App, somebody: dict[str, Any], browser: Browser
+) -> None:
+    made = flow(service, app, prompt="consent")
+    pages = [browser.sign_in(browser.get(made.url), somebody), browser.get(made.url)]
+    first, second = (browser.consent(page).answer["code"] for page in pages)
+    assert first != second
+    assert redeem(service, made, first).status_code == redeem(service, made, second).status_code == 200
+
+
+@pytest.mark.parametrize("decision", [{}, {"decision": ""}, {"decision": "maybe"}, {"decision": "ALLOW"}], ids=str)
+def test_decision_that_is_none_is_refused_in_words_and_grants_nothing(
+    *, service: Service, app: App, somebody: dict[str, Any], browser: Browser, decision: dict[str, str]
+) -> None:
+    made = flow(service, app)
+    page = browser.sign_in(browser.get(made.url), somebody)
+    refused = browser.submit(page, **decision)
+    assert refused.status == 400
+    assert refused.headers["content-type"] == "text/html; charset=utf-8"
+    assert "Neither Allow nor Deny was chosen." in refused.text
+    assert "Go back to the page that asked, and choose one." in refused.text
+    assert error_of(browser.get(flow(service, app, prompt="none").url)) == "consent_required"
+
+
+@pytest.mark.parametrize("public", [True, False], ids=["native", "web"])
+def test_only_an_app_that_cannot_prove_who_it_is_is_called_a_program_on_the_device(
+    *, service: Service, somebody: dict[str, Any], browser: Browser, public: bool
+) -> None:
+    method = "none" if public else "client_secret_basic"
+    app = web_app(service, token_endpoint_auth_method=method, redirect_uris=["http://127.0.0.1:4711/cb"])
+    page = browser.sign_in(browser.get(flow(service, app, redirect_uri="http://127.0.0.1:4711/cb").url), somebody)
+    assert page.title.startswith(CONSENT_ASKED)
+    assert ("program on your device" in page.text) is public
+    assert ("program on this device" in page.text) is public
+    assert "127.0.0.1:4711" in page.text
 
 
 def test_two_tabs_sign_in_one_after_the_other(

@@ -11,7 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from service.cli import main
-from tests.running import Service, StartService, problem, until
+from tests.codes import authorize, outlast_the_race, redeem, verifier, web_app
+from tests.e2e.test_sign_in import Browser
+from tests.running import CANARY_PASSWORD, Service, StartService, problem, unique, until
 
 FINDINGS, RULES, BACKTESTS = "/v1/audit/findings", "/v1/audit/rules", "/v1/audit/backtests"
 CHANGES = "scope_probing.mode=revoke,refresh_reuse.mode=revoke,scanning.requests=20"
@@ -35,7 +37,7 @@ FROM counted WHERE occurred_at >= $from AND occurred_at < $until AND refusals >=
 
 @pytest.fixture(scope="module")
 def guarded(service_with: StartService) -> Service:
-    return service_with(abuse_rules=CHANGES)
+    return service_with(abuse_rules=CHANGES, trusted_proxies="127.0.0.0/8", sign_in_failures_free=20)
 
 
 def probe(service: Service, token: str, scopes: int = 6) -> None:
@@ -93,6 +95,49 @@ def test_reuse_of_a_refresh_token_is_found_and_its_grant_has_ended(guarded: Serv
     shown = guarded.done("GET", f"{FINDINGS}/{item['finding_id']}")
     [evidence] = shown["evidence"]
     assert (evidence["source"], evidence["type"]) == ("event", "refresh.replayed/1")
+
+
+def test_code_that_is_replayed_is_found_with_the_event_that_says_so(guarded: Service) -> None:
+    app, user_id, proof = web_app(guarded, guarded.scope()), guarded.user()["user_id"], verifier()
+    code = authorize(guarded, app, user_id, proof, scope="")
+    assert redeem(guarded, app, code, proof).status_code == 200
+    outlast_the_race()
+    assert redeem(guarded, app, code, proof).status_code == 400
+    item = found(guarded, client_id=app.client_id)
+    assert (item["rule"], item["mode"], item["subject"]) == ("code_replay", "notify", user_id)
+    [evidence] = guarded.done("GET", f"{FINDINGS}/{item['finding_id']}")["evidence"]
+    assert (evidence["source"], evidence["type"]) == ("event", "code.replayed/1")
+    told = backtest(guarded, rule="code_replay")
+    assert (told["found"], told["revoked"], told["clients"][0]["client_id"]) == (1, 0, app.client_id)
+
+
+def test_challenge_of_several_people_is_found_and_names_the_client_alone(guarded: Service) -> None:
+    app, proof = web_app(guarded, guarded.scope()), verifier()
+    for _ in range(3):
+        authorize(guarded, app, guarded.user()["user_id"], proof, scope="")
+    item = found(guarded, client_id=app.client_id)
+    assert (item["rule"], item["mode"]) == ("constant_challenge", "observe")
+    assert item["counts"] == {"authorizations": 3.0, "people": 3.0}
+    assert {"subject", "grant_id", "token_id"}.isdisjoint(item)
+    evidence = guarded.done("GET", f"{FINDINGS}/{item['finding_id']}")["evidence"]
+    assert [one["type"] for one in evidence] == ["authorization.granted/1"] * 2
+
+
+def test_passwords_that_are_tried_for_many_accounts_and_for_one_from_many_networks_are_found(guarded: Service) -> None:
+    names = [guarded.user(password=unique(CANARY_PASSWORD)) for _ in range(8)]
+    tried = [(one, "203.0.113.9") for one in names] + [(names[0], f"198.51.{n}.7") for n in range(7)]
+    for user, ip in tried:
+        headers = {"X-Forwarded-For": ip}
+        wrong = {"username": user["username"], "password": "not this one"}
+        assert Browser(guarded).sign_in(wrong, headers=headers).status_code == 400
+    guessing = found(guarded, subject=names[0]["user_id"])
+    assert (guessing["rule"], guessing["mode"]) == ("account_guessing", "observe")
+    assert guessing["counts"]["sign_ins"] == 0
+    item = found(guarded, rule="password_spraying")
+    assert {"token_id", "client_id", "subject", "caller"}.isdisjoint(item)
+    shown = guarded.done("GET", f"{FINDINGS}/{item['finding_id']}")
+    assert {one["ip"] for one in shown["evidence"]} == {"203.0.113.9"}
+    assert {one["outcome"] for one in shown["evidence"]} == {"invalid_password"}
 
 
 def test_finding_of_an_address_names_none(guarded: Service) -> None:
@@ -156,7 +201,7 @@ def test_findings_are_listed_page_by_page(guarded: Service) -> None:
 
 def test_rules_are_listed_as_settings_have_them(guarded: Service) -> None:
     rules = {one["rule"]: one for one in guarded.done("GET", RULES)["items"]}
-    assert len(rules) == 11
+    assert len(rules) == 15
     assert rules["scope_probing"]["mode"] == "revoke"
     [requests] = [one for one in rules["scanning"]["parameters"] if one["name"] == "requests"]
     assert (requests["value"], requests["default"]) == (20.0, 50.0)

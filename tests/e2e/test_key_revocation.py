@@ -14,6 +14,7 @@ import jwt
 import pytest
 from joserfc.jwk import KeySet
 
+from tests.people import Browser, flow, person, redeem, web_app
 from tests.running import App, Service, StartService, problem, until
 
 MICROSECOND = timedelta(microseconds=1)
@@ -160,6 +161,18 @@ def test_keys_for_id_tokens_and_access_tokens_rotate_apart(service: Service) -> 
     assert done["kid"].startswith("es-")
     assert keys_of(service, "id") == kept
     assert keys_of(service, alg="EdDSA") == [kid for kid in access if kid.startswith("ed-")]
+
+
+def test_app_whose_id_tokens_key_was_revoked_goes_on_with_its_hint(service: Service) -> None:
+    """Whoever stole the key can write hints: one says nothing any more about who is meant, and is no mistake."""
+    app, somebody, browser = web_app(service), person(service), Browser(service)
+    made = flow(service, app)
+    hint = redeem(service, made, browser.visit(made.url, somebody).answer["code"]).json()["id_token"]
+    assert "code" in browser.get(flow(service, app, prompt="none", id_token_hint=hint).url).answer
+    revoke(service, purpose="id", alg="RS256")
+    silent = browser.get(flow(service, app, prompt="none", id_token_hint=hint).url)
+    assert silent.answer["error"] == "login_required"
+    assert "code" in browser.get(flow(service, app, id_token_hint=hint).url).answer
 
 
 def test_client_that_asks_for_an_algorithm_has_its_key_from_its_registration_on(service: Service) -> None:

@@ -119,8 +119,10 @@ SURFACE = {
     ("POST", "/sign-out"),
     ("GET", "/account"),
     ("POST", "/account/tokens"),
+    ("GET", "/account/tokens/issued"),
     ("POST", "/account/tokens/revoke"),
     ("POST", "/account/apps/withdraw"),
+    ("POST", "/account/sessions/end"),
     ("POST", "/account/sign-out-everywhere"),
 }
 OPEN = {
@@ -134,7 +136,8 @@ OPEN = {
 # What people's browsers are sent to: answered by pages and redirects, to whoever asks.
 BROWSERS = {
     *("/oauth2/authorize", "/oauth2/consent", "/oauth2/logout", "/sign-in", "/sign-out", "/account"),
-    *("/account/tokens", "/account/tokens/revoke", "/account/apps/withdraw", "/account/sign-out-everywhere"),
+    *("/account/tokens", "/account/tokens/issued", "/account/tokens/revoke", "/account/apps/withdraw"),
+    *("/account/sessions/end", "/account/sign-out-everywhere"),
 }
 
 
@@ -290,10 +293,12 @@ class Ground:
         return user_id
 
     def on(self, path: str, action: str, **fields: str) -> Call:
-        """Of a person who looks at this page of ours and presses a button: one who has an app and a token."""
+        """Of a person who looks at this page of ours and presses a button: with an app, a token and two browsers."""
         browser, somebody = Browser(self.service), person(self.service, scope=self.scope)
         assert "code" in browser.visit(flow(self.service, self.web_app).url, somebody).answer
         self.service.issue(somebody["user_id"], self.scope)
+        other = Browser(self.service)
+        other.sign_in(other.get("/account"), somebody)
         form = next(one for one in browser.get(path).forms if one.action == action)
         return Call(form={**form.fields, **fields}, browser=browser)
 
@@ -556,8 +561,10 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
         ("POST", "/account/tokens"): lambda: [
             ground.on("/account", "/account/tokens", name="x", days="30", **{f"scope {ground.scope}": "on"}),
         ],
+        ("GET", "/account/tokens/issued"): lambda: [Call()],
         ("POST", "/account/tokens/revoke"): lambda: [ground.on("/account", "/account/tokens/revoke")],
         ("POST", "/account/apps/withdraw"): lambda: [ground.on("/account", "/account/apps/withdraw")],
+        ("POST", "/account/sessions/end"): lambda: [ground.on("/account", "/account/sessions/end")],
         ("POST", "/account/sign-out-everywhere"): lambda: [ground.on("/account", "/account/sign-out-everywhere")],
         ("POST", "/oauth2/revoke"): lambda: [Call(form={"token": "garbage"}, auth=ground.app.basic)],
         **{("GET", path): lambda: [Call()] for path in OPEN},

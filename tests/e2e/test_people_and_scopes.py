@@ -57,6 +57,21 @@ def test_wrong_user_is_refused_precisely(service: Service, wrong: dict[str, Any]
     assert answer.status_code in {400, 413}
 
 
+@pytest.mark.parametrize("method", ["POST", "PATCH"])
+@pytest.mark.parametrize(
+    ("password", "told"),
+    [("short", "8 to 1024"), (" " * 12, "blanks alone"), ("cnrypass\0long", "control characters")],
+    ids=["short", "blanks", "NUL"],
+)
+def test_password_that_is_none_is_refused_in_words(service: Service, method: str, password: str, told: str) -> None:
+    path, fields = "/v1/users", {"username": unique(CANARY_USERNAME), "kind": "person"}
+    if method == "PATCH":
+        path, fields = f"/v1/users/{service.user()['user_id']}", {}
+    refused = problem(service.call(method, path, json={**fields, "password": password}), 400, "invalid_request")
+    assert told in refused["detail"]
+    assert password not in str(refused)
+
+
 def test_service_user_has_no_password(service: Service) -> None:
     wanted = {"username": unique(CANARY_USERNAME), "kind": "service", "scope": "", "password": "cnrypass-long-enough"}
     problem(service.call("POST", "/v1/users", json=wanted), 400)
@@ -418,6 +433,7 @@ def test_erased_user_is_readable_nowhere(service: Service) -> None:
     assert canary["email"] in before
     done = service.done("DELETE", f"/v1/users/{user['user_id']}", params={"erase": "true"})
     assert done["ledger_seq"] > 0
+    assert (done["status"], done["has_password"]) == ("erased", False)
     everything = [canary["username"], canary["display_name"], canary["email"], token_name, comment]
 
     def gone() -> bool:

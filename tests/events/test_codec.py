@@ -153,6 +153,7 @@ TEXTS = {
     "caller": ID,
     "sealed_reason": SEALED,
     "sealed_statement": SEALED,
+    "sealed_place": SEALED,
     "statement_sha256": HASH,
     "read_id": r"(qry|exp)_[0-9a-f]{32}",
     "dataset": r"[a-z_]+",

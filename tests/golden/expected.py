@@ -79,6 +79,7 @@ GROWN = {
     "client.registered/1": "client.registered/1.2",
     "client.changed/1": "client.changed/1.2",
     "key.introduced/1": "key.introduced/1.2",
+    "session.started/1": "session.started/1.2",
     "authorization.granted/1": "authorization.granted/1.2",
 }
 
@@ -351,6 +352,16 @@ def _expected() -> dict[str, LedgerEvent]:
             expires_at=LATER,
             methods=("pwd",),
             user_seq=12,
+        ),
+        "session.started/1.2": SessionStarted(
+            **_event(41, USER),
+            session_id=SESSION,
+            user_id=USER,
+            auth_time=AT,
+            expires_at=LATER,
+            methods=("pwd",),
+            user_seq=12,
+            sealed_place=sealed,
         ),
         "session.ended/1": SessionEnded(**_event(35, USER), session_id=SESSION, user_id=USER, reason="signed_out"),
         "consent.given/1": ConsentGiven(**_event(36, USER), user_id=USER, client_id=CLIENT, scope="openid orders:read"),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.people import Browser, Form, Page, flow, person, redeem, web_app
-from tests.running import CANARY_NAME, App, Service, unique
+from tests.running import CANARY_NAME, App, Service, unique, until
 
 ACCOUNT = "/account"
 TOKEN = re.compile(r"tl_pat_[0-9A-Za-z]{49}")
@@ -134,29 +136,88 @@ def test_a_person_without_scopes_is_told_that_there_is_nothing_to_issue(service:
     assert not [one for one in page.forms if one.action == "/account/tokens"]
 
 
-def test_the_same_form_sent_twice_issues_one_token(
+def posted(browser: Browser, made: Form, wanted: dict[str, str]) -> httpx.Response:
+    """The form is sent, and what the answer leads to is not fetched."""
+    headers = {"Origin": browser.origin, "Sec-Fetch-Site": "same-origin"}
+    return browser.http.post(made.action, data={**made.fields, **wanted}, headers=headers, follow_redirects=False)
+
+
+def test_a_token_is_shown_once_however_often_its_form_or_its_page_is_asked_for(
     service: Service, browser: Browser, ada: dict[str, Any], scopes: tuple[str, str]
 ) -> None:
-    """A double click, or an answer that was lost."""
+    """A reload, the form sent again, another name typed into it: one form, one token."""
     page = browser.get(ACCOUNT)
     made, wanted = filled(page, scopes[0])
-    answers = [TOKEN.findall(browser.submit(page, made, **wanted).text) for _ in range(2)]
-    assert answers[0] == answers[1]
+    shown = browser.submit(page, made, **wanted)
+    assert shown.url.startswith(f"{service.url}/account/tokens/issued?")
+    (token,) = TOKEN.findall(shown.text)
+    changed = wanted | {"name": unique(CANARY_NAME), "days": "90"}
+    again = [browser.get(shown.url), browser.submit(page, made, **wanted), browser.submit(page, made, **changed)]
+    for answer in again:
+        assert answer.status == 410
+        assert "This token was shown already" in answer.text
+        assert wanted["name"] in answer.text
+        assert not TOKEN.findall(answer.text)
+        assert ACCOUNT in answer.links
+    (only,) = service.items("/v1/tokens", subject=ada["user_id"])
+    assert only["token_id"] == token_id(service, token)
+    another = browser.get(ACCOUNT)
+    assert TOKEN.findall(browser.submit(another, filled(another, scopes[0])[0], **changed).text)
+
+
+def test_a_double_click_issues_one_token_and_shows_it(
+    service: Service, browser: Browser, ada: dict[str, Any], scopes: tuple[str, str]
+) -> None:
+    """The browser follows the second answer only."""
+    made, wanted = filled(browser.get(ACCOUNT), scopes[0])
+    first, second = (posted(browser, made, wanted) for _ in range(2))
+    assert first.status_code == second.status_code == 303
+    (token,) = TOKEN.findall(browser.get(second.headers["location"]).text)
+    assert not TOKEN.findall(browser.get(first.headers["location"]).text)
+    assert service.code(token) == "valid"
     assert len(list(service.items("/v1/tokens", subject=ada["user_id"]))) == 1
-    changed = TOKEN.findall(browser.submit(page, made, **(wanted | {"days": "90"})).text)
-    assert changed != answers[0]
 
 
-def test_another_session_does_not_get_the_token_again(
-    service: Service, browser: Browser, ada: dict[str, Any], scopes: tuple[str, str]
+def test_of_many_who_ask_for_the_new_token_at_once_one_sees_it(
+    service: Service, browser: Browser, scopes: tuple[str, str]
+) -> None:
+    where = posted(browser, *filled(browser.get(ACCOUNT), scopes[0])).headers["location"]
+    cookies = "; ".join(f"{name}={value}" for name, value in browser.http.cookies.items())
+
+    def ask(_: int) -> httpx.Response:
+        with service.caller() as http:
+            return http.get(where, headers={"Cookie": cookies})
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, range(8)))
+    assert sorted(answer.status_code for answer in answers) == [200, *[410] * 7]
+    assert sum(len(TOKEN.findall(answer.text)) for answer in answers) == 1
+
+
+@pytest.mark.parametrize("query", ["", "?key=", "?key=nobody", "?key=a&key=b", "?key=%ff"], ids=str)
+def test_the_page_of_a_token_that_no_form_made_shows_none(browser: Browser, query: str) -> None:
+    answer = browser.get(f"/account/tokens/issued{query}")
+    assert answer.status in {200, 400}
+    assert not TOKEN.findall(answer.text)
+
+
+@pytest.mark.parametrize("key", ["", "short", "x" * 23, "\u00e9" * 22], ids=["none", "short", "long", "no ASCII"])
+def test_a_form_without_its_key_issues_nothing(
+    service: Service, browser: Browser, ada: dict[str, Any], scopes: tuple[str, str], key: str
 ) -> None:
     page = browser.get(ACCOUNT)
     made, wanted = filled(page, scopes[0])
-    first = TOKEN.findall(browser.submit(page, made, **wanted).text)
-    other = signed_in(service, ada)
-    its_own = form(other.get(ACCOUNT), "/account/tokens").fields["csrf"]
-    again = Form(made.action, made.method, made.fields | {"csrf": its_own})
-    assert TOKEN.findall(other.submit(other.get(ACCOUNT), again, **wanted).text) != first
+    assert browser.submit(page, made, **wanted, key=key).status == 400
+    assert list(service.items("/v1/tokens", subject=ada["user_id"])) == []
+
+
+def test_another_session_does_not_get_the_token(
+    service: Service, browser: Browser, ada: dict[str, Any], scopes: tuple[str, str]
+) -> None:
+    where = posted(browser, *filled(browser.get(ACCOUNT), scopes[0])).headers["location"]
+    for other in (signed_in(service, ada), signed_in(service, person(service)), Browser(service)):
+        assert not TOKEN.findall(other.get(where).text)
+    assert TOKEN.findall(browser.get(where).text)
 
 
 def test_revoking_ends_the_token_and_says_whose_wish_it_was(
@@ -217,6 +278,80 @@ def test_withdrawing_ends_what_the_app_had_and_it_must_ask_again(
     assert other.status == 404
 
 
+def test_an_app_is_listed_with_when_it_last_got_a_token(
+    service: Service, browser: Browser, ada: dict[str, Any], app: App
+) -> None:
+    made = flow(service, app, scope="openid offline_access")
+    code = browser.visit(made.url, ada).answer["code"]
+    assert "last active" not in browser.get(ACCOUNT).text
+    assert redeem(service, made, code).status_code == 200
+    (refresh,) = service.items("/v1/tokens", subject=ada["user_id"], kind="refresh")
+    assert f'last active <time datetime="{refresh["issued_at"][:13]}' in browser.get(ACCOUNT).text
+
+
+def recorded(service: Service, who: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    return list(service.items("/v1/audit/events", subject=who["user_id"], type=kind))
+
+
+FIREFOX = "Mozilla/5.0 (Windows NT 10.0; Win64; x64; rv:132.0) Gecko/20100101 Firefox/132.0"
+
+
+def test_each_session_is_listed_with_browser_and_address_and_can_be_ended_by_itself(
+    service: Service, browser: Browser, ada: dict[str, Any], app: App
+) -> None:
+    other = Browser(service, source="127.0.0.9")
+    other.http.headers["user-agent"] = FIREFOX
+    other.sign_in(other.get(ACCOUNT), ada)
+    made, kept = flow(service, app), flow(service, app, scope="openid offline_access")
+    short = redeem(service, made, other.visit(made.url, ada).answer["code"]).json()["access_token"]
+    lasting = redeem(service, kept, other.visit(kept.url, ada).answer["code"]).json()["access_token"]
+    page = browser.get(ACCOUNT)
+    assert "Firefox on Windows" in page.text
+    assert "127.0.0.9" in page.text
+    (end,) = (one for one in page.forms if one.action == "/account/sessions/end")  # not for the browser that one is in
+    after = browser.submit(page, end)
+    assert after.url.endswith("/account?done=ended")
+    assert "That browser is signed out." in after.text
+    assert "Firefox on Windows" not in after.text
+    assert other.get(ACCOUNT).title.startswith("Sign in")
+    assert service.code(short) == "revoked"
+    assert service.code(lasting) == "valid"
+    (left,) = service.items(f"/v1/users/{ada['user_id']}/sessions")
+    (event,) = until(lambda: recorded(service, ada, "session.ended"))
+    assert event["body"]["session_id"] == end.fields["session_id"]
+    assert (event["body"]["reason"], event["by"]) == ("signed_out", left["session_id"])
+    assert browser.submit(page, end).status == 200  # the wanted state holds already
+
+
+def test_where_somebody_signed_in_is_told_to_who_manages_users_and_stands_in_no_event(
+    service: Service, ada: dict[str, Any]
+) -> None:
+    browser = Browser(service, source="127.0.0.9")
+    browser.http.headers["user-agent"] = FIREFOX
+    browser.sign_in(browser.get(ACCOUNT), ada)
+    (listed,) = service.items(f"/v1/users/{ada['user_id']}/sessions")
+    assert (listed["browser"], listed["ip"]) == ("Firefox on Windows", "127.0.0.9")
+    (event,) = until(lambda: recorded(service, ada, "session.started"))
+    assert "Firefox" not in str(event)
+    assert "127.0.0.9" not in str(event)
+
+
+@pytest.mark.parametrize("what", ["another person's", "no id", "nobody's", ""])
+def test_only_a_session_of_ones_own_can_be_ended(
+    service: Service, browser: Browser, ada: dict[str, Any], what: str
+) -> None:
+    theirs = person(service)
+    other = signed_in(service, theirs)
+    (listed,) = service.items(f"/v1/users/{theirs['user_id']}/sessions")
+    named = {"another person's": listed["session_id"], "no id": "ses_../x", "nobody's": "ses_" + "0" * 32}
+    signed_in(service, ada)
+    page = browser.get(ACCOUNT)
+    answer = browser.submit(page, form(page, "/account/sessions/end"), session_id=named.get(what, ""))
+    assert answer.status == 404
+    assert "You are not signed in there" in answer.text
+    assert other.get(ACCOUNT).title.startswith("Your account")
+
+
 def test_signing_out_everywhere_ends_all_sessions_and_keeps_tokens(
     service: Service, browser: Browser, ada: dict[str, Any], scopes: tuple[str, str], app: App
 ) -> None:
@@ -225,7 +360,8 @@ def test_signing_out_everywhere_ends_all_sessions_and_keeps_tokens(
     made = flow(service, app)
     short = redeem(service, made, other.visit(made.url, ada).answer["code"]).json()["access_token"]
     page = browser.get(ACCOUNT)
-    assert page.text.count("Another browser") == 1
+    assert page.text.count("Unknown browser") == 2
+    assert page.text.count("This browser") == 1
     after = browser.submit(page, form(page, "/account/sign-out-everywhere"))
     assert after.title.startswith("Signed out")
     for one in (browser, other):
@@ -234,7 +370,13 @@ def test_signing_out_everywhere_ends_all_sessions_and_keeps_tokens(
     assert service.code(short) == "revoked"  # it was to last as long as its session
 
 
-DOORS = ("/account/tokens", "/account/tokens/revoke", "/account/apps/withdraw", "/account/sign-out-everywhere")
+DOORS = (
+    "/account/tokens",
+    "/account/tokens/revoke",
+    "/account/apps/withdraw",
+    "/account/sessions/end",
+    "/account/sign-out-everywhere",
+)
 
 
 @pytest.mark.parametrize("door", DOORS)

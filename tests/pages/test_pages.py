@@ -13,7 +13,7 @@ from jinja2 import meta
 from service.errors import ForeignOrigin, TooManyRequests
 from service.outgoing import Response
 from service.pages import render, values
-from service.pages.render import ANYWHERE, Template, destination_of, error_page, form_post, is_local, onward, page
+from service.pages.render import ANYWHERE, Template, destination_of, error_page, form_post, onward, page
 
 HOSTILE = (
     "<img src=x onerror=alert(1)>",
@@ -41,7 +41,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "person": "ada",
         "scopes": SCOPES,
         "destination": "https://app.example",
-        "local": True,
+        "native": True,
         "known": False,
         "hidden": HIDDEN,
     },
@@ -61,7 +61,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "person": "ada",
         "said": "The token was revoked.",
         "problem": "Choose what the token may do.",
-        "apps": [{"client_id": "cli_1", "name": "Shop", "scopes": SCOPES, "since": SOME_DAY}],
+        "apps": [{"client_id": "cli_1", "name": "Shop", "scopes": SCOPES, "since": SOME_DAY, "active": SOME_DAY}],
         "tokens": [
             {
                 "token_id": "tok_1",
@@ -76,8 +76,14 @@ VALUES: dict[str, dict[str, Any]] = {
         "lifetimes": [7, 30, 90, 365],
         "draft": {"name": "Backup", "ticked": {"orders:read"}, "days": 30},
         "sessions": [
-            {"since": SOME_DAY, "until": SOME_DAY, "current": True},
-            {"since": SOME_DAY, "until": SOME_DAY, "current": False},
+            {
+                "session_id": f"ses_{number}",
+                "browser": "Firefox on Windows",
+                "ip": "192.0.2.1",
+                "since": SOME_DAY,
+                "current": number == 1,
+            }
+            for number in (1, 2)
         ],
         "hidden": HIDDEN,
     },
@@ -275,25 +281,27 @@ def test_cookies_are_sent_with_a_page() -> None:
 
 
 @pytest.mark.parametrize(
-    ("uri", "words", "local"),
+    ("uri", "native", "words"),
     [
-        ("https://app.example:8443/back?secret=1", "https://app.example:8443", False),
-        ("http://127.0.0.1:4711/back", "a program on this device (127.0.0.1:4711)", True),
-        ("http://[::1]:4711/back", "a program on this device ([::1]:4711)", True),
-        ("com.example.app:/back", "the app on your device that opens com.example.app: links", True),
+        ("https://app.example:8443/back?secret=1", False, "https://app.example:8443"),
+        ("http://127.0.0.1:4711/back", True, "a program on this device (127.0.0.1:4711)"),
+        ("http://[::1]:4711/back", True, "a program on this device ([::1]:4711)"),
+        ("http://localhost:4711/back", False, "http://localhost:4711"),
+        ("com.example.app:/back", True, "the app on your device that opens com.example.app: links"),
     ],
+    ids=["web", "native", "native, IPv6", "web, on loopback", "private scheme"],
 )
-def test_where_one_goes_back_to_is_said_in_words(uri: str, words: str, local: bool) -> None:
-    assert destination_of(uri) == words
-    assert is_local(uri) is local
+def test_where_one_goes_back_to_is_said_in_words(uri: str, words: str, *, native: bool) -> None:
+    assert destination_of(uri, native=native) == words
 
 
-def test_files_are_kept_for_ever_under_names_of_their_content(monkeypatch: pytest.MonkeyPatch) -> None:
-    for path, (_, answer) in zip(render.assets(), render._assets.values(), strict=True):
+def test_files_are_kept_for_ever_under_names_of_their_content() -> None:
+    for path, answer in render._assets.values():
         assert re.fullmatch(r"/assets/[0-9a-f]{20}\.(css|svg)", path)
         assert headers(answer)["cache-control"] == "public, max-age=31536000, immutable"
         assert b"http" not in answer.body.replace(b"http://www.w3.org/2000/svg", b"")
         assert b"url(" not in answer.body
+    assert render.assets().keys() == {path for path, _ in render._assets.values()} | {"/favicon.ico"}
 
 
 def test_an_issuer_with_a_path_has_its_pages_below_it() -> None:

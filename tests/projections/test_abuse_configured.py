@@ -14,9 +14,10 @@ from projections.analytics import Analytics
 from service.settings import Settings, SettingsError
 from tests.abusing import DAYS, START, Story, look
 
-ISSUE = {
+ISSUES = {
     *("refresh_reuse", "use_after_end", "new_network", "many_addresses", "burst", "scanning", "scope_probing"),
     *("client_secret_guessing", "dormant_wakes", "shared_agents", "impossible_rate"),
+    *("code_replay", "constant_challenge", "password_spraying", "account_guessing"),
 }
 HEAD = "-- version: 1\n-- finds: x\n-- spares: y\n-- entity: token\n-- quiet_seconds: 60\n"
 BODY = "SELECT $from, $until"
@@ -37,8 +38,8 @@ def mine(sql: str) -> Rule:
     return parse("mine", HEAD + sql)
 
 
-def test_every_rule_of_the_issue_is_there_and_none_revokes_by_itself() -> None:
-    assert all_rules().keys() == ISSUE
+def test_every_rule_of_the_issues_is_there_and_none_revokes_by_itself() -> None:
+    assert all_rules().keys() == ISSUES
     assert {rule.mode for rule in all_rules().values()} == {"observe", "notify"}
 
 
@@ -61,7 +62,10 @@ def test_changes_of_settings_are_applied() -> None:
         ("burst.factor=1e12", "must be a number above 0"),
         ("burst.seconds=7200", "at most 3600"),
         ("burst.mode=kill", "must be one of observe, notify, revoke"),
-        ("scanning.mode=revoke", "an address and no token"),
+        ("scanning.mode=revoke", "finds an address, and no token"),
+        ("account_guessing.mode=revoke", "finds an account, and no token"),
+        ("constant_challenge.mode=revoke", "finds a client, and no token"),
+        ("code_replay.mode=revoke", "finds a code, and no token"),
     ],
 )
 def test_change_that_makes_no_sense_refuses_the_start(change: str, why: str) -> None:

@@ -7,11 +7,12 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
-from events.types import Kind, RefreshReplayed
+from events.types import CodeRefused, CodeReplayed, Kind, RefreshReplayed, SessionStarted
 from projections.abuse.rules import all_rules
-from tests.abusing import AGENT, DAYS, HOUR, MINUTE, START, Story, look
-from tests.making import cli, grt, head, tok, usr
+from tests.abusing import AGENT, DAYS, HOME, HOUR, MINUTE, START, Story, look
+from tests.making import authorized, cli, grt, head, minted, redeemed, tok, usr
 
 NOON = START + timedelta(days=DAYS, hours=12)
 Scene = Callable[[Story], None]
@@ -122,7 +123,97 @@ def guessed_ids(story: Story) -> None:
     story.refuse(NOON, "invalid_client", 70, ip="203.0.113.5")
 
 
+def signed_in(story: Story, number: int, at: datetime) -> None:
+    story.record(
+        SessionStarted(
+            **head(at), session_id=f"ses_{number:032x}", user_id=usr(number), auth_time=at,
+            expires_at=at + 12 * HOUR, methods=("pwd",), user_seq=1,
+        ),
+        at=at,
+    )  # fmt: skip
+
+
+def authorized_by(story: Story, number: int, at: datetime, *, person: int, challenge: str = "") -> None:
+    """Grant and code `number`, by a person, with a challenge of its own unless it is given."""
+    event = authorized(
+        grt(number), tok(10 * number), occurred_at=at, subject=usr(person), code_challenge=challenge or f"{number:043}"
+    )
+    story.record(event, at=at)
+
+
+def redeemed_at(story: Story, number: int, at: datetime) -> None:
+    event = redeemed(grt(number), tok(10 * number), minted(tok(10 * number + 1), expires_at=at + HOUR))
+    story.record(replace(event, occurred_at=at), at=at)
+
+
+def refused_at(story: Story, number: int, at: datetime) -> None:
+    event = CodeRefused(**head(at), grant_id=grt(number), code_id=tok(10 * number), cause="verifier")
+    story.record(event, at=at)
+
+
+def replayed_at(story: Story, number: int, at: datetime, *, raced: bool = False) -> None:
+    event = CodeReplayed(**head(at), grant_id=grt(number), code_id=tok(10 * number), raced=raced)
+    story.record(event, at=at)
+
+
+def code_replayed(story: Story) -> None:
+    authorized_by(story, 20, NOON, person=1)
+    redeemed_at(story, 20, NOON + seconds(1))
+    replayed_at(story, 20, NOON + seconds(40))
+
+
+def code_tried_with_verifiers(story: Story) -> None:
+    authorized_by(story, 20, NOON, person=1)
+    for number in range(3):
+        refused_at(story, 20, NOON + seconds(number))
+
+
+def codes_injected(story: Story) -> None:
+    """One code of each of four people, in the thief's browser."""
+    for number in range(4):
+        authorized_by(story, 20 + number, NOON + seconds(600 * number), person=number)
+        refused_at(story, 20 + number, NOON + seconds(600 * number + 30))
+
+
+def prepared_link(story: Story) -> None:
+    for number in range(3):
+        authorized_by(story, 20 + number, NOON + number * HOUR, person=number, challenge="c" * 43)
+
+
+def challenge_of_the_user(story: Story) -> None:
+    for number in range(5):
+        authorized_by(story, 20 + number, NOON + number * 20 * HOUR, person=1, challenge="c" * 43)
+
+
+def sprayed(story: Story) -> None:
+    for number in range(9):
+        story.refuse(NOON + number * MINUTE, "invalid_password", 1, ip="203.0.113.5", caller=usr(number))
+
+
+def sprayed_at_nobody(story: Story) -> None:
+    story.refuse(NOON, "invalid_password", 31, ip="203.0.113.5")
+
+
+def sprayed_through_proxies(story: Story) -> None:
+    for number in range(26):
+        story.refuse(NOON + number * MINUTE, "invalid_password", 1, ip=f"203.0.{number}.5", caller=usr(number))
+
+
+def guessed_from_many_networks(story: Story) -> None:
+    for number in range(7):
+        story.refuse(NOON + number * MINUTE, "invalid_password", 1, ip=f"203.0.{number}.5", caller=usr(1))
+
+
 FOUND: list[tuple[str, Scene]] = [
+    ("code_replay", code_replayed),
+    ("code_replay", code_tried_with_verifiers),
+    ("code_replay", codes_injected),
+    ("constant_challenge", prepared_link),
+    ("constant_challenge", challenge_of_the_user),
+    ("password_spraying", sprayed),
+    ("password_spraying", sprayed_at_nobody),
+    ("password_spraying", sprayed_through_proxies),
+    ("account_guessing", guessed_from_many_networks),
     ("refresh_reuse", reused),
     ("use_after_end", revoked_from_elsewhere),
     ("use_after_end", expired_again_and_again),
@@ -330,7 +421,61 @@ def resource_server_moves(story: Story) -> None:
         story.use(number, NOON, ip="203.0.113.5", agent="gateway/9", endpoint="introspect")
 
 
+def office_on_a_monday(story: Story) -> None:
+    """Many mistype behind one address, each then signs in."""
+    for number in range(30):
+        at = NOON + number * 2 * MINUTE
+        story.refuse(at, "invalid_password", 2, ip="203.0.113.5", caller=usr(number))
+        signed_in(story, number, at + seconds(30))
+    story.use(1, NOON + 2 * HOUR)  # by then the counts are recorded
+
+
+def forgotten_password(story: Story) -> None:
+    for number in range(20):
+        ip = (HOME, "203.0.113.5", "203.0.114.6", "2a01:4f8:1::7")[number % 4]
+        story.refuse(NOON + number * MINUTE, "invalid_password", 1, ip=ip, caller=usr(1))
+
+
+def forgotten_name(story: Story) -> None:
+    story.refuse(NOON, "invalid_password", 15, ip=HOME)
+
+
+def failures_beside_many_sign_ins(story: Story) -> None:
+    for number in range(30):
+        story.refuse(NOON + number * MINUTE, "invalid_password", 1, ip=f"203.0.{number}.5", caller=usr(number))
+        signed_in(story, 100 + number, NOON + number * MINUTE - seconds(60))
+        signed_in(story, 200 + number, NOON + number * MINUTE - seconds(50))
+    story.use(1, NOON + 2 * HOUR)
+
+
+def double_click(story: Story) -> None:
+    authorized_by(story, 20, NOON, person=1)
+    redeemed_at(story, 20, NOON + seconds(1))
+    replayed_at(story, 20, NOON + seconds(1.1), raced=True)
+
+
+def second_tab(story: Story) -> None:
+    authorized_by(story, 20, NOON, person=1)
+    refused_at(story, 20, NOON + seconds(2))
+    refused_at(story, 20, NOON + seconds(3))
+
+
+def release_that_loses_verifiers(story: Story) -> None:
+    """Everybody tries twice."""
+    for number in range(12):
+        authorized_by(story, 20 + number, NOON + seconds(60 * number), person=number // 2)
+        refused_at(story, 20 + number, NOON + seconds(60 * number + 1))
+
+
+def page_loaded_again(story: Story) -> None:
+    for number in range(4):
+        authorized_by(story, 20 + number, NOON + number * MINUTE, person=1, challenge="c" * 43)
+    authorized_by(story, 30, NOON + 5 * MINUTE, person=2, challenge="c" * 43)
+
+
 NOT_FOUND = [
+    *(office_on_a_monday, forgotten_password, forgotten_name, failures_beside_many_sign_ins),
+    *(double_click, second_tab, release_that_loses_verifiers, page_loaded_again),
     *(replay_within_the_window, old_token_at_home, phone_wakes_up_elsewhere, deployment, move_to_another_cloud),
     *(roaming_phone, one_phone_on_two_networks, office, runners, first_runners, hourly_job, many_at_once),
     *(nightly_job_with_more_to_do, load_test),

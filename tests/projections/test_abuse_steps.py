@@ -81,7 +81,7 @@ def resumed(store: Analytics, until: int) -> list[Found]:
         incidents = {key: Incident(one.first_at, one.last_at) for key, one in first.incidents.items()}
         first.close()
         second = Detector(rules, b"salt", incidents=incidents)
-        feed.seed(cursor, second, until=until)
+        feed.seed(cursor, second, until=until, ledger=end)
         found += second.look(feed.recorded(cursor, second, usage=(until, store.position(USAGE)), ledger=(end, end)))
         second.close()
     return found

@@ -65,10 +65,12 @@ def test_session_begins_now_and_ends_after_its_lifetime() -> None:
         user_seq=7,
         methods=("pwd",),
         ttl=timedelta(hours=12),
+        sealed_place=b"sealed",
     )
     event = decide_start(command)
     assert (event.auth_time, event.expires_at) == (START, START + DAY / 2)
     assert (event.by, event.user_seq, event.methods) == (usr(1), 7, ("pwd",))
+    assert event.sealed_place == b"sealed"
 
 
 def test_session_is_ended_once() -> None:

@@ -8,6 +8,7 @@ import pytest
 from projections.registry import Session
 from service.errors import Forbidden, InvalidRequest
 from service.oauth.authorize import Shown, consent
+from service.oauth.codes import code_of_form
 from service.signin import doors
 from service.signin.browser import CSRF, browser_of, csrf_token, seal_request
 from tests.hosts import Host
@@ -21,7 +22,7 @@ def consent_form(here: Host, browser: Browser, session: Session) -> dict[str, st
     """As the consent page of this session carries it."""
     own = browser_of(here.runtime, browser.get())
     assert own is not None
-    shown = msgspec.json.encode(Shown(session.session_id, "openid", WAITS)).decode()
+    shown = msgspec.json.encode(Shown(session.session_id, "openid", WAITS, code_of_form())).decode()
     return {
         doors.REQUEST: seal_request(here.runtime, own, shown, "consent"),
         CSRF: csrf_token(here.runtime, own, "consent"),
