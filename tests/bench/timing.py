@@ -38,7 +38,7 @@ HEADINGS = (
 ASKED_OF_ONE_NAME = 4  # one less than what is free of delay
 DELAYED_AFTER = 5
 CHANGES = 30
-_WARM_UP = 20
+_WARM_UP_SHARE = 10  # one of so many, before what is measured
 _SECONDS_MAX = 30.0
 _NORMAL_95 = 1.96
 _WHO = itertools.count(1)
@@ -131,7 +131,8 @@ class Timing:
 
     def row(self, where: str, one: tuple[str, Request], other: tuple[str, Request], pairs: int, **how: Any) -> Row:
         """Raises: Unlike."""
-        times = list(itertools.islice(self._pairs(one[1], other[1], **how), pairs + _WARM_UP))[_WARM_UP:]
+        warm_up = pairs // _WARM_UP_SHARE
+        times = list(itertools.islice(self._pairs(one[1], other[1], **how), warm_up + pairs))[warm_up:]
         of_one, of_other = ([pair[index] for pair in times] for index in (0, 1))
         return Row(where=where, one=one[0], other=other[0], times_of_one=of_one, times_of_other=of_other)
 
@@ -223,7 +224,7 @@ class Timing:
 
     def people(self, pairs: int, pairs_delayed: int) -> Iterator[Row]:
         """What authenticates a person. Raises: Unlike."""
-        names = -(-(pairs + _WARM_UP) // ASKED_OF_ONE_NAME)
+        names = -(-(pairs + pairs // _WARM_UP_SHARE) // ASKED_OF_ONE_NAME)
         signing_in = SigningIn(self, self._service)
         nobody = signing_in.fails([_name() for _ in range(names)])
         kinds: dict[str, dict[str, Any]] = {
