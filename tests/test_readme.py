@@ -1,4 +1,4 @@
-"""The README says what is there, and all of it: settings, endpoints, commands, analytics tables."""
+"""The README says what is there, and all of it: settings, endpoints, commands, abuse rules, analytics tables."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import click
 import pytest
 
 from projections import analytics, sandbox
+from projections.abuse.rules import all_rules
 from projections.sandbox.views import VIEWS
 from service.api.openapi import document
 from service.cli import main
@@ -53,6 +54,15 @@ def commands_table() -> str:
     return "\n".join(lines)
 
 
+def rules_table() -> str:
+    """The table of the README, from the heads of the abuse rules."""
+    lines = ["| Rule | Finds | Spares | Parameters |", "|---|---|---|---|"]
+    for rule in all_rules().values():
+        parameters = "; ".join(f"`{one.name}` {one.value:g} {one.unit}" for one in rule.parameters) or "none"
+        lines.append(f"| `{rule.name}` | {rule.finds} | {rule.spares} | {parameters} |")
+    return "\n".join(lines)
+
+
 def _commands(group: click.Group) -> list[tuple[str, click.Command]]:
     context = click.Context(group)
     found = [(name, group.get_command(context, name)) for name in group.list_commands(context)]
@@ -65,7 +75,7 @@ def _leaves(words: str, command: click.Command) -> list[tuple[str, click.Command
     return [(words, command)]
 
 
-@pytest.mark.parametrize("table", [settings_table, endpoints_table, commands_table])
+@pytest.mark.parametrize("table", [settings_table, endpoints_table, commands_table, rules_table])
 def test_readme_table_is_what_the_code_says(table):
     assert table() in README, f"put this into the README:\n{table()}"
 

@@ -17,11 +17,14 @@ A rule reads these relations and no other:
 | `token_networks`, `token_agents`, `subject_networks`, `subject_agents` | when a token or a subject was first used from a network or by an agent, while good: `token_no` or `subject`, `network` or `agent`, `first_at`. What is in the window counts too, so compare times |
 | `usual`, `usual_subjects` | of the days (UTC) before the one of `$from`, at most 28: `token_no` or `subject`, `days` (with uses), `uses`, `ten_minutes_uses_max` (of one token), `hour_networks_max`; of subjects also `first_at` |
 | `usual_callers` | the same for who asks about tokens that nobody knows: `caller, days, ten_minutes_requests_max` |
-| `window_refused` | counts of requests that named no known token: `minute, block_seq, refused_index, caller, ip, outcome, endpoint, requests, reported` |
+| `window_refused` | counts of requests that named no known token, of the addresses and callers that are looked at; of wrong passwords all: `minute, block_seq, refused_index, caller, ip, network, outcome, endpoint, requests, reported` |
 | `window_allowed` | uses of good tokens from the same addresses: `minute, ip, uses` |
-| `window_events` | events of LEDGER: `ledger_seq, occurred_at, type, grant_id, token_id, client_id, subject, body` |
+| `window_events` | events of LEDGER that are new, of the types that rules name: `ledger_seq, occurred_at, type, grant_id, token_id, client_id, subject, body` |
+| `recent_events` | these and those of the three hours before, without bodies, but no authorizations |
+| `window_challenges` | authorizations of at most seven days with a challenge that a new one has too: `challenge` (a number, of the client's own), `ledger_seq, occurred_at, person` (a number) |
 
 It must return `occurred_at`, `entity` (what makes it another incident), `first_at` (of what led to it), `reported`, and of
-these what applies: `token_no, block_seq, use_index`; `ip`; `caller`; `ledger_seq`; and `network`, `outcome` to say which
-uses are evidence. Every other column is a number that is told with the finding.
+these what applies: `token_no, block_seq, use_index`; `ip`; `caller`; `subject`; `ledger_seq`, and `first_seq` of the event that it began
+with; `client_id` where the finding is to name the client and nobody else; and `network`, `outcome` to say which uses are
+evidence. Every other column is a number that is told with the finding.
 """  # noqa: E501 - tables

@@ -171,7 +171,7 @@ def code_replay(stage: Stage) -> set[str]:
 def constant_challenge(stage: Stage) -> set[str]:
     service, app = stage.service, stage.web_app()
     proof = verifier()
-    for _ in range(4):
+    for _ in range(8):
         code = authorize(service, app, service.user(scope=stage.scopes[0])["user_id"], proof)
         assert redeem(service, app, code, proof).status_code == 200
         stage.requests += 1

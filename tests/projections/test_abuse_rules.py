@@ -180,6 +180,11 @@ def prepared_link(story: Story) -> None:
         authorized_by(story, 20 + number, NOON + number * HOUR, person=number, challenge="c" * 43)
 
 
+def prepared_link_that_is_opened_at_once(story: Story) -> None:
+    for number in range(5):
+        authorized_by(story, 20 + number, NOON + number * MINUTE, person=number, challenge="c" * 43)
+
+
 def challenge_of_the_user(story: Story) -> None:
     for number in range(5):
         authorized_by(story, 20 + number, NOON + number * 20 * HOUR, person=1, challenge="c" * 43)
@@ -209,6 +214,7 @@ FOUND: list[tuple[str, Scene]] = [
     ("code_replay", code_tried_with_verifiers),
     ("code_replay", codes_injected),
     ("constant_challenge", prepared_link),
+    ("constant_challenge", prepared_link_that_is_opened_at_once),
     ("constant_challenge", challenge_of_the_user),
     ("password_spraying", sprayed),
     ("password_spraying", sprayed_at_nobody),
@@ -467,15 +473,26 @@ def release_that_loses_verifiers(story: Story) -> None:
         refused_at(story, 20 + number, NOON + seconds(60 * number + 1))
 
 
+def second_tabs_of_a_busy_client(story: Story) -> None:
+    for number in range(150):
+        at = NOON + seconds(60 * number)
+        authorized_by(story, 20 + number, at, person=number)
+        if number % 30:
+            redeemed_at(story, 20 + number, at + seconds(1))
+        else:
+            refused_at(story, 20 + number, at + seconds(1))
+
+
 def page_loaded_again(story: Story) -> None:
     for number in range(4):
         authorized_by(story, 20 + number, NOON + number * MINUTE, person=1, challenge="c" * 43)
-    authorized_by(story, 30, NOON + 5 * MINUTE, person=2, challenge="c" * 43)
+    for number in (2, 3):
+        authorized_by(story, 30 + number, NOON + 5 * MINUTE, person=number, challenge="c" * 43)
 
 
 NOT_FOUND = [
     *(office_on_a_monday, forgotten_password, forgotten_name, failures_beside_many_sign_ins),
-    *(double_click, second_tab, release_that_loses_verifiers, page_loaded_again),
+    *(double_click, second_tab, second_tabs_of_a_busy_client, release_that_loses_verifiers, page_loaded_again),
     *(replay_within_the_window, old_token_at_home, phone_wakes_up_elsewhere, deployment, move_to_another_cloud),
     *(roaming_phone, one_phone_on_two_networks, office, runners, first_runners, hourly_job, many_at_once),
     *(nightly_job_with_more_to_do, load_test),

@@ -4,12 +4,13 @@
 --   URI, or the codes of several people, each with a wrong verifier, at one client: codes have leaked, and somebody
 --   tries them (RFC 9700 §4.2, §4.5).
 -- spares: a double click and a client that asks again at once (`raced`), a reload of the callback, the second of two
---   tabs, and a release that loses verifiers, after which people try again.
+--   tabs (few beside all that is redeemed), and a release that loses verifiers, after which people try again.
 -- entity: code
 -- mode: notify
 -- quiet_seconds: 86400
 -- parameter: refusals = 3 (presentations; of one code with a wrong proof, at least)
 -- parameter: people = 4 (people; whose one code was refused by the same client, at least)
+-- parameter: share = 0.05 (times; as many as the codes that this client redeemed meanwhile)
 -- parameter: long_seconds = 10800 (seconds; within which these people are counted)
 WITH presented AS (
     SELECT e.*, e.type = 'code.replayed/1' AND NOT (w.body ->> 'raced')::BOOLEAN AS replayed,
@@ -36,4 +37,9 @@ SELECT occurred_at, 'client ' || client_id, ledger_seq, min(first_seq), min(firs
     count(*) FILTER (codes = 1), client_id
 FROM by_person
 WHERE occurred_at >= $from AND occurred_at < $until
-GROUP BY ledger_seq, occurred_at, client_id HAVING count(*) FILTER (codes = 1) >= $people
+GROUP BY ledger_seq, occurred_at, client_id
+HAVING count(*) FILTER (codes = 1) >= greatest($people, $share * (
+    SELECT count(*) FROM recent_events r
+    WHERE r.type = 'code.redeemed/1' AND r.client_id = by_person.client_id
+        AND r.occurred_at BETWEEN by_person.occurred_at - to_seconds($long_seconds) AND by_person.occurred_at
+))

@@ -5,9 +5,10 @@
 -- spares: a page for signing in that is loaded again, kept as a bookmark, or used once more with the right account.
 -- entity: client
 -- quiet_seconds: 86400
--- parameter: people = 3 (people; who authorized the client with one challenge, at least)
--- parameter: authorizations = 5 (authorizations; with one challenge, at least, if they are further apart than:)
--- parameter: hours = 6 (hours; between the first and the last of them)
+-- parameter: people = 5 (people; who authorized the client with one challenge, at least)
+-- parameter: hours = 1 (hours; between the first and the last; then fewer are enough:)
+-- parameter: people_apart = 3 (people; so far apart, at least)
+-- parameter: authorizations = 5 (authorizations; so far apart, of one person too, at least)
 -- parameter: days = 7 (days; within which these are counted, at most 7)
 WITH counted AS (
     SELECT *, count(*) OVER recent AS authorizations, count(DISTINCT person) OVER recent AS people,
@@ -23,5 +24,6 @@ FROM window_events e JOIN counted c USING (ledger_seq)
 WHERE e.type = 'authorization.granted/1' AND e.occurred_at >= $from AND e.occurred_at < $until
     AND (
         c.people >= $people
-        OR c.authorizations >= $authorizations AND c.first_at <= e.occurred_at - to_hours($hours::BIGINT)
+        OR (c.people >= $people_apart OR c.authorizations >= $authorizations)
+            AND c.first_at <= e.occurred_at - to_hours($hours::BIGINT)
     )

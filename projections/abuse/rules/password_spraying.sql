@@ -7,9 +7,9 @@
 -- entity: address
 -- quiet_seconds: 21600
 -- parameter: accounts = 8 (accounts; tried from one address, into which nobody has signed in since, at least)
--- parameter: names = 30 (requests; from one address with names that nobody has, at least)
--- parameter: all_accounts = 25 (accounts; tried from anywhere, into which nobody has signed in since, at least)
--- parameter: share = 1 (times; as many as there were sign-ins)
+-- parameter: names = 30 (requests; from one address with names that nobody has, at least, or a part of each)
+-- parameter: all_accounts = 20 (accounts; tried from anywhere, into which nobody has signed in since, at least)
+-- parameter: share = 0.1 (times; as many as there were sign-ins)
 -- parameter: long_seconds = 10800 (seconds; within which all these are counted)
 WITH signed_in AS (
     SELECT subject, occurred_at FROM recent_events WHERE type = 'session.started/1'
@@ -42,4 +42,4 @@ SELECT minute AS occurred_at, coalesce('address ' || ip, 'everywhere') AS entity
     accounts, names, requests, signed_in
 FROM totals LEFT JOIN sign_ins USING (minute)
 WHERE CASE WHEN ip IS NULL THEN accounts >= greatest($all_accounts, $share * coalesce(sign_ins, 0))
-    ELSE accounts >= $accounts OR names >= $names END
+    ELSE accounts / $accounts + names / $names >= 1 END
