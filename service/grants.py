@@ -46,6 +46,7 @@ from service.rules.grants import (
     decide_revoke_token,
     decide_rotate,
     granted_scope,
+    head,
 )
 from service.runtime import Runtime
 from service.tokens import TOKEN_CHARS_MAX, mint_kind, new_id, now, sha256, uuid7_hex
@@ -110,10 +111,7 @@ async def prepare_issue(
     expires_at = whole_second(mark.at + timedelta(seconds=request.expires_in_seconds))
     minted = minted_token(token, request.kind, scope, request.audience, expires_at)
     event = TokenIssued(
-        id=mark.ids[0],
-        occurred_at=mark.at,
-        by=mark.by,
-        request_id=request_id,
+        **head(mark),
         grant_id=new_id("grt"),
         subject=user.user_id,
         client_id=None,
@@ -373,10 +371,7 @@ async def client_credentials(
             idle = whole_second(mark.at) + timedelta(seconds=metadata.refresh_token_idle_ttl_seconds)
             tokens = (minted, minted_token(refresh, Kind.REFRESH, scope, audience, min(idle, ends_at)))
         event = TokenIssued(
-            id=mark.ids[0],
-            occurred_at=mark.at,
-            by=client.client_id,
-            request_id=request_id,
+            **head(mark),
             grant_id=grant_id,
             subject=client.client_id,
             client_id=client.client_id,
@@ -507,25 +502,9 @@ async def revoke_owner(
             raise NotFound("it is not there")
         event: LedgerEvent
         if client:
-            event = ClientRevoked(
-                id=mark.ids[0],
-                occurred_at=mark.at,
-                by=by,
-                request_id=request_id,
-                client_id=owner,
-                reason=reason,
-                sealed_comment=sealed,
-            )
+            event = ClientRevoked(**head(mark), client_id=owner, reason=reason, sealed_comment=sealed)
         else:
-            event = SubjectRevoked(
-                id=mark.ids[0],
-                occurred_at=mark.at,
-                by=by,
-                request_id=request_id,
-                user_id=owner,
-                reason=reason,
-                sealed_comment=sealed,
-            )
+            event = SubjectRevoked(**head(mark), user_id=owner, reason=reason, sealed_comment=sealed)
         return [Append(of, event, row.seq)]
 
     outcome = await execute(runtime, load, decide)
