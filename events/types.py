@@ -688,7 +688,7 @@ class Recorded(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Context(Struct, frozen=True, array_like=True, gc=False):
-    """Where a use came from. The only place in the log with addresses and agents; kept for a limited time."""
+    """Where a use came from. Nowhere else in the log can addresses and agents be read; kept for a limited time."""
 
     ip: str | None = None
     user_agent: str | None = None

@@ -195,35 +195,35 @@ FROM refused WHERE caller <> '' GROUP BY ALL
 # Nothing is ever updated: what ends a token is a row of its own, however many tokens it ends, and this view says
 # which end applies: the first, by sequence. A cut-off by client or subject ends the grants that began before it; a
 # disabled client or user has ended all, and a revoked key all that it signed. Few tokens end so, and those are found
-# first: an ASOF join would sort all tokens, whichever are asked for.
-_TOKENS_VIEW = """
-CREATE VIEW tokens AS
+# first: an ASOF join would sort all tokens, whichever are asked for. `schema`: where the tables are; auditors' queries
+# ask the same of published copies.
+TOKENS = """
 WITH revoked AS (
-    SELECT * FROM ends WHERE what = 'revoked'
+    SELECT * FROM {schema}ends WHERE what = 'revoked'
 ), revoked_token AS (
     SELECT token_id, min(ledger_seq) AS seq FROM revoked WHERE token_id IS NOT NULL GROUP BY token_id
 ), revoked_grant AS (
     SELECT grant_id, min(ledger_seq) AS seq FROM revoked WHERE grant_id IS NOT NULL GROUP BY grant_id
 ), cut_client AS (
     SELECT t.token_id, min(r.ledger_seq) AS seq
-    FROM issued_tokens t JOIN revoked r ON r.client_id = t.client_id AND t.grant_seq < r.cuts_before_seq
+    FROM {schema}issued_tokens t JOIN revoked r ON r.client_id = t.client_id AND t.grant_seq < r.cuts_before_seq
     GROUP BY t.token_id
 ), cut_subject AS (
     SELECT t.token_id, min(r.ledger_seq) AS seq
-    FROM issued_tokens t JOIN revoked r ON r.subject = t.subject AND t.grant_seq < r.cuts_before_seq
+    FROM {schema}issued_tokens t JOIN revoked r ON r.subject = t.subject AND t.grant_seq < r.cuts_before_seq
     GROUP BY t.token_id
 ), cut_key AS (
     SELECT kid, min(ledger_seq) AS seq FROM revoked WHERE kid IS NOT NULL GROUP BY kid
 ), spent AS (
-    SELECT token_id, min(ended_at) AS spent_at FROM ends WHERE what = 'spent' GROUP BY token_id
+    SELECT token_id, min(ended_at) AS spent_at FROM {schema}ends WHERE what = 'spent' GROUP BY token_id
 ), superseded AS (
-    SELECT token_id, min(ended_at) AS ends_at FROM ends WHERE what = 'superseded' GROUP BY token_id
+    SELECT token_id, min(ended_at) AS ends_at FROM {schema}ends WHERE what = 'superseded' GROUP BY token_id
 ), renewed AS (
-    SELECT token_id, max(ended_at) AS ends_at FROM ends WHERE what = 'renewed' GROUP BY token_id
+    SELECT token_id, max(ended_at) AS ends_at FROM {schema}ends WHERE what = 'renewed' GROUP BY token_id
 ), joined AS (
     SELECT t.*, spent.spent_at, superseded.ends_at, renewed.ends_at AS renewed_until,
         least(revoked_token.seq, revoked_grant.seq, cut_client.seq, cut_subject.seq, cut_key.seq) AS ended_seq
-    FROM issued_tokens t
+    FROM {schema}issued_tokens t
     LEFT JOIN revoked_token ON revoked_token.token_id = t.token_id
     LEFT JOIN revoked_grant ON revoked_grant.grant_id = t.grant_id
     LEFT JOIN spent ON spent.token_id = t.token_id
@@ -245,7 +245,7 @@ DDL = (
         for table, columns in _COLUMNS.items()
     ),
     *(f"CREATE TABLE {table} ({columns})" for table, columns in (ROLL_UPS | _OTHERS).items()),
-    _TOKENS_VIEW,
+    f"CREATE VIEW tokens AS {TOKENS.format(schema='')}",
     *_ALL_VIEWS,
     FINDINGS_VIEW,
 )

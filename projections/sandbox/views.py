@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from projections.analytics.schema import TOKENS
+
 _NAMES = ("uses", "events", "tokens", "findings", "usage_minutes", "usage_hours", "usage_days", "refused", "gaps")
 VIEWS = tuple(f"{name}_v1" for name in _NAMES)
 
@@ -31,42 +33,7 @@ SELECT ledger_seq, recorded_at, occurred_at, type, done_by, request_id, subject,
 FROM published.events
 """
 
-# As the store's own view `tokens`.
-_TOKENS = """
-CREATE VIEW tokens_v1 AS
-WITH revoked AS (
-    SELECT * FROM published.ends WHERE what = 'revoked'
-), revoked_token AS (
-    SELECT token_id, min(ledger_seq) AS seq FROM revoked WHERE token_id IS NOT NULL GROUP BY token_id
-), revoked_grant AS (
-    SELECT grant_id, min(ledger_seq) AS seq FROM revoked WHERE grant_id IS NOT NULL GROUP BY grant_id
-), cut_client AS (
-    SELECT client_id, cuts_before_seq, ledger_seq AS seq FROM revoked WHERE client_id IS NOT NULL
-), cut_subject AS (
-    SELECT subject, cuts_before_seq, ledger_seq AS seq FROM revoked WHERE subject IS NOT NULL
-), cut_key AS (
-    SELECT kid, min(ledger_seq) AS seq FROM revoked WHERE kid IS NOT NULL GROUP BY kid
-), spent AS (
-    SELECT token_id, min(ended_at) AS spent_at FROM published.ends WHERE what = 'spent' GROUP BY token_id
-), superseded AS (
-    SELECT token_id, min(ended_at) AS ends_at FROM published.ends WHERE what = 'superseded' GROUP BY token_id
-), joined AS (
-    SELECT t.*, spent.spent_at, superseded.ends_at,
-        least(revoked_token.seq, revoked_grant.seq, cut_client.seq, cut_subject.seq, cut_key.seq) AS ended_seq
-    FROM published.issued_tokens t
-    LEFT JOIN revoked_token ON revoked_token.token_id = t.token_id
-    LEFT JOIN revoked_grant ON revoked_grant.grant_id = t.grant_id
-    LEFT JOIN spent ON spent.token_id = t.token_id
-    LEFT JOIN superseded ON superseded.token_id = t.token_id
-    ASOF LEFT JOIN cut_client ON cut_client.client_id = t.client_id AND t.grant_seq < cut_client.cuts_before_seq
-    ASOF LEFT JOIN cut_subject ON cut_subject.subject = t.subject AND t.grant_seq < cut_subject.cuts_before_seq
-    LEFT JOIN cut_key ON cut_key.kid = t.kid
-)
-SELECT j.token_id, j.grant_id, j.ledger_seq, j.grant_seq, j.kind, j.client_id, j.subject, j.scope, j.audience,
-    j.issued_at, least(j.expires_at, j.ends_at) AS expires_at, j.spent_at, e.ended_at, e.reason, j.ended_seq,
-    j.sha256, j.kid, j.rotated_from
-FROM joined j LEFT JOIN revoked e ON e.ledger_seq = j.ended_seq
-"""
+_TOKENS = f"CREATE VIEW tokens_v1 AS {TOKENS.format(schema='published.')}"
 
 # The last that was said of a finding tells its status.
 _FINDINGS = """

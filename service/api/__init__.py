@@ -82,7 +82,7 @@ def _render(request: Request[Any, Any, Any], error: Exception) -> LitestarRespon
     answer = render(error, incoming)
     metrics.request_done("none", incoming.method, answer.status, 0.0)
     headers = dict(answer.headers)
-    media_type = headers.pop("content-type")
+    media_type = headers.pop("content-type").partition(";")[0]  # it adds the charset to what is text
     return LitestarResponse(answer.body, status_code=answer.status, headers=headers, media_type=media_type)
 
 

@@ -130,7 +130,7 @@ async def show_issued(runtime: Runtime, incoming: Incoming) -> Response:
     if answer is None:
         return see_other(PATH)
     if _TOKEN not in answer:
-        raise ShownBefore(f"a form issues one token, and it is shown once. This one, {answer['name']}, has been")
+        raise ShownBefore(f"a form issues one token, and shows it once. \u201c{answer['name']}\u201d has been shown")
     values = Issued(
         person=person.name,
         token=answer[_TOKEN],

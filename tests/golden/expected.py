@@ -354,7 +354,7 @@ def _expected() -> dict[str, LedgerEvent]:
             user_seq=12,
         ),
         "session.started/1.2": SessionStarted(
-            **_event(41, USER),
+            **_event(42, USER),
             session_id=SESSION,
             user_id=USER,
             auth_time=AT,

@@ -633,6 +633,10 @@ def test_a_users_tokens_of_one_kind_are_found_among_many_others(path: Path, limi
                 break
         assert (found, after) == ([tok(2), tok(5)], None)
         assert reader.token_ids_of_kind(usr(2), Kind.PAT) == ([], None)
+        numbers = [len(kinds) - at for at in range(len(kinds))]
+        assert [hit.token_id for hit in reader.newest_of(usr(1), limit=99)] == [tok(one) for one in numbers]
+        assert [hit.token_id for hit in reader.newest_of(usr(1), limit=2)] == [tok(one) for one in numbers[:2]]
+        assert reader.newest_of(usr(2), limit=9) == []
 
 
 def test_hit_carries_the_cuts_of_client_and_subject(reader: CurrentReader) -> None:

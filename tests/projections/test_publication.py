@@ -15,8 +15,11 @@ from events.streams import LEDGER, USAGE
 from projections import analytics
 from projections.analytics.publication import Publication, Publisher
 from projections.sandbox import views
+from tests.making import START, cli, grt, head, minted, tok, usr
+from tests.making import issued as issued_by
 from tests.projections.test_analytics import block, blocks, recorded
 from tests.projections.test_analytics_usage import FIRST, issued, use
+from tests.projections.token_population import LATE, history
 
 
 @pytest.fixture
@@ -123,3 +126,43 @@ def test_left_files_of_another_process_are_removed(store: analytics.Analytics, t
     (directory / "events-00000001.parquet").write_bytes(b"of another store")
     Publisher(store, directory).publish()
     assert b"of another store" not in {path.read_bytes() for path in directory.iterdir()}
+
+
+def test_published_tokens_end_and_expire_as_those_of_the_store(tmp_path: Path) -> None:
+    """By whatever ends them, or keeps a refresh token that stays: auditors' own SQL says what the API says."""
+    log, later = history(), LATE + timedelta(days=30)
+    kept, cut, disabled, signed = tok(21), tok(22), tok(23), tok(24)
+    log.add(
+        issued_by(grt(21), minted(tok(20)), minted(kept, t.Kind.REFRESH, expires_at=LATE)),
+        t.AccessRenewed(
+            **head(), grant_id=grt(21), refresh_token_id=kept, tokens=(minted(tok(25)),), refresh_expires_at=later
+        ),
+        issued_by(grt(22), minted(cut), client_id=cli(5), subject=usr(5)),
+        t.SubjectRevoked(**head(), user_id=usr(5), reason=t.Reason.ADMIN),
+        issued_by(grt(23), minted(disabled), client_id=cli(6)),
+        t.ClientDisabled(**head(), client_id=cli(6), reason=t.Reason.DISABLED),
+        t.ClientRevoked(**head(), client_id=cli(6), reason=t.Reason.ADMIN),
+        issued_by(grt(24), minted(signed, kid="ed-1"), client_id=cli(7)),
+        t.KeyRevoked(**head(), kid="ed-1", reason=t.Reason.COMPROMISED),
+    )
+    store = analytics.open_analytics(tmp_path / "store")
+    try:
+        store.apply(LEDGER, log.raw())
+        store.flush()
+        members = "ledger_seq, expires_at, spent_at, ended_at, reason, ended_seq"
+        with store.cursor() as cursor:
+            ours = cursor.execute(f"SELECT {members} FROM tokens ORDER BY ALL").fetchall()
+        publication = Publisher(store, tmp_path / "published").publish()
+        assert asked(publication, f"SELECT {members} FROM tokens_v1 ORDER BY ALL") == ours
+        ended = "SELECT token_id, expires_at, reason FROM tokens_v1 WHERE ledger_seq > 15 ORDER BY token_id"
+        day = (START + timedelta(days=1)).replace(tzinfo=None)
+        assert asked(publication, ended) == [
+            (tok(20), day, None),
+            (kept, later.replace(tzinfo=None), None),
+            (cut, day, "admin"),
+            (disabled, day, "disabled"),
+            (signed, day, "compromised"),
+            (tok(25), day, None),
+        ]
+    finally:
+        store.close()

@@ -52,9 +52,9 @@ async def test_place_of_a_sign_in_is_sealed_for_the_person_and_gone_with_them(he
     user = here.runtime.view.user(person.user_id)
     assert user is not None
     agent = next(iter(AGENTS))
-    incoming = request(("user-agent", agent), method="POST", path="/sign-in", peer="192.0.2.77:4711")
+    incoming = request(("user-agent", agent), method="POST", path="/sign-in", peer="192.0.2.77")
     proof = Proof(person.user_id, user.seq, ("pwd",))
-    session, _ = await here.projecting(sessions.begin(here.runtime, incoming, proof, replacing=None))
+    session, _ = await here.projecting(sessions.begin(here.runtime, incoming, proof))
     assert await place_of(here.runtime, session) == Place("Firefox on Windows", "192.0.2.77")
     (recorded,) = await here.runtime.ledger.read(subject("session", session.session_id))
     assert not {"Firefox", "192.0.2.77"} & {str(value) for value in vars_of(recorded.event)}
