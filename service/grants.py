@@ -48,7 +48,7 @@ from service.rules.grants import (
     granted_scope,
     head,
 )
-from service.runtime import Runtime
+from service.runtime import Given, Runtime
 from service.tokens import TOKEN_CHARS_MAX, mint_kind, new_id, now, sha256, uuid7_hex
 
 PERSONAL_TTL_SECONDS = 90 * 86_400
@@ -338,11 +338,7 @@ def check_stands(runtime: Runtime, client: Client) -> None:
     """
     cut = runtime.view.cut(client.client_id)
     if cut is not None and cut.seq > client.seq:
-        raise _cut_off_meanwhile()
-
-
-def _cut_off_meanwhile() -> Unavailable:
-    return Unavailable("what the client had was revoked at this moment", fix="repeat the request")
+        raise Unavailable("what the client had was revoked at this moment", fix="repeat the request")
 
 
 async def client_credentials(
@@ -390,11 +386,7 @@ async def client_credentials(
         (seq,) = await runtime.ledger.append(entry)
     except LedgerError as error:
         raise refused(error) from error
-    await runtime.applied(seq, hurry=False)
-    cut = runtime.view.cut(client.client_id)
-    if cut is not None and (cut.disabled or cut.seq > client.seq):
-        await revoke_grant(runtime, "system", grant_id, cut.reason, None, request_id=request_id)
-        raise _cut_off_meanwhile()
+    runtime.given.put_nowait(Given(seq, grant_id, client.client_id, client.seq, request_id))
     return TokenAnswer(access, "Bearer", metadata.access_token_ttl_seconds, scope, refresh)
 
 
