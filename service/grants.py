@@ -333,6 +333,20 @@ async def mint_access(runtime: Runtime, client: Client, grant: AccessFor, at: da
     return token, minted
 
 
+def check_stands(runtime: Runtime, client: Client) -> None:
+    """Whether the client has not been cut off since it proved who it is, as far as this host's view knows by now.
+
+    Raises: Unavailable.
+    """
+    cut = runtime.view.cut(client.client_id)
+    if cut is not None and cut.seq > client.seq:
+        raise _cut_off_meanwhile()
+
+
+def _cut_off_meanwhile() -> Unavailable:
+    return Unavailable("what the client had was revoked at this moment", fix="repeat the request")
+
+
 async def client_credentials(
     runtime: Runtime, client: Client, requested: str | None, resources: tuple[str, ...], request_id: str
 ) -> TokenAnswer:
@@ -378,9 +392,14 @@ async def client_credentials(
             # Access-only grants need no compare-and-set, and a subject each would cost the server memory for ever.
             else Append(f"ledger.{TENANT}.access.{client.client_id}", event)
         )
-        await runtime.ledger.append(entry)
+        (seq,) = await runtime.ledger.append(entry)
     except LedgerError as error:
         raise refused(error) from error
+    await runtime.applied(seq, hurry=False)
+    cut = runtime.view.cut(client.client_id)
+    if cut is not None and (cut.disabled or cut.seq > client.seq):
+        await revoke_grant(runtime, "system", grant_id, cut.reason, None, request_id=request_id)
+        raise _cut_off_meanwhile()
     return TokenAnswer(access, "Bearer", metadata.access_token_ttl_seconds, scope, refresh)
 
 
