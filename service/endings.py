@@ -3,28 +3,34 @@
 The event that says so comes first, and the grants are revoked one by one behind it. Whoever is killed between leaves
 grants that should have ended. So every such event is looked at once more, some seconds later: the log's server hands it
 to one worker of all, and to another one if that one dies. The same call, repeated, ends them too.
+
+However late that is, it ends what should have ended then, and nothing else: what the view has dropped meanwhile is read
+in the log. A log that nobody has looked at yet, because it was restored or an earlier release wrote it, is looked at
+from some minutes before its last event on; ends before that stay as they are.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from datetime import datetime, timedelta
+from typing import Any
 
 import structlog
 
-from events.errors import LedgerUnavailable
-from events.streams import LEDGER
-from events.types import ConsentWithdrawn, Reason, Recorded, SessionEnded
+from events.errors import LedgerError, LedgerUnavailable
+from events.streams import LEDGER, parse_time, stream_state
+from events.types import ConsentWithdrawn, LedgerEvent, Reason, Recorded, SessionEnded
+from projections.current import raw_id
 from projections.grants import ActiveGrant, AuthorizedGrant, RevokedGrant, facts
 from projections.registry import Session
-from service.commands import subject
+from service.commands import load_row, refused, subject
 from service.errors import ServiceError
 from service.grants import revoke_grant
 from service.rules.grants import was_withdrawn
 from service.runtime import Runtime
 from service.tokens import now
-from service.webhooks.consumers import Delivered, Puller, acknowledge, give_back, make_durable
+from service.webhooks.consumers import Delivered, Puller, acknowledge, give_back, make_durable, pass_over
 
 log = structlog.get_logger()
 
@@ -37,38 +43,60 @@ _LATER_SECONDS = 10.0  # whoever recorded an end has done by then what belongs t
 _LEASE_SECONDS = 30.0
 _RETRY_SECONDS = 5.0
 _WAITING_MAX = 10_000  # ends that are not due yet
+_BATCH = 256  # most of what comes is no end, and costs little
+_BEFORE = timedelta(minutes=10)  # the last event of a log that nobody has looked at
 
-Belongs = Callable[[ActiveGrant], bool]
+Belongs = Callable[[ActiveGrant], Awaitable[bool]]
 
 
 def left_behind(runtime: Runtime, session_ids: Collection[str], at: datetime, seq: int) -> Belongs:
     """Grants that end when the person signs out of these sessions: those that may be used while they are away do not.
 
     With them those that began before `seq`, in a session that had ended by then without a sign-out: it had expired by
-    `at`, or another took its place in the browser. Nobody could sign out of it any more.
+    `at`, or another took its place in the browser. Nobody could sign out of it any more. Asking it raises Unavailable.
     """
+    dropped: dict[str, Session | None] = {}
 
-    def belongs(grant: ActiveGrant) -> bool:
+    async def belongs(grant: ActiveGrant) -> bool:
         if grant.by_code is None or grant.by_code.offline:
             return False
         session_id = grant.by_code.session_id
         if session_id in session_ids:
             return True
-        # What the view has of a grant, it has of the session that the grant began in.
-        return grant.first_seq < seq and not _stood(runtime.view.session(session_id), at, seq)
+        if grant.first_seq >= seq:
+            return False
+        session = runtime.view.session(session_id)
+        if session is None:
+            # The view drops what has expired by now; the log tells whether it had by then.
+            if session_id not in dropped:
+                dropped[session_id] = await _recorded(runtime, session_id)
+            session = dropped[session_id]
+        return session is not None and not _stood(session, at, seq)
 
     return belongs
 
 
-def _stood(session: Session | None, at: datetime, seq: int) -> bool:
-    if session is None or at >= session.expires_at:
-        return False
-    return session.ended_at is None or session.seq > seq
+def _stood(session: Session, at: datetime, seq: int) -> bool:
+    return at < session.expires_at and (session.ended_at is None or session.seq > seq)
+
+
+async def _recorded(runtime: Runtime, session_id: str) -> Session | None:
+    """A session from the log itself. Raises: Unavailable."""
+    of = subject("session", session_id)
+    try:
+        row = await load_row(runtime, "session", raw_id(session_id), of, fresh=True)
+    except LedgerError as error:
+        raise refused(error) from error
+    return row if isinstance(row, Session) else None
 
 
 def consented_before(client_id: str, withdrawn_seq: int) -> Belongs:
     """Grants to the client by the consent as it stood before that withdrawal."""
-    return lambda grant: grant.client_id == client_id and was_withdrawn(withdrawn_seq, grant)
+
+    async def belongs(grant: ActiveGrant) -> bool:
+        return grant.client_id == client_id and was_withdrawn(withdrawn_seq, grant)
+
+    return belongs
 
 
 async def end_grants(
@@ -95,11 +123,11 @@ async def _revoke(runtime: Runtime, grant_ids: list[str], reason: Reason, by: st
 async def _grants(runtime: Runtime, user_id: str, belongs: Belongs) -> AsyncIterator[str]:
     """Grants that have not ended, each once; of codes those that may yet be redeemed.
 
-    Others may have their turn in between.
+    Others may have their turn in between. Raises: Unavailable.
     """
     for grant_id in runtime.view.unredeemed_of(user_id):
         grant = runtime.view.family(grant_id).grant
-        if isinstance(grant, AuthorizedGrant) and grant.expires_at > now() - _CLOCKS and belongs(grant.becomes):
+        if isinstance(grant, AuthorizedGrant) and grant.expires_at > now() - _CLOCKS and await belongs(grant.becomes):
             yield grant_id
     seen: set[bytes] = set()
     after: str | None = None
@@ -111,7 +139,7 @@ async def _grants(runtime: Runtime, user_id: str, belongs: Belongs) -> AsyncIter
                 continue
             seen.add(hit.token.grant_id)
             known = facts(hit.grant)
-            if known is not None and not isinstance(hit.grant, RevokedGrant) and belongs(known):
+            if known is not None and not isinstance(hit.grant, RevokedGrant) and await belongs(known):
                 yield "grt_" + hit.token.grant_id.hex()
         if len(token_ids) < _SLICE:
             return
@@ -140,31 +168,36 @@ async def finish(runtime: Runtime, end: Recorded) -> int:
 
 async def keep_finishing(runtime: Runtime) -> None:
     """For ever, beside a worker: looks at what comes to its turn."""
-    puller = Puller(runtime.nc, CONSUMER, stream=LEDGER)
+    puller = Puller(runtime.nc, CONSUMER, stream=LEDGER, batch=_BATCH)
     made = False
-    while True:
-        try:
-            made = made or await _make_consumer(runtime)
-            message = await puller.next()
-            if message is not None:
-                await _look_at(runtime, message)
-        except LedgerUnavailable as error:
-            made = False  # a log that was restored has none
-            log.warning("endings_wait", why=str(error))
-            await asyncio.sleep(_RETRY_SECONDS)
+    try:
+        while True:
+            try:
+                made = made or await _make_consumer(runtime)
+                message = await puller.next()
+                if message is not None:
+                    await _look_at(runtime, message)
+            except LedgerUnavailable as error:
+                made = False  # a log that was restored has none
+                log.warning("endings_wait", why=str(error))
+                await asyncio.sleep(_RETRY_SECONDS)
+    finally:
+        await puller.close()
 
 
 async def _look_at(runtime: Runtime, message: Delivered) -> None:
     try:
         end = message.recorded
-        if isinstance(end.event, SessionEnded | ConsentWithdrawn):
-            age_seconds = max(0.0, (now() - end.recorded_at).total_seconds())
-            if age_seconds < _LATER_SECONDS:
-                await give_back(runtime.nc, message, _LATER_SECONDS - age_seconds)
-                return
-            grants = await finish(runtime, end)
-            if grants:
-                log.warning("grants_ended_late", grants=grants, why="a process died before it had ended them all")
+        if not _is_end(end.event):
+            await pass_over(runtime.nc, message)
+            return
+        age_seconds = max(0.0, (now() - end.recorded_at).total_seconds())
+        if age_seconds < _LATER_SECONDS:
+            await give_back(runtime.nc, message, _LATER_SECONDS - age_seconds)
+            return
+        grants = await finish(runtime, end)
+        if grants:
+            log.warning("grants_ended_late", grants=grants, why="a process died before it had ended them all")
         await acknowledge(runtime.nc, message)
     except ServiceError as error:
         log.warning("grants_not_ended", why=error.private or error.detail)
@@ -174,16 +207,27 @@ async def _look_at(runtime: Runtime, message: Delivered) -> None:
         await give_back(runtime.nc, message, _LEASE_SECONDS)
 
 
+def _is_end(event: LedgerEvent) -> bool:
+    if isinstance(event, SessionEnded):
+        return event.reason != "replaced"
+    return isinstance(event, ConsentWithdrawn)
+
+
 async def _make_consumer(runtime: Runtime) -> bool:
-    """All workers make the same one, and only the first of them makes any. Raises: LedgerUnavailable."""
-    config = {
+    """The first worker of all makes it, from some minutes before the end of the log. Raises: LedgerUnavailable."""
+    state = await stream_state(runtime.nc, LEDGER)
+    begins = {"deliver_policy": "all"}
+    if state["last_seq"]:
+        since = parse_time(state["last_ts"]) - _BEFORE
+        begins = {"deliver_policy": "by_start_time", "opt_start_time": since.isoformat()}
+    config: dict[str, Any] = {
         "durable_name": CONSUMER,
         "ack_policy": "explicit",
         "ack_wait": int(_LEASE_SECONDS * 1e9),
         "max_ack_pending": _WAITING_MAX,
         "max_deliver": -1,
-        "deliver_policy": "all",
         "filter_subjects": [subject("session", "*"), subject("consent", "*")],
+        **begins,
     }
     await make_durable(runtime.nc, LEDGER, config)
     return True

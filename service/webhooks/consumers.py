@@ -26,7 +26,7 @@ ACK_WAIT_SECONDS = 6.0  # what a killed process held is delivered by another one
 _PULL_SECONDS = 5.0  # how long a request waits at the server; one that was lost is missed no longer
 _API_SECONDS_MAX = 5.0
 _NS = 1_000_000_000
-_NOT_FOUND = 10014
+_NOT_FOUND, _EXISTS = 10014, 10148
 _CURSOR = "cursor"  # in the consumer's metadata
 
 
@@ -47,7 +47,7 @@ class Progress(Struct, frozen=True, kw_only=True):
 async def _api(
     nc: Connection, verb: str, name: str, body: dict[str, Any] | None = None, *, stream: str = REVOCATIONS
 ) -> dict[str, Any]:
-    """Raises: LedgerUnavailable. A consumer that is not there is an answer."""
+    """Raises: LedgerUnavailable. That a consumer is not there, or is there already, is an answer."""
     if not nc.is_connected:
         raise LedgerUnavailable("the connection to the nats-server is down")
     try:
@@ -57,14 +57,15 @@ async def _api(
         raise LedgerUnavailable(f"consumer {name}: {error}") from error
     answer: dict[str, Any] = json.loads(reply.data)
     error_code = answer.get("error", {}).get("err_code", 0)
-    if error_code not in {0, _NOT_FOUND}:
+    if error_code not in {0, _NOT_FOUND, _EXISTS}:
         raise LedgerUnavailable(f"consumer {name}: {answer['error'].get('description')}")
     return answer
 
 
 async def make_durable(nc: Connection, stream: str, config: dict[str, Any]) -> None:
-    """Nothing is changed where it is there already. Raises: LedgerUnavailable."""
-    await _api(nc, "DURABLE.CREATE", config["durable_name"], {"stream_name": stream, "config": config}, stream=stream)
+    """Nothing is changed where it is there already, whatever it begins with. Raises: LedgerUnavailable."""
+    body = {"stream_name": stream, "config": config, "action": "create"}
+    await _api(nc, "DURABLE.CREATE", config["durable_name"], body, stream=stream)
 
 
 async def progress(nc: Connection, webhook_id: str) -> Progress | None:
@@ -109,7 +110,7 @@ async def ensure(nc: Connection, webhook_id: str, after: int, cursor: str) -> Pr
     }
     await make_durable(nc, REVOCATIONS, config)
     made = await progress(nc, webhook_id)
-    if made is None:
+    if made is None or made.cursor != cursor:
         raise LedgerUnavailable(f"consumer {webhook_id} was made and is gone")
     return made
 
@@ -154,10 +155,15 @@ class Delivered(Struct, frozen=True):
 
 
 class Puller:
-    """Fetches one message after the other. A request waits at the server, so that nothing waits for the next poll."""
+    """Fetches one message after the other. A request waits at the server, so that nothing waits for the next poll.
 
-    def __init__(self, nc: Connection, name: str, *, stream: str = REVOCATIONS) -> None:
+    It may ask for several: all are leased when they arrive, however long those before them take.
+    """
+
+    def __init__(self, nc: Connection, name: str, *, stream: str = REVOCATIONS, batch: int = 1) -> None:
         self._nc = nc
+        self._batch = batch
+        self._asked = 0  # messages that the server may send yet
         self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}"
         self._arrived: asyncio.Queue[Msg] = asyncio.Queue()
         self._inbox = ""
@@ -166,26 +172,32 @@ class Puller:
     async def next(self) -> Delivered | None:
         """The next message, None if none came for a while. Raises: LedgerUnavailable."""
         if not self._nc.is_connected:
+            self._asked = 0
             raise LedgerUnavailable("the connection to the nats-server is down")
         try:
             if self._subscription is None:
                 self._inbox = self._nc.new_inbox()
                 self._subscription = await self._nc.subscribe(self._inbox, cb=self._arrived.put)
-            if self._arrived.empty():
-                body = json.dumps({"batch": 1, "expires": int(_PULL_SECONDS * _NS)}).encode()
+            if self._arrived.empty() and self._asked <= 0:
+                body = json.dumps({"batch": self._batch, "expires": int(_PULL_SECONDS * _NS)}).encode()
                 await self._nc.publish(self._subject, body, reply=self._inbox)
+                self._asked = self._batch
             async with asyncio.timeout(_PULL_SECONDS + 1):
                 while True:
                     message = await self._arrived.get()
                     status = (message.headers or {}).get("Status")
                     if status is None:
+                        self._asked -= 1
                         return Delivered.of(message)
+                    self._asked = 0
                     if status in {"404", "408"}:
                         return None
                     raise LedgerUnavailable(f"the consumer answers {status}")
         except TimeoutError:
+            self._asked = 0
             return None
         except (nats.errors.Error, OSError) as error:
+            self._asked = 0
             raise LedgerUnavailable(f"fetching failed: {error}") from error
 
     async def close(self) -> None:
@@ -206,6 +218,12 @@ async def acknowledge(nc: Connection, message: Delivered) -> bool:
     except (nats.errors.Error, TimeoutError, OSError):
         return False
     return True
+
+
+async def pass_over(nc: Connection, message: Delivered) -> None:
+    """Acknowledges what there was nothing to do about. Nobody waits: if it is lost, the message will come again."""
+    with contextlib.suppress(nats.errors.Error, OSError):
+        await nc.publish(message.reply, b"+ACK")
 
 
 async def hold(nc: Connection, message: Delivered) -> None:

@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from events.types import SessionStarted
 from projections.registry import Session
@@ -19,7 +21,7 @@ from service.signin import doors, sessions
 from service.signin.browser import CSRF, browser_of, csrf_token, seal_request, set_cookie
 from service.signin.passwords import Proof
 from service.tokens import new_id, now
-from tests.hosts import Host
+from tests.hosts import Host, host
 from tests.making import head, signed_out, withdrawn
 from tests.signin.people import Browser, Person
 from tests.signin.test_consents import killed_while_the_view_stands, looked_at, with_grants
@@ -102,6 +104,44 @@ async def test_sign_out_that_was_completed_late_ends_what_it_would_have_then(her
     later = await granted(here, expired, offline=False)
     assert await looked_at(here, f"ledger.main.session.{again.session_id}") == 0
     assert (state(here, replaced), state(here, later)) == ("RevokedGrant", "ActiveGrant")
+
+
+def drop_expired(here: Host, *, hours: float) -> None:
+    """As the view does by itself in so many hours, while workers are stopped or the log is away."""
+    here._writer.call("trim", now() + timedelta(hours=hours))
+
+
+async def test_sign_out_that_was_completed_late_spares_a_session_that_stood_then_and_is_dropped_now(here: Host) -> None:
+    person, browser, session = await somebody(here)
+    elsewhere = await began(here, person.user_id)
+    grant_id = await granted(here, elsewhere, offline=False)
+    await sign_out(here, browser)
+    drop_expired(here, hours=14)
+    assert here.runtime.view.session(elsewhere.session_id) is None
+    assert await looked_at(here, f"ledger.main.session.{session.session_id}") == 0
+    assert state(here, grant_id) == "ActiveGrant"
+
+
+async def test_sign_out_that_was_completed_late_ends_what_was_left_by_a_session_that_is_dropped_now(
+    here: Host,
+) -> None:
+    person, _, session = await somebody(here)
+    expired, replaced = await began(here, person.user_id, hours=-1), await began(here, person.user_id)
+    grants = [await granted(here, one, offline=False) for one in (session, expired, replaced)]
+    await here.record(signed_out(replaced.session_id, person.user_id, "replaced"))
+    await here.record(signed_out(session.session_id, person.user_id))
+    await here.project()
+    drop_expired(here, hours=14)
+    assert here.runtime.view.session(replaced.session_id) is None
+    assert await looked_at(here, f"ledger.main.session.{session.session_id}") == 3
+    assert [state(here, one) for one in grants] == ["RevokedGrant"] * 3
+
+
+async def test_sign_out_spares_what_was_granted_in_a_session_that_the_log_does_not_have(here: Host) -> None:
+    _, browser, session = await somebody(here)
+    grant_id = await granted(here, replace(session, session_id=new_id("ses")), offline=False)
+    await sign_out(here, browser)
+    assert state(here, grant_id) == "ActiveGrant"
 
 
 async def test_another_person_who_signs_in_signs_the_first_one_out(here: Host) -> None:
@@ -302,3 +342,43 @@ async def test_each_end_is_looked_at_once_by_one_of_all_workers(
         grants = await cut_off(here)
         await wait_for(here, grants)
     assert len(seen) == before + 2
+
+
+async def test_log_that_nobody_has_looked_at_is_looked_at_from_shortly_before_its_end(
+    tmp_path: Path, soon: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Restored, or of an earlier release: what was cut off last is completed, and no old sign-out is done over."""
+    async with host(tmp_path) as one:
+        old = await cut_off(one)
+        last = await cut_off(one)
+        recorded = await one.runtime.ledger.last_of("ledger.main.session.*", "ledger.main.consent.*")
+        monkeypatch.setattr(endings, "_BEFORE", recorded[-1].recorded_at - recorded[-2].recorded_at)
+        async with worker(one), asyncio.timeout(60):
+            await wait_for(one, last)
+        assert "RevokedGrant" not in [state(one, grant_id) for grant_id in old]
+
+
+async def test_end_behind_very_many_events_that_are_none_is_soon_looked_at(
+    tmp_path: Path, soon: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are fetched many at a time, and nobody waits for the answer to each."""
+    async with host(tmp_path) as one:
+        user_id = new_id("usr")
+        for _ in range(10):
+            await one.record(*[started(user_id, hours=12) for _ in range(100)])
+        grants = await cut_off(one)
+        requests: list[str] = []
+        publish = one.runtime.nc.publish
+
+        async def noted(subject: str, payload: bytes = b"", reply: str = "", **more: Any) -> None:
+            if reply:
+                requests.append(subject)
+            await publish(subject, payload, reply=reply, **more)
+
+        monkeypatch.setattr(one.runtime.nc, "publish", noted)
+        async with worker(one), asyncio.timeout(60):
+            await wait_for(one, grants)
+        fetches = [name for name in requests if name.startswith("$JS.API.CONSUMER.MSG.NEXT.")]
+        answered = [name for name in requests if name.startswith("$JS.ACK.")]
+        assert 1 <= len(fetches) <= 20
+        assert 1 <= len(answered) <= 2
