@@ -293,6 +293,22 @@ def test_rule_finds(tmp_path: Path, rule: str, scene: Scene) -> None:
         store.close()
 
 
+def test_finding_of_an_ipv6_network_has_evidence_of_that_network_only(tmp_path: Path) -> None:
+    story = Story()
+    sprayed_from_one_network(story)
+    story.refuse(NOON + MINUTE, "invalid_password", 100, ip="2a01:4f8:2::1", caller=usr(1))
+    store = story.store(tmp_path)
+    try:
+        [one] = look(store, [all_rules()["password_spraying"]])
+        with store.cursor() as cursor:
+            rows = cursor.execute("SELECT block_seq, refused_index, network FROM refused").fetchall()
+        networks = {(seq, index): network for seq, index, network in rows}
+        # The eighth account was one too many.
+        assert ["2a01:4f8:1::/48"] * 8 == [networks[place.seq, place.index or 0] for place in one.evidence]
+    finally:
+        store.close()
+
+
 # What is none
 
 
