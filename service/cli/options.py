@@ -82,7 +82,9 @@ def show(answer: dict[str, Any], output: str, *, once: str = "") -> None:
         return
     out.print_object(answer)
     if once and once in answer:
-        click.echo(f"\n{once} is shown this once and never again: store it now, where only its owner can read it.")
+        # For people; what reads this output takes its lines for members.
+        told = f"\n{once} is shown this once and never again: store it now, where only its owner can read it."
+        click.echo(told, err=True)
 
 
 def output_option(command: Command, *, help_text: str = "A table for people or JSON for programs.") -> Command:

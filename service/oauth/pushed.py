@@ -65,7 +65,7 @@ async def push(runtime: Runtime, incoming: Incoming) -> Response:
     if client.metadata.token_endpoint_auth_method == "none":
         runtime.pushes_unproven.take(client.client_id)  # anybody can name it, from anywhere
     if form.get("request_uri") is not None:
-        raise OAuthInvalidRequest("a pushed request holds no request_uri (RFC 9126 §2.1)")
+        raise OAuthInvalidRequest("a pushed request holds no request_uri (RFC 9126, section 2.1)")
     kept = [(name, value) for name, value in pairs if name in PARAMETERS and name != "client_id"]
     kept.append(("client_id", client.client_id))
     parameters = Parameters(kept)

@@ -240,7 +240,7 @@ def _draft(form: Form, person: Person) -> Draft:
 def _problem(draft: Draft) -> str | None:
     name = draft["name"]
     if not 0 < len(name) <= _NAME_CHARS_MAX or not is_plain(name):
-        return f"Give the token a name of up to {_NAME_CHARS_MAX} characters, without blanks at its ends."
+        return f"Give the token a name of up to {_NAME_CHARS_MAX} signs that can be seen, without blanks at its ends."
     if not draft["ticked"]:
         return "Choose at least one thing that the token may do."
     return None

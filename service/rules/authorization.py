@@ -236,7 +236,9 @@ def _challenge(parameters: Parameters) -> str:
     if parameters.get("code_challenge_method") not in CODE_CHALLENGE_METHODS:
         raise InvalidParameter("code_challenge_method must be S256")
     if not _CHALLENGE.fullmatch(challenge):
-        raise InvalidParameter("code_challenge must be a SHA-256 in base64url without padding, 43 characters")
+        raise InvalidParameter(
+            "code_challenge is no SHA-256 in base64url without padding: 43 characters, the last of them for 4 bits"
+        )
     return challenge
 
 

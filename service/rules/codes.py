@@ -52,7 +52,7 @@ def challenge_of(code_verifier: str) -> str:
 def check_verifier(code_verifier: str) -> None:
     """Raises: InvalidRequest."""
     if not _CODE_VERIFIER.fullmatch(code_verifier):
-        raise InvalidRequest("a code_verifier is 43 to 128 characters of A-Z a-z 0-9 - . _ ~ (RFC 7636 §4.1)")
+        raise InvalidRequest("a code_verifier is 43 to 128 characters of A-Z a-z 0-9 - . _ ~ (RFC 7636, section 4.1)")
 
 
 class Authorize(Struct, frozen=True, kw_only=True):

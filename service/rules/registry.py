@@ -167,12 +167,12 @@ def check_metadata(metadata: ClientMetadata) -> None:
         raise InvalidRedirectUri("a client with authorization_code needs a redirect URI", fix="give redirect_uris")
     if public and "client_credentials" in grants:
         raise InvalidClientMetadata(
-            "a public client cannot use client_credentials (RFC 6749 §4.4)",
+            "a public client cannot use client_credentials (RFC 6749, section 4.4)",
             fix="choose another token_endpoint_auth_method, or other grant_types",
         )
     if public and not metadata.refresh_token_rotation:
         raise InvalidClientMetadata(
-            "a public client's refresh tokens are rotated (RFC 9700 §2.2.2)",
+            "a public client's refresh tokens are rotated (RFC 9700, section 2.2.2)",
             fix="choose another token_endpoint_auth_method, or leave refresh_token_rotation out",
         )
     if public and metadata.may_introspect:

@@ -503,14 +503,14 @@ def test_cli_secrets_are_shown_once_and_said_to_be(run: Run, done: Callable[...,
     client_id, secret = (
         re.search(rf"^{name} +(\S+)$", created.stdout, re.MULTILINE)[1] for name in ("client_id", "client_secret")
     )
-    assert "client_secret is shown this once and never again" in created.stdout
+    assert "client_secret is shown this once and never again" in created.stderr
     rotated = run("client", "rotate-secret", client_id, "--overlap", "1h")
-    assert "client_secret is shown this once and never again" in rotated.stdout
+    assert "client_secret is shown this once and never again" in rotated.stderr
     shown = run("client", "show", client_id)
     assert secret not in shown.stdout
     assert "client_secret " not in shown.stdout
     issued = run("token", "issue", "--kind", "pat", "--subject", person(done, scope), "--name", "x", "--scope", scope)
-    assert "token is shown this once and never again" in issued.stdout
+    assert "token is shown this once and never again" in issued.stderr
 
 
 def test_cli_client_is_made_as_asked_listed_and_disabled(run: Run, done: Callable[..., Any]) -> None:
