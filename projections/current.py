@@ -664,11 +664,12 @@ class CurrentReader:
             raw = txn.get(key, db=self._db[table])
         return DECODERS[table](raw) if raw else None
 
-    def rows(self, table: str, *, after: bytes = b"", limit: int = 1000) -> list[tuple[bytes, Row]]:
-        """Rows of a registry table in the order of their keys, from behind `after`."""
+    def rows(self, table: str, *, start: bytes = b"", after: bytes = b"", limit: int = 1000) -> list[tuple[bytes, Row]]:
+        """Rows of a registry table in the order of their keys, from `start` or from behind `after`."""
         found: list[tuple[bytes, bytes]] = []
         with self._read() as txn, txn.cursor(db=self._db[table]) as cursor:
-            on_row = cursor.set_range(after + b"\0") if after else cursor.first()
+            start = after + b"\0" if after else start
+            on_row = cursor.set_range(start) if start else cursor.first()
             while on_row and len(found) < limit:
                 found.append(cursor.item())
                 on_row = cursor.next()

@@ -18,6 +18,7 @@ from service.doors import forward_auth, validate, validate_batch
 from service.endings import keep_finishing
 from service.errors import MethodNotAllowed, Unavailable
 from service.findings import serve_actions
+from service.given import keep_ending_given
 from service.incoming import Incoming
 from service.keys import MasterKeyMismatch
 from service.lifeline import on_stop
@@ -163,7 +164,9 @@ class App:
                 await serve_actions(runtime)
                 self._runtime = runtime
                 on_stop(asyncio.get_running_loop(), runtime.stopping.set)
-                self._keeping = [asyncio.create_task(one(runtime)) for one in (keep_consumers, keep_finishing)]
+                self._keeping = [
+                    asyncio.create_task(one(runtime)) for one in (keep_consumers, keep_finishing, keep_ending_given)
+                ]
             except (LedgerError, MasterKeyMismatch) as error:
                 self._why_not = f"the log cannot be used: {error}"
                 if self._why_not != told:

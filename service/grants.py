@@ -46,8 +46,9 @@ from service.rules.grants import (
     decide_revoke_token,
     decide_rotate,
     granted_scope,
+    head,
 )
-from service.runtime import Runtime
+from service.runtime import Given, Runtime
 from service.tokens import TOKEN_CHARS_MAX, mint_kind, new_id, now, sha256, uuid7_hex
 
 PERSONAL_TTL_SECONDS = 90 * 86_400
@@ -110,10 +111,7 @@ async def prepare_issue(
     expires_at = whole_second(mark.at + timedelta(seconds=request.expires_in_seconds))
     minted = minted_token(token, request.kind, scope, request.audience, expires_at)
     event = TokenIssued(
-        id=mark.ids[0],
-        occurred_at=mark.at,
-        by=mark.by,
-        request_id=request_id,
+        **head(mark),
         grant_id=new_id("grt"),
         subject=user.user_id,
         client_id=None,
@@ -340,11 +338,7 @@ def check_stands(runtime: Runtime, client: Client) -> None:
     """
     cut = runtime.view.cut(client.client_id)
     if cut is not None and cut.seq > client.seq:
-        raise _cut_off_meanwhile()
-
-
-def _cut_off_meanwhile() -> Unavailable:
-    return Unavailable("what the client had was revoked at this moment", fix="repeat the request")
+        raise Unavailable("what the client had was revoked at this moment", fix="repeat the request")
 
 
 async def client_credentials(
@@ -373,10 +367,7 @@ async def client_credentials(
             idle = whole_second(mark.at) + timedelta(seconds=metadata.refresh_token_idle_ttl_seconds)
             tokens = (minted, minted_token(refresh, Kind.REFRESH, scope, audience, min(idle, ends_at)))
         event = TokenIssued(
-            id=mark.ids[0],
-            occurred_at=mark.at,
-            by=client.client_id,
-            request_id=request_id,
+            **head(mark),
             grant_id=grant_id,
             subject=client.client_id,
             client_id=client.client_id,
@@ -395,11 +386,7 @@ async def client_credentials(
         (seq,) = await runtime.ledger.append(entry)
     except LedgerError as error:
         raise refused(error) from error
-    await runtime.applied(seq, hurry=False)
-    cut = runtime.view.cut(client.client_id)
-    if cut is not None and (cut.disabled or cut.seq > client.seq):
-        await revoke_grant(runtime, "system", grant_id, cut.reason, None, request_id=request_id)
-        raise _cut_off_meanwhile()
+    runtime.given.put_nowait(Given(seq, grant_id, client.client_id, client.seq, request_id))
     return TokenAnswer(access, "Bearer", metadata.access_token_ttl_seconds, scope, refresh)
 
 
@@ -507,25 +494,9 @@ async def revoke_owner(
             raise NotFound("it is not there")
         event: LedgerEvent
         if client:
-            event = ClientRevoked(
-                id=mark.ids[0],
-                occurred_at=mark.at,
-                by=by,
-                request_id=request_id,
-                client_id=owner,
-                reason=reason,
-                sealed_comment=sealed,
-            )
+            event = ClientRevoked(**head(mark), client_id=owner, reason=reason, sealed_comment=sealed)
         else:
-            event = SubjectRevoked(
-                id=mark.ids[0],
-                occurred_at=mark.at,
-                by=by,
-                request_id=request_id,
-                user_id=owner,
-                reason=reason,
-                sealed_comment=sealed,
-            )
+            event = SubjectRevoked(**head(mark), user_id=owner, reason=reason, sealed_comment=sealed)
         return [Append(of, event, row.seq)]
 
     outcome = await execute(runtime, load, decide)

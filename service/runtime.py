@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 APPLIED_SECONDS_MAX = 3.0
 _POLL_SECONDS = 0.0005
-_POLL_UNHURRIED_SECONDS = 0.004  # of which many at once cost next to nothing
 _LIMITER_KEYS_MAX = 50_000
 CODES_PER_MINUTE_MAX = 30  # for one client in one session: more than all its tabs want when a browser opens them again
 _PLACES_OF_A_CLIENT = 4  # from so many networks a public client may push as much as it can
@@ -41,9 +40,8 @@ _PLACES_OF_A_CLIENT = 4  # from so many networks a public client may push as muc
 class ViewWaiter:
     """Waits until the view has applied a sequence: one poll for all that wait, and none while nobody does."""
 
-    def __init__(self, view: CurrentReader, poll_seconds: float = _POLL_SECONDS) -> None:
+    def __init__(self, view: CurrentReader) -> None:
         self._view = view
-        self._poll_seconds = poll_seconds
         self._waiting: list[tuple[int, asyncio.Future[bool], float]] = []
         self._task: asyncio.Task[None] | None = None
 
@@ -71,7 +69,7 @@ class ViewWaiter:
                 else:
                     still.append((seq, future, deadline))
             self._waiting = still
-            await asyncio.sleep(self._poll_seconds)
+            await asyncio.sleep(_POLL_SECONDS)
 
 
 class RateLimiter:
@@ -150,6 +148,19 @@ class RememberedCaller(Struct, frozen=True, gc=False):
     caller: Caller
 
 
+class Given(Struct, frozen=True, gc=False):
+    """What a client was given by its credentials, and the last event of the client that was known when it proved them.
+
+    It is answered before any view has it, and looked at afterwards: see service/given.py.
+    """
+
+    seq: int
+    grant_id: str
+    client_id: str
+    client_seq: int
+    request_id: str
+
+
 class Runtime:
     """Everything that handlers need. Made once a process by `Runtime.start`."""
 
@@ -161,7 +172,6 @@ class Runtime:
         self.usage = UsageLog(nc, writer_name(), settings.use_recording, buffered_uses_max=settings.use_buffer_max)
         self.view = CurrentReader(view_path(settings.data_dir))
         self.waiter = ViewWaiter(self.view)
-        self.unhurried = ViewWaiter(self.view, _POLL_UNHURRIED_SECONDS)
         self.feed = Feed(nc)
         self.receipts = ReceiptLog(nc, writer_name())
         self.registered = Registered(self.ledger)
@@ -185,6 +195,7 @@ class Runtime:
         self.codes = RateLimiter(CODES_PER_MINUTE_MAX, of="authorization codes for one session of this person")
         self.callers: dict[str, RememberedCaller] = {}  # by Authorization header
         self.subscribers: dict[str, tuple[float, Subscriber]] = {}  # by id, with the monotonic time they were read at
+        self.given: asyncio.Queue[Given] = asyncio.Queue()
         self.followers = Places(settings.followers_max, settings.followers_per_caller_max)
         self.snapshots = Snapshots(self.view, settings.data_dir / "snapshots")
         self.stopping = asyncio.Event()  # whoever waits for something new is to answer now
@@ -227,9 +238,9 @@ class Runtime:
                 fix="wait until the projector has caught up; `token-ledger doctor` says what holds it up",
             )
 
-    async def applied(self, seq: int, *, hurry: bool = True) -> None:
+    async def applied(self, seq: int) -> None:
         """Waits until this host's view has applied `seq`. Raises: Unavailable, naming the sequence."""
-        if not await (self.waiter if hurry else self.unhurried).applied(seq):
+        if not await self.waiter.applied(seq):
             raise NotYetApplied(seq)
 
     async def view_at_end(self) -> None:
@@ -255,4 +266,4 @@ class NotYetApplied(Unavailable):
         self.ledger_seq = seq
 
 
-__all__ = ["NotYetApplied", "RateLimiter", "Runtime", "ViewWaiter"]
+__all__ = ["Given", "NotYetApplied", "RateLimiter", "Runtime", "ViewWaiter"]

@@ -25,6 +25,6 @@ A rule reads these relations and no other:
 
 It must return `occurred_at`, `entity` (what makes it another incident), `first_at` (of what led to it), `reported`, and of
 these what applies: `token_no, block_seq, use_index`; `ip`; `caller`; `subject`; `ledger_seq`, and `first_seq` of the event that it began
-with; `client_id` where the finding is to name the client and nobody else; and `network`, `outcome` to say which uses are
-evidence. Every other column is a number that is told with the finding.
+with; `client_id` where the finding is to name the client and nobody else; and `network`, `outcome` to say which uses
+or counts are evidence. Every other column is a number that is told with the finding.
 """  # noqa: E501 - tables

@@ -354,7 +354,14 @@ class Detector:
             who = row.get("caller") or row.get("subject")
             found = self._database.execute(
                 relations.REFUSED_EVIDENCE,
-                {**within, "ip": row.get("ip"), "caller": who, "outcomes": outcomes, "most": most},
+                {
+                    **within,
+                    "ip": row.get("ip"),
+                    "network": row.get("network"),
+                    "caller": who,
+                    "outcomes": outcomes,
+                    "most": most,
+                },
             ).fetchall()
             return tuple(Evidence(source="refused", seq=seq, index=index) for seq, index in found)
         crossing = (row["block_seq"], row["use_index"])

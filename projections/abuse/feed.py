@@ -38,6 +38,16 @@ SELECT ledger_seq, occurred_at, type, 'grt_' || replace(grant_id::VARCHAR, '-', 
     'tok_' || replace(token_ids[1]::VARCHAR, '-', '') AS token_id, client_id, subject, body
 FROM events WHERE ledger_seq > $after AND ledger_seq <= $until AND type = ANY ($types)
 """
+# LEDGER may be far ahead of USAGE: its events count where there is nothing else.
+_NEWEST = f"""
+SELECT (
+    SELECT max(moment) FROM (
+        SELECT max({_OCCURRED}) AS moment FROM uses WHERE block_seq <= $until AND occurred_at < $to
+        UNION ALL
+        SELECT max(least(minute, recorded_at)) FROM refused WHERE block_seq <= $until AND minute < $to
+    )
+), (SELECT max(occurred_at) FROM events WHERE ledger_seq <= $ledger AND occurred_at < $to)
+"""
 _TOKENS = """
 SELECT u.token_no, 'tok_' || replace(t.token_id::VARCHAR, '-', '') AS token_id,
     'grt_' || replace(t.grant_id::VARCHAR, '-', '') AS grant_id, t.kind, t.client_id, t.subject, t.scope, t.issued_at,
@@ -100,17 +110,13 @@ def seed(
     into memory.
     """
     limit = before or datetime.max  # noqa: DTZ901 - as DuckDB's TIMESTAMP
-    ((last,),) = cursor.execute(
-        f"SELECT max({_OCCURRED}) FROM uses WHERE block_seq <= ? AND occurred_at < ?", [until, limit]
-    ).fetchall()
-    if last is not None:
-        last = min(last, limit)
+    ((last, newest_event),) = cursor.execute(_NEWEST, {"until": until, "ledger": ledger, "to": limit}).fetchall()
     types = event_types(detector.rules)
     for kinds, span in (
         ([one for one in types if one == AUTHORIZED], detector.challenge_window),
         ([one for one in types if one != AUTHORIZED], detector.long_window),
     ):
-        since = datetime.min if last is None else last - span  # noqa: DTZ901 - as DuckDB's TIMESTAMP
+        since = (last or newest_event or limit) - span
         known: dict[str, Any] = {"after": 0, "until": ledger, "types": kinds, "from": since, "to": limit}
         detector.remember(_table(cursor, f"{_EVENTS} AND occurred_at >= $from AND occurred_at < $to", known))
     if last is None:

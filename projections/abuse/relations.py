@@ -179,6 +179,7 @@ SELECT block_seq, use_index FROM (
 REFUSED_EVIDENCE = """
 SELECT block_seq, refused_index FROM window_refused
 WHERE minute BETWEEN $first_at AND $occurred_at
-    AND coalesce(ip = $ip, true) AND coalesce(caller = $caller, true) AND outcome = ANY ($outcomes)
+    AND coalesce(ip = $ip, true) AND coalesce(network = $network, true) AND coalesce(caller = $caller, true)
+    AND outcome = ANY ($outcomes)
 ORDER BY requests DESC, block_seq, refused_index LIMIT $most
 """

@@ -210,12 +210,8 @@ def judge_replay(command: Redeem, spent: Spent, came_at: datetime) -> Replayed:
 
 
 def _revoked(command: Redeem, reason: Reason) -> GrantRevoked:
-    stamp = command.stamp
     return GrantRevoked(
-        id=stamp.ids[1],
-        occurred_at=stamp.at,
-        by="system",
-        request_id=stamp.request_id,
+        **head(command.stamp, 1, by="system"),
         grant_id=command.grant_id,
         reason=reason,
     )

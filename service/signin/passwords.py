@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from events.errors import LedgerError
 from events.types import UserPasswordChanged, UserRegistered
-from projections.registry import Username
+from projections.registry import User, Username
 from service.commands import refused
 from service.errors import ServiceError
 from service.hashing import passwords
@@ -109,21 +109,19 @@ class _State(Struct, frozen=True):
 async def _known(runtime: Runtime, name_hash: str) -> _State:
     """Who has the name, and their hash, which stands in the log alone. The same steps for nobody as for somebody.
 
-    One event is read, however many there are of the user. Nobody's is any other, always the same for a name, so that
-    what the log keeps at hand tells nothing.
+    One event is read, however many there are of the user. For nobody it is that of whoever comes next by the name's
+    hash: as old as any user's, and asked for as often, so that what the log keeps at hand tells nothing.
 
     Raises: Unavailable.
     """
     # Registered, disabled or given a new password a moment ago, perhaps on another host.
     await runtime.view_at_end()
-    row = runtime.view.row("username", name_hash.encode())
-    user = runtime.view.user(row.user_id if isinstance(row, Username) else _NOBODY)
-    position = runtime.view.freshness().position
+    name, user = _at_or_behind(runtime, name_hash.encode())
     try:
-        recorded = await runtime.ledger.get(user.password_seq if user is not None else _any(name_hash, position))
+        recorded = await runtime.ledger.get(user.password_seq if user is not None else 1)
     except LedgerError as error:
         raise refused(error) from error
-    if user is None:
+    if user is None or name != name_hash.encode():
         return _State(_NOBODY, 0, None, 0)
     event = recorded.event if recorded is not None else None
     hashed = event.password_hash if isinstance(event, UserRegistered | UserPasswordChanged) else None
@@ -131,8 +129,13 @@ async def _known(runtime: Runtime, name_hash: str) -> _State:
     return _State(user.user_id, user.seq, hashed if can_sign_in else None, user.password_seq)
 
 
-def _any(name_hash: str, position: int) -> int:
-    return int.from_bytes(name_hash.encode()) % max(1, position) + 1
+def _at_or_behind(runtime: Runtime, name_hash: bytes) -> tuple[bytes, User | None]:
+    """The first user whose name has this hash or a later one, beginning anew behind the last; None if there is none."""
+    rows = runtime.view.rows("username", start=name_hash, limit=1) or runtime.view.rows("username", limit=1)
+    for name, row in rows:
+        if isinstance(row, Username):
+            return name, runtime.view.user(row.user_id)
+    return b"", None
 
 
 def _of_address(runtime: Runtime, ip: str | None) -> list[tuple[Delays, str]]:

@@ -204,6 +204,31 @@ def sprayed_through_proxies(story: Story) -> None:
         story.refuse(NOON + number * MINUTE, "invalid_password", 1, ip=f"203.0.{number}.5", caller=usr(number))
 
 
+def sprayed_from_one_network(story: Story) -> None:
+    """A rented /48: another address for each of 9 accounts."""
+    for number in range(9):
+        ip = f"2a01:4f8:1:{number:x}::{number + 1:x}"
+        story.refuse(NOON + number * MINUTE, "invalid_password", 1, ip=ip, caller=usr(number))
+
+
+def sprayed_with_hits(story: Story) -> None:
+    """12 accounts, of which 5 have one of the passwords."""
+    for number in range(12):
+        at = NOON + number * MINUTE
+        story.refuse(at, "invalid_password", 1, ip="203.0.113.5", caller=usr(number))
+        if number < 5:
+            signed_in(story, number, at + seconds(20))
+
+
+def sprayed_behind_own_sign_ins(story: Story) -> None:
+    """60 accounts through proxies, while the attacker signs in to one account of their own again and again."""
+    for number in range(60):
+        at = NOON + number * MINUTE
+        story.refuse(at, "invalid_password", 1, ip=f"203.0.{number}.5", caller=usr(number))
+        for more in range(20):
+            signed_in(story, 999, at - seconds(20 + more))
+
+
 def guessed_from_many_networks(story: Story) -> None:
     for number in range(7):
         story.refuse(NOON + number * MINUTE, "invalid_password", 1, ip=f"203.0.{number}.5", caller=usr(1))
@@ -219,6 +244,9 @@ FOUND: list[tuple[str, Scene]] = [
     ("password_spraying", sprayed),
     ("password_spraying", sprayed_at_nobody),
     ("password_spraying", sprayed_through_proxies),
+    ("password_spraying", sprayed_from_one_network),
+    ("password_spraying", sprayed_with_hits),
+    ("password_spraying", sprayed_behind_own_sign_ins),
     ("account_guessing", guessed_from_many_networks),
     ("refresh_reuse", reused),
     ("use_after_end", revoked_from_elsewhere),
@@ -261,6 +289,22 @@ def test_rule_finds(tmp_path: Path, rule: str, scene: Scene) -> None:
         with store.cursor() as cursor:
             rows = cursor.execute(f"SELECT {column}, {index} FROM {table}").fetchall()
         assert places <= set(rows)
+    finally:
+        store.close()
+
+
+def test_finding_of_an_ipv6_network_has_evidence_of_that_network_only(tmp_path: Path) -> None:
+    story = Story()
+    sprayed_from_one_network(story)
+    story.refuse(NOON + MINUTE, "invalid_password", 100, ip="2a01:4f8:2::1", caller=usr(1))
+    store = story.store(tmp_path)
+    try:
+        [one] = look(store, [all_rules()["password_spraying"]])
+        with store.cursor() as cursor:
+            rows = cursor.execute("SELECT block_seq, refused_index, network FROM refused").fetchall()
+        networks = {(seq, index): network for seq, index, network in rows}
+        # The eighth account was one too many.
+        assert ["2a01:4f8:1::/48"] * 8 == [networks[place.seq, place.index or 0] for place in one.evidence]
     finally:
         store.close()
 
@@ -447,10 +491,12 @@ def forgotten_name(story: Story) -> None:
 
 
 def failures_beside_many_sign_ins(story: Story) -> None:
+    """Twelve people sign in for each who fails and gives up."""
     for number in range(30):
-        story.refuse(NOON + number * MINUTE, "invalid_password", 1, ip=f"203.0.{number}.5", caller=usr(number))
-        signed_in(story, 100 + number, NOON + number * MINUTE - seconds(60))
-        signed_in(story, 200 + number, NOON + number * MINUTE - seconds(50))
+        at = NOON + number * MINUTE
+        story.refuse(at, "invalid_password", 1, ip=f"203.0.{number}.5", caller=usr(number))
+        for other in range(12):
+            signed_in(story, 100 + 12 * number + other, at - seconds(60))
     story.use(1, NOON + 2 * HOUR)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from projections.abuse import feed
 from projections.abuse.detector import Detector, Found, Fresh, Incident
 from projections.abuse.rules import all_rules
 from projections.analytics import Analytics
-from tests.abusing import AGENT, DAYS, HOME, START, Story, facts, look
+from tests.abusing import AGENT, DAYS, HOME, START, Story, block, facts, look
 from tests.making import authorized, cli, grt, head, tok, usr
 
 DAY = timedelta(days=DAYS)
@@ -126,6 +127,51 @@ def test_who_goes_on_finds_what_who_never_stopped_finds(tmp_path: Path, seed: in
         until = random.Random(seed).randint(1, store.position(USAGE))
         assert facts(look(store)) == facts(resumed(store, until))
     finally:
+        store.close()
+
+
+def test_who_goes_on_where_nothing_was_used_knows_the_failures_before(tmp_path: Path) -> None:
+    story, noon = Story(), START + DAY
+    story.uses.clear()
+    for number in range(8):
+        at = noon + timedelta(minutes=number)
+        story.refuse(at, "invalid_password", 1, ip="203.0.113.5", caller=usr(number))
+    blocks = [block([], [count]) for count in story.refused]
+    store = story.store(tmp_path, blocks)
+    try:
+        # When it was recorded is the time of the writer's last use, of which there is none.
+        once = look(store)
+        assert [one.rule.name for one in once] == ["password_spraying"]
+        assert facts(once) == facts(resumed(store, 5))
+    finally:
+        store.close()
+
+
+def test_who_goes_on_where_nothing_was_used_reads_events_of_the_last_hours_only(tmp_path: Path) -> None:
+    """All that people ever did would not fit into memory, at each start again."""
+
+    class Counting(Detector):
+        told = 0
+
+        def remember(self, events: Any) -> None:
+            self.told += events.num_rows
+            super().remember(events)
+
+    story = Story()
+    story.uses.clear()
+    for day in range(30):
+        at = START + timedelta(days=day)
+        story.record(CodeReplayed(**head(at), grant_id=grt(1), code_id=tok(1), raced=True), at=at)
+        event = authorized(grt(100 + day), tok(1000 + day), occurred_at=at, subject=usr(1), code_challenge="c" * 43)
+        story.record(event, at=at)
+    store = story.store(tmp_path, [])
+    detector = Counting(all_rules().values(), b"salt")
+    try:
+        with store.cursor() as cursor:
+            feed.seed(cursor, detector, until=0, ledger=store.position(LEDGER))
+        assert detector.told == 1 + 8  # the last hours, and the authorizations of seven days
+    finally:
+        detector.close()
         store.close()
 
 

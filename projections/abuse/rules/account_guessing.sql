@@ -12,6 +12,7 @@ WITH counted AS (
         sum(requests) OVER recent::BIGINT AS requests, min(minute) OVER recent AS first_at
     FROM window_refused
     WHERE outcome = 'invalid_password' AND caller <> '' AND network <> ''
+        AND caller IN (SELECT caller FROM window_refused WHERE minute >= $from AND minute < $until)
     WINDOW recent AS (
         PARTITION BY caller ORDER BY minute RANGE BETWEEN to_seconds($long_seconds) PRECEDING AND CURRENT ROW
     )
