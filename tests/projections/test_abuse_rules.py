@@ -304,7 +304,7 @@ def test_finding_of_an_ipv6_network_has_evidence_of_that_network_only(tmp_path: 
             rows = cursor.execute("SELECT block_seq, refused_index, network FROM refused").fetchall()
         networks = {(seq, index): network for seq, index, network in rows}
         # The eighth account was one too many.
-        assert ["2a01:4f8:1::/48"] * 8 == [networks[place.seq, place.index or 0] for place in one.evidence]
+        assert [networks[place.seq, place.index or 0] for place in one.evidence] == ["2a01:4f8:1::/48"] * 8
     finally:
         store.close()
 
