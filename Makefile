@@ -8,7 +8,7 @@ NODE := tests/thirdparty/node
 # Images of CI set it. Every process of the tests would then compile the project anew, for half of what its start takes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: up test check clients bench bench-abuse bench-analytics clean lock
+.PHONY: up test check clients bench bench-abuse bench-analytics bench-timing clean lock
 .DELETE_ON_ERROR:
 
 up: $(VENV)/.runtime        ## sets everything up and runs the service; Ctrl-C stops it
@@ -33,6 +33,9 @@ bench-analytics: $(VENV)/.dev  ## prints the analytics store's table; 50 million
 
 bench-abuse: $(VENV)/.dev   ## makes a history with known attacks and prints what the abuse rules find in it
 	$(BIN)/python -m tests.bench.abuse $(ARGS)
+
+bench-timing: $(VENV)/.dev  ## prints whether the time of a refusal tells why it was refused
+	$(BIN)/python -m tests.bench.timing $(ARGS)
 
 lock:                       ## renews the lock files; needs uv
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet \

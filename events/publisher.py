@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from itertools import count
 from typing import Any
+from uuid import uuid4
 
 import nats.errors
 from nats.aio.msg import Msg
@@ -94,7 +95,7 @@ class Publisher:
         there is no gap. It fails with Refused or NotAcknowledged. Raises: LedgerUnavailable if the batch was not sent
         whole, so that nothing is stored; MessageTooLarge.
         """
-        batch_id = self.nc._nuid.next().decode()  # noqa: SLF001 - the client's own generator of unique ids
+        batch_id = uuid4().hex
         *inner, (subject, data, headers) = messages
         for number, (of, content, more) in enumerate(inner, 1):
             numbered = more | {"Nats-Batch-Id": batch_id, "Nats-Batch-Sequence": str(number)}

@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import nats.errors
 import nats.js.errors
@@ -645,7 +646,7 @@ async def follow(
 async def _subscribe(nc: Connection, stream: str, position: int, delivery: _Delivery) -> Any:
     js = nc.jetstream(timeout=3)
     # One consumer name a follower and moment: a name that is still there from before a reconnect would be refused.
-    name = f"follow_{nc._nuid.next().decode()}"  # noqa: SLF001 - the client's own generator of unique names
+    name = f"follow_{uuid4().hex}"
     subject = f"{stream.lower()}.>"
     config = api.ConsumerConfig(
         name=name,

@@ -106,7 +106,8 @@ class AuthorizationGranted(Event, frozen=True, kw_only=True, tag="authorization.
 
     `scope` is what was granted, implications expanded. `sealed_nonce`: what the client chose, under the person's key.
     `auth_time`: when the person signed in. `offline`: a refresh token will come, and the grant outlives the session.
-    `consent_seq`: of the event by which the consent stood when it was looked at; 0: not recorded.
+    `consent_seq`, `client_seq`: of the last events of the consent and of the client when they were looked at; 0: not
+    recorded.
     """
 
     grant_id: str
@@ -123,6 +124,7 @@ class AuthorizationGranted(Event, frozen=True, kw_only=True, tag="authorization.
     offline: bool
     response_type: str
     consent_seq: int = 0
+    client_seq: int = 0
 
 
 class CodeRedeemed(Event, frozen=True, kw_only=True, tag="code.redeemed/1"):

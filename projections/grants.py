@@ -89,7 +89,7 @@ class ByCode(Struct, frozen=True, array_like=True, gc=False):
     """How a person gave the grant: RFC 6749 §4.1. `offline`: it outlives the session that it was given in.
 
     `redeemed_at`: when the code was spent, by the log's clock; None until then. `refusals`: how often it was presented
-    without its verifier since. `consent_seq`: of the consent that it was given by, as it stood; 0 if that is not known.
+    without its verifier since. `consent_seq`, `client_seq`: of what it was given by, as it stood; 0 if not known.
     """
 
     code_id: str
@@ -101,6 +101,7 @@ class ByCode(Struct, frozen=True, array_like=True, gc=False):
     redeemed_at: datetime | None = None
     refusals: int = 0
     consent_seq: int = 0
+    client_seq: int = 0
 
 
 class NoGrant(Struct, frozen=True, array_like=True, gc=False, tag=0):
@@ -258,6 +259,7 @@ def _authorized(grant: Grant, event: AuthorizationGranted, recorded: Recorded) -
         event.redirect_uri,
         event.code_challenge,
         consent_seq=event.consent_seq,
+        client_seq=event.client_seq,
     )
     becomes = ActiveGrant(event.subject, event.client_id, event.scope, event.audience, recorded.seq, by_code=by_code)
     match grant:

@@ -17,6 +17,7 @@ from events.errors import LedgerError, LedgerUnavailable
 from events.ledger import Ledger
 from events.server import EmbeddedServer
 from events.streams import Connection
+from service import logs
 from service.rules.subscribers import Subscriber
 from service.subscribers import KEEP_SECONDS, ServerAnswer, all_states
 
@@ -78,7 +79,7 @@ class Admission:
             except LedgerError as error:
                 if str(error) != told:
                     told = str(error)
-                    log.error("subscribers_not_admitted", alarm=True, why=told, fix=error.fix)  # noqa: TRY400 - where it was raised says nothing
+                    logs.alarm("subscribers_not_admitted", error)
             except Exception:
                 log.exception("subscribers_not_admitted", alarm=True)
             await asyncio.sleep(KEEP_SECONDS)
@@ -125,7 +126,7 @@ class Admission:
         try:
             answer = ServerAnswer(admitted=await self.admit())
         except LedgerError as error:
-            log.error("subscribers_not_admitted", alarm=True, why=str(error), fix=error.fix)  # noqa: TRY400 - as above
+            logs.alarm("subscribers_not_admitted", error)
             answer = ServerAnswer(error=str(error))
         except Exception as error:
             log.exception("subscribers_not_admitted", alarm=True)

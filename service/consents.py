@@ -65,6 +65,8 @@ async def _change(runtime: Runtime, user_id: str, client_id: str, decide: Any) -
     def entries(consent: Consent | None) -> list[Append]:
         return [Append(of, event, consent.seq if consent is not None else 0) for event in decide(consent)]
 
+    # Of an old view, nothing would show that what is wanted does not hold any more: it was withdrawn, or given again.
+    await runtime.view_at_end()
     outcome = await execute(runtime, load, entries)
     await runtime.applied(outcome.seq)
     return outcome.seq or (outcome.state.seq if outcome.state is not None else 0)

@@ -46,6 +46,7 @@ from service.rules.grants import (
     decide_revoke_token,
     decide_rotate,
     granted_scope,
+    head,
 )
 from service.runtime import Runtime
 from service.tokens import TOKEN_CHARS_MAX, mint_kind, new_id, now, sha256, uuid7_hex
@@ -110,10 +111,7 @@ async def prepare_issue(
     expires_at = whole_second(mark.at + timedelta(seconds=request.expires_in_seconds))
     minted = minted_token(token, request.kind, scope, request.audience, expires_at)
     event = TokenIssued(
-        id=mark.ids[0],
-        occurred_at=mark.at,
-        by=mark.by,
-        request_id=request_id,
+        **head(mark),
         grant_id=new_id("grt"),
         subject=user.user_id,
         client_id=None,
@@ -333,6 +331,20 @@ async def mint_access(runtime: Runtime, client: Client, grant: AccessFor, at: da
     return token, minted
 
 
+def check_stands(runtime: Runtime, client: Client) -> None:
+    """Whether the client has not been cut off since it proved who it is, as far as this host's view knows by now.
+
+    Raises: Unavailable.
+    """
+    cut = runtime.view.cut(client.client_id)
+    if cut is not None and cut.seq > client.seq:
+        raise _cut_off_meanwhile()
+
+
+def _cut_off_meanwhile() -> Unavailable:
+    return Unavailable("what the client had was revoked at this moment", fix="repeat the request")
+
+
 async def client_credentials(
     runtime: Runtime, client: Client, requested: str | None, resources: tuple[str, ...], request_id: str
 ) -> TokenAnswer:
@@ -359,10 +371,7 @@ async def client_credentials(
             idle = whole_second(mark.at) + timedelta(seconds=metadata.refresh_token_idle_ttl_seconds)
             tokens = (minted, minted_token(refresh, Kind.REFRESH, scope, audience, min(idle, ends_at)))
         event = TokenIssued(
-            id=mark.ids[0],
-            occurred_at=mark.at,
-            by=client.client_id,
-            request_id=request_id,
+            **head(mark),
             grant_id=grant_id,
             subject=client.client_id,
             client_id=client.client_id,
@@ -378,9 +387,14 @@ async def client_credentials(
             # Access-only grants need no compare-and-set, and a subject each would cost the server memory for ever.
             else Append(f"ledger.{TENANT}.access.{client.client_id}", event)
         )
-        await runtime.ledger.append(entry)
+        (seq,) = await runtime.ledger.append(entry)
     except LedgerError as error:
         raise refused(error) from error
+    await runtime.applied(seq, hurry=False)
+    cut = runtime.view.cut(client.client_id)
+    if cut is not None and (cut.disabled or cut.seq > client.seq):
+        await revoke_grant(runtime, "system", grant_id, cut.reason, None, request_id=request_id)
+        raise _cut_off_meanwhile()
     return TokenAnswer(access, "Bearer", metadata.access_token_ttl_seconds, scope, refresh)
 
 
@@ -488,25 +502,9 @@ async def revoke_owner(
             raise NotFound("it is not there")
         event: LedgerEvent
         if client:
-            event = ClientRevoked(
-                id=mark.ids[0],
-                occurred_at=mark.at,
-                by=by,
-                request_id=request_id,
-                client_id=owner,
-                reason=reason,
-                sealed_comment=sealed,
-            )
+            event = ClientRevoked(**head(mark), client_id=owner, reason=reason, sealed_comment=sealed)
         else:
-            event = SubjectRevoked(
-                id=mark.ids[0],
-                occurred_at=mark.at,
-                by=by,
-                request_id=request_id,
-                user_id=owner,
-                reason=reason,
-                sealed_comment=sealed,
-            )
+            event = SubjectRevoked(**head(mark), user_id=owner, reason=reason, sealed_comment=sealed)
         return [Append(of, event, row.seq)]
 
     outcome = await execute(runtime, load, decide)

@@ -1,6 +1,7 @@
 """People's passwords: Argon2id (RFC 9106), beside the event loop and few at once, since one hash takes 64 MiB.
 
-However they were entered, they are hashed and compared as `prepared` has them.
+However they were entered, they are hashed and compared as `prepared` has them; but for those that were hashed before
+there was such a thing, which are compared as they were entered.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from service.errors import Unavailable
 from service.rules.passwords import prepared
 
 _CHECKED_WAITING_MAX = 64
+_PREPARED = "prepared:"  # before the hash of a password that was
 _MADE_WAITING_MAX = 16  # places of their own, so that no crowd of sign-ins keeps users from being managed
 
 
@@ -40,14 +42,16 @@ class Hashing:
     async def make(self, password: str) -> str:
         """Raises: Unavailable when too many wait."""
         hashed: str = await self._beside(self._made, self._hasher.hash, prepared(password))
-        return hashed
+        return _PREPARED + hashed
 
     async def matches(self, hashed: str | None, password: str) -> bool:
         """Whether it is the password of this hash. None is nobody's, and takes as much work as another's.
 
         Raises: Unavailable when too many wait.
         """
-        matches: bool = await self._beside(self._checked, self._verify, hashed or self._nobodys, prepared(password))
+        entered = password if hashed is not None and not hashed.startswith(_PREPARED) else prepared(password)
+        known = hashed.removeprefix(_PREPARED) if hashed is not None else self._nobodys
+        matches: bool = await self._beside(self._checked, self._verify, known, entered)
         return matches and hashed is not None
 
     def _verify(self, hashed: str, password: str) -> bool:

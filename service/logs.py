@@ -7,7 +7,15 @@ import sys
 
 import structlog
 
+from events.errors import LedgerError
 from service.settings import Settings
+
+log = structlog.get_logger()
+
+
+def alarm(event: str, error: LedgerError) -> None:
+    """Logs what somebody must mend, and how. Where it was raised says nothing to them."""
+    log.error(event, alarm=True, why=str(error), fix=error.fix)
 
 
 def configure(settings: Settings) -> None:

@@ -22,7 +22,7 @@ from projections.grants import ActiveGrant, Family, RefreshChain, facts
 from projections.registry import Client
 from service.commands import load_family, refused, subject
 from service.errors import InvalidGrant, Unavailable
-from service.grants import AccessFor, mint_access, minted_token, stamp, whole_second
+from service.grants import AccessFor, check_stands, mint_access, minted_token, stamp, whole_second
 from service.keys import derive, seal, unseal
 from service.oauth.codes import narrowed_audience, remaining_scope
 from service.oauth.identity import id_token, person_behind
@@ -77,6 +77,7 @@ async def refresh(runtime: Runtime, presented: Presentation) -> bytes:
                 retry_window=timedelta(seconds=runtime.settings.refresh_retry_window_seconds),
             )
             grant, chain = _check(runtime, command, family)
+            check_stands(runtime, presented.client)
             if chain.current == token_id and not _rotates(presented.client):
                 return await _renew(runtime, presented, command, grant, chain)
             if chain.current == token_id:

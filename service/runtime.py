@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 APPLIED_SECONDS_MAX = 3.0
 _POLL_SECONDS = 0.0005
+_POLL_UNHURRIED_SECONDS = 0.004  # of which many at once cost next to nothing
 _LIMITER_KEYS_MAX = 50_000
 CODES_PER_MINUTE_MAX = 30  # for one client in one session: more than all its tabs want when a browser opens them again
 _PLACES_OF_A_CLIENT = 4  # from so many networks a public client may push as much as it can
@@ -40,8 +41,9 @@ _PLACES_OF_A_CLIENT = 4  # from so many networks a public client may push as muc
 class ViewWaiter:
     """Waits until the view has applied a sequence: one poll for all that wait, and none while nobody does."""
 
-    def __init__(self, view: CurrentReader) -> None:
+    def __init__(self, view: CurrentReader, poll_seconds: float = _POLL_SECONDS) -> None:
         self._view = view
+        self._poll_seconds = poll_seconds
         self._waiting: list[tuple[int, asyncio.Future[bool], float]] = []
         self._task: asyncio.Task[None] | None = None
 
@@ -69,7 +71,7 @@ class ViewWaiter:
                 else:
                     still.append((seq, future, deadline))
             self._waiting = still
-            await asyncio.sleep(_POLL_SECONDS)
+            await asyncio.sleep(self._poll_seconds)
 
 
 class RateLimiter:
@@ -159,6 +161,7 @@ class Runtime:
         self.usage = UsageLog(nc, writer_name(), settings.use_recording, buffered_uses_max=settings.use_buffer_max)
         self.view = CurrentReader(view_path(settings.data_dir))
         self.waiter = ViewWaiter(self.view)
+        self.unhurried = ViewWaiter(self.view, _POLL_UNHURRIED_SECONDS)
         self.feed = Feed(nc)
         self.receipts = ReceiptLog(nc, writer_name())
         self.registered = Registered(self.ledger)
@@ -224,9 +227,9 @@ class Runtime:
                 fix="wait until the projector has caught up; `token-ledger doctor` says what holds it up",
             )
 
-    async def applied(self, seq: int) -> None:
+    async def applied(self, seq: int, *, hurry: bool = True) -> None:
         """Waits until this host's view has applied `seq`. Raises: Unavailable, naming the sequence."""
-        if not await self.waiter.applied(seq):
+        if not await (self.waiter if hurry else self.unhurried).applied(seq):
             raise NotYetApplied(seq)
 
     async def view_at_end(self) -> None:

@@ -374,7 +374,7 @@ async def _announce_revocations(feed: Feed) -> None:
         except LedgerUnavailable as error:
             log.warning("projector_waits", projector=feed.name, why=str(error))
         except FeedAhead as error:
-            log.error("feed_is_ahead", alarm=True, why=str(error), fix=error.fix)  # noqa: TRY400 - where it was raised says nothing
+            logs.alarm("feed_is_ahead", error)
             await asyncio.sleep(_PROGRESS_SECONDS)
         await asyncio.sleep(0.3)
 

@@ -7,6 +7,8 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
 
+from msgspec.structs import replace
+
 from events import codec
 from events.streams import RawMessage
 from events.types import (
@@ -64,6 +66,7 @@ from events.types import (
     WebhookRegistered,
     WebhookRemoved,
 )
+from service.tokens import new_id, now
 
 START = datetime(2126, 1, 31, 12, tzinfo=UTC)  # so that no view takes anything for long expired
 DAY = timedelta(days=1)
@@ -165,6 +168,30 @@ def redeemed(grant_id: str, code_id: str, *tokens: MintedToken) -> CodeRedeemed:
         refresh_idle_ttl_seconds=86_400 if refreshable else None,
         refresh_ends_at=START + 10 * DAY if refreshable else None,
     )
+
+
+def allowed(
+    user_id: str, client_id: str, *, scope: str = "openid", token: str = "", seconds: float = 3600, **changes: Any
+) -> tuple[AuthorizationGranted, CodeRedeemed]:
+    """What a person allows a client now, and its code redeemed for `token`, or for one that nobody has.
+
+    `changes`: of the first event, and the `kind` of the token.
+    """
+    kind, code_id, moment = changes.pop("kind", Kind.ACCESS), new_id("tok"), now()
+    began = {
+        **head(moment, by=user_id),
+        "subject": user_id,
+        "client_id": client_id,
+        "scope": scope,
+        "session_id": new_id("ses"),
+        "code": minted(code_id, Kind.CODE, expires_at=moment + timedelta(seconds=60)),
+        "sealed_nonce": None,
+        "auth_time": moment,
+    }
+    grant = authorized(new_id("grt"), code_id, **began | changes)
+    hashed = sha256_of(token or new_id("tok")).hex()
+    given = minted(new_id("tok"), kind, sha256=hashed, expires_at=moment + timedelta(seconds=seconds), scope=scope)
+    return grant, replace(redeemed(grant.grant_id, code_id, given), occurred_at=moment, by=client_id)
 
 
 def refreshed(grant_id: str, spent: str, *tokens: MintedToken, answer_id: str = "answer") -> TokenRefreshed:

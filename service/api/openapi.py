@@ -447,51 +447,43 @@ def _oauth() -> dict[str, dict[str, Any]]:
     openid: dict[str, Any] = {"security": [{"bearer": ["openid"]}]}
     told = {"200": _response(200, UserInfo)} | {name: errors[name] for name in map(str, _ALWAYS)}
     introspect: dict[str, Any] = {"security": [{"client": []}, {"bearer": ["ledger:validate"]}]}
+
+    def post(name: str, title: str, answer: dict[str, Any], form: type, who: dict[str, Any]) -> dict[str, Any]:
+        return {"post": _door(name, "oauth", title, answer | errors, **who, requestBody=_body(form, _FORM))}
+
     return {
-        "/oauth2/token": {
-            "post": _door(
-                "issue_access_token",
-                "oauth",
-                "Issue or refresh: RFC 6749 §4.4, §6",
-                {"200": _response(200, TokenAnswer)} | errors,
-                **client,
-                requestBody=_body(TokenForm, _FORM),
-            )
-        },
-        "/oauth2/par": {
-            "post": _door(
-                "push_authorization_request",
-                "oauth",
-                "Push an authorization request: RFC 9126",
-                {"201": _response(201, PushedAnswer)} | errors,
-                **client,
-                requestBody=_body(PushedForm, _FORM),
-            )
-        },
+        "/oauth2/token": post(
+            "issue_access_token",
+            "Issue or refresh: RFC 6749 §4.4, §6",
+            {"200": _response(200, TokenAnswer)},
+            TokenForm,
+            client,
+        ),
+        "/oauth2/par": post(
+            "push_authorization_request",
+            "Push an authorization request: RFC 9126",
+            {"201": _response(201, PushedAnswer)},
+            PushedForm,
+            client,
+        ),
         "/oauth2/userinfo": {
             "get": _door("userinfo", "oauth", "Say who the person is: OpenID Connect Core §5.3", told, **openid),
             "post": _door("userinfo_by_post", "oauth", "The same by POST", told | errors, **openid),
         },
-        "/oauth2/introspect": {
-            "post": _door(
-                "introspect",
-                "oauth",
-                "Say what a token is: RFC 7662",
-                {"200": _response(200, Introspection)} | errors,
-                **introspect,
-                requestBody=_body(TokenParameterForm, _FORM),
-            )
-        },
-        "/oauth2/revoke": {
-            "post": _door(
-                "revoke_access_token",
-                "oauth",
-                "Revoke a token of the client that asks: RFC 7009",
-                {"200": _response(200)} | errors,
-                **client,
-                requestBody=_body(TokenParameterForm, _FORM),
-            )
-        },
+        "/oauth2/introspect": post(
+            "introspect",
+            "Say what a token is: RFC 7662",
+            {"200": _response(200, Introspection)},
+            TokenParameterForm,
+            introspect,
+        ),
+        "/oauth2/revoke": post(
+            "revoke_access_token",
+            "Revoke a token of the client that asks: RFC 7009",
+            {"200": _response(200)},
+            TokenParameterForm,
+            client,
+        ),
     }
 
 

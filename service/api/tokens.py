@@ -52,7 +52,7 @@ from service.revocations import Ending, Target, ending_of, revoke_broadly
 from service.rules.registry import check_audience, check_networks, check_plain, check_scope
 from service.runtime import Runtime
 from service.tokens import is_id
-from service.validation import audience_of, scope_of
+from service.validation import Code, audience_of, invalid_token, scope_of
 
 ISSUE = ("ledger:issue",)
 LOOK = ("ledger:issue", "ledger:audit")
@@ -300,7 +300,9 @@ async def create_token(call: Call[NewToken, Nothing]) -> dict[str, Any]:
     check_plain(request.name, "name")
     check_audience(request.audience)
     check_networks(request.allowed_ips)
-    return await call.create(lambda _: prepare_issue(call.runtime, call.caller, request, request_id=call.request_id))
+    answer = await call.create(lambda _: prepare_issue(call.runtime, call.caller, request, request_id=call.request_id))
+    await _end_behind_caller(call, answer)
+    return answer
 
 
 @operation("GET", "/v1/tokens", tag="tokens", needs=LOOK, query=TokenQuery, answer=TokenList)
@@ -422,7 +424,21 @@ async def rotate_token(call: Call[Rotation, Nothing]) -> dict[str, Any]:
         )
     )
     await end_behind_cut_off(call.runtime, call.caller.token_id, answer, call.request_id)
+    await _end_behind_caller(call, answer)
     return answer
+
+
+async def _end_behind_caller(call: Call[Any, Nothing], answer: dict[str, Any]) -> None:
+    """Ends a token that stands behind the revocation of the caller's own, which nobody here could know of yet.
+
+    Raises: InvalidToken, Unavailable.
+    """
+    own = call.runtime.view.hit(call.caller.token_id)
+    ending = ending_of(own) if own is not None else None
+    if ending is not None and ending.reason is not None and ending.seq < answer["ledger_seq"]:
+        reason, request_id = Reason(ending.reason), call.request_id
+        await revoke_token(call.runtime, "system", answer["token_id"], reason, None, request_id=request_id)
+        raise invalid_token(Code.REVOKED)
 
 
 @operation(

@@ -15,7 +15,7 @@ from projections.grants import ActiveGrant, AuthorizedGrant, facts
 from projections.registry import Client
 from service.commands import expand, known_scopes, load_family, refused, subject
 from service.errors import InvalidTarget, Unavailable
-from service.grants import AccessFor, mint_access, minted_token, seal_text, stamp, whole_second
+from service.grants import AccessFor, check_stands, mint_access, minted_token, seal_text, stamp, whole_second
 from service.oauth.identity import id_token, person_behind
 from service.rules.codes import (
     CODE_TTL_SECONDS,
@@ -108,6 +108,7 @@ async def grant_code(
         offline=about.offline,
         response_type=about.response_type,
         consent_seq=about.consent_seq,
+        client_seq=client.seq,
     )
     event = decide_authorize(command)
     try:
@@ -169,6 +170,7 @@ async def redeem(runtime: Runtime, presented: Redemption) -> bytes:
                 person=person_behind(runtime, known),
             )
             if isinstance(judged, Fresh):
+                check_stands(runtime, presented.client)
                 answer = await _exchange(runtime, presented, command, judged, family.seq)
                 if answer is not None:
                     return answer

@@ -37,13 +37,12 @@ from service.pages.values import Account, AppShown, Draft, Hidden, Issued, Sessi
 from service.registry import profile_of, read_sealed
 from service.revocations import ending_of
 from service.rules.registry import is_plain
-from service.rules.sessions import is_live
 from service.runtime import Runtime
 from service.signin.browser import CSRF, browser_of, check_csrf, csrf_token, known_browser, read_page_form
 from service.signin.doors import sign_in_page
 from service.signin.places import place_of
 from service.signin.sessions import drop_session, end_everywhere, end_session, session_of, standing
-from service.tokens import is_id, now
+from service.tokens import is_id
 from service.validation import scope_of
 
 PATH = "/account"
@@ -111,9 +110,9 @@ async def issue(runtime: Runtime, incoming: Incoming) -> Response:
     problem = _problem(draft)
     if problem is not None:
         return await _shown(runtime, incoming, person, problem=problem, draft=draft)
-    answer = await _issue(runtime, incoming, _caller(runtime, person, browser), draft, key=key)
-    if not _stands(runtime, person.session):
-        # What ended the session came before the token in the log, or just behind it: nobody is to see it.
+    answer, seq = await _issue(runtime, incoming, _caller(runtime, person, browser), draft, key=key)
+    if not _stood(runtime, person.session, seq):
+        # This worker did not know yet that the session had ended: nobody is to see it.
         await revoke_token(runtime, "system", answer["token_id"], Reason.LOGOUT, None, request_id=incoming.request_id)
         return see_other(PATH)
     return see_other(f"{ISSUED}?{urlencode({_KEY: key})}")
@@ -199,10 +198,12 @@ async def sign_out_everywhere(runtime: Runtime, incoming: Incoming) -> Response:
     return page("signed_out", SignedOut(onward=None), cookies=(drop_session(runtime),))
 
 
-def _stands(runtime: Runtime, session: Session) -> bool:
-    """Asked again of a view that has what was done in the session, and so all that came before it."""
-    row = runtime.view.session(session.session_id)
-    return row is not None and is_live(row, runtime.view.cut(session.user_id), now())
+def _stood(runtime: Runtime, session: Session, seq: int) -> bool:
+    """Whether the session did when `seq` was recorded, which was done in it: of a view that has all up to there."""
+    row, cut = runtime.view.session(session.session_id), runtime.view.cut(session.user_id)
+    if row is None or (row.ended_at is not None and row.seq < seq):
+        return False
+    return cut is None or not (cut.disabled or session.user_seq < cut.seq < seq)
 
 
 def _purpose(session: Session) -> str:
@@ -257,8 +258,10 @@ def _caller(runtime: Runtime, person: Person, browser: str) -> Caller:
     )
 
 
-async def _issue(runtime: Runtime, incoming: Incoming, caller: Caller, draft: Draft, *, key: str) -> dict[str, Any]:
-    """One token, however often the same form is sent. Raises: InvalidScope, Gone, Unavailable."""
+async def _issue(
+    runtime: Runtime, incoming: Incoming, caller: Caller, draft: Draft, *, key: str
+) -> tuple[dict[str, Any], int]:
+    """One token and its sequence, however often the same form is sent. Raises: InvalidScope, Gone, Unavailable."""
     request = IssueToken(
         kind=Kind.PAT,
         user=caller.subject,
@@ -273,7 +276,7 @@ async def _issue(runtime: Runtime, incoming: Incoming, caller: Caller, draft: Dr
     # Of what was filled in nothing counts: one form, one token.
     answer, seq = await once(runtime, caller, Repeatable(key, TOKENS, b""), prepare)
     await runtime.applied(seq)
-    return answer
+    return answer, seq
 
 
 # What is shown

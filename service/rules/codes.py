@@ -73,6 +73,7 @@ class Authorize(Struct, frozen=True, kw_only=True):
     offline: bool
     response_type: str
     consent_seq: int = 0
+    client_seq: int = 0
 
 
 def decide_authorize(command: Authorize) -> AuthorizationGranted:
@@ -93,6 +94,7 @@ def decide_authorize(command: Authorize) -> AuthorizationGranted:
         offline=command.offline,
         response_type=command.response_type,
         consent_seq=command.consent_seq,
+        client_seq=command.client_seq,
     )
 
 
@@ -154,7 +156,7 @@ def judge_code(
         raise invalid_code("revoked" if isinstance(grant, RevokedGrant) else "no such grant")
     if known.client_id != command.client_id:
         raise invalid_code("issued to another client")
-    if is_cut_off(known, client_cut, subject_cut) or is_taken_back(known, person):
+    if is_cut_off(known, client_cut, subject_cut) or is_taken_back(known, person) or _is_older(by_code, client_cut):
         raise invalid_code("client, subject, consent or session ended")
     wrong = _wrong_proof(command, by_code)
     refusals = grant.refusals if isinstance(grant, AuthorizedGrant) else by_code.refusals
@@ -171,6 +173,11 @@ def judge_code(
     if refusals + 1 < REFUSALS_MAX or not isinstance(grant, AuthorizedGrant):
         return Refused((refused,), ends=False)
     return Refused((refused, _revoked(command, Reason.ABUSE)), ends=True)
+
+
+def _is_older(by_code: ByCode, client_cut: Cut | None) -> bool:
+    """Whether the client was looked at before it was cut off, wherever in the log the grant came to stand."""
+    return client_cut is not None and 0 < by_code.client_seq < client_cut.seq
 
 
 def _known(grant: Grant) -> ActiveGrant | None:
@@ -203,12 +210,8 @@ def judge_replay(command: Redeem, spent: Spent, came_at: datetime) -> Replayed:
 
 
 def _revoked(command: Redeem, reason: Reason) -> GrantRevoked:
-    stamp = command.stamp
     return GrantRevoked(
-        id=stamp.ids[1],
-        occurred_at=stamp.at,
-        by="system",
-        request_id=stamp.request_id,
+        **head(command.stamp, 1, by="system"),
         grant_id=command.grant_id,
         reason=reason,
     )

@@ -16,7 +16,7 @@ from events.types import (
     Recorded,
 )
 from service.errors import NotFound
-from service.rules.grants import Stamp
+from service.rules.grants import Stamp, head
 
 Judgement = Literal["acknowledged", "dismissed"]
 
@@ -105,13 +105,9 @@ def decide_judge(command: Judge, finding: Finding | None) -> list[LedgerEvent]:
     if finding is None:
         raise NotFound("there is no such finding")
     kind = FindingAcknowledged if command.as_ == "acknowledged" else FindingDismissed
-    stamp = command.stamp
     return [
         kind(
-            id=stamp.ids[0],
-            occurred_at=stamp.at,
-            by=stamp.by,
-            request_id=stamp.request_id,
+            **head(command.stamp),
             finding_id=command.finding_id,
             sealed_reason=command.sealed_reason,
         )

@@ -34,9 +34,9 @@ class Stamp(Struct, frozen=True):
     request_id: str | None
 
 
-def head(stamp: Stamp) -> dict[str, Any]:
-    """The fields that every event has, of the command's first one."""
-    return {"id": stamp.ids[0], "occurred_at": stamp.at, "by": stamp.by, "request_id": stamp.request_id}
+def head(stamp: Stamp, number: int = 0, *, by: str = "") -> dict[str, Any]:
+    """The fields that every event has, of the command's first one if no number is given."""
+    return {"id": stamp.ids[number], "occurred_at": stamp.at, "by": by or stamp.by, "request_id": stamp.request_id}
 
 
 def is_cut_off(grant: ActiveGrant, *cuts: Cut | None) -> bool:
@@ -172,10 +172,7 @@ def decide_refresh(command: Refresh, chain: RefreshChain) -> Rotated | AnsweredA
     stamp, now = command.stamp, command.stamp.at
     if chain.current == command.token_id:
         event = TokenRefreshed(
-            id=stamp.ids[0],
-            occurred_at=stamp.at,
-            by=stamp.by,
-            request_id=stamp.request_id,
+            **head(stamp),
             grant_id=command.grant_id,
             spent_token_id=command.token_id,
             answer_id=command.answer_id,
@@ -192,10 +189,7 @@ def decide_refresh(command: Refresh, chain: RefreshChain) -> Rotated | AnsweredA
         and now < previous.at + command.retry_window
     )
     replayed = RefreshReplayed(
-        id=stamp.ids[0],
-        occurred_at=stamp.at,
-        by=stamp.by,
-        request_id=stamp.request_id,
+        **head(stamp),
         grant_id=command.grant_id,
         token_id=command.token_id,
         answered=again,
@@ -203,10 +197,7 @@ def decide_refresh(command: Refresh, chain: RefreshChain) -> Rotated | AnsweredA
     if again and previous is not None:
         return AnsweredAgain(previous.answer_id, (replayed,))
     revoked = GrantRevoked(
-        id=stamp.ids[1],
-        occurred_at=stamp.at,
-        by="system",
-        request_id=stamp.request_id,
+        **head(stamp, 1, by="system"),
         grant_id=command.grant_id,
         reason=Reason.REUSE_DETECTED,
     )
@@ -251,25 +242,11 @@ def decide_revoke_token(command: RevokeToken, family: Family) -> list[LedgerEven
         raise NotFound("there is no such token")
     if token.ended is not None or isinstance(family.grant, RevokedGrant):
         return []
-    stamp = command.stamp
     if token.kind is Kind.REFRESH:
-        return [
-            GrantRevoked(
-                id=stamp.ids[0],
-                occurred_at=stamp.at,
-                by=stamp.by,
-                request_id=stamp.request_id,
-                grant_id=command.grant_id,
-                reason=command.reason,
-                sealed_comment=command.sealed_comment,
-            )
-        ]
+        return [_grant_revoked(command)]
     return [
         TokenRevoked(
-            id=stamp.ids[0],
-            occurred_at=stamp.at,
-            by=stamp.by,
-            request_id=stamp.request_id,
+            **head(command.stamp),
             grant_id=command.grant_id,
             token_id=command.token_id,
             reason=command.reason,
@@ -293,18 +270,13 @@ def decide_revoke_grant(command: RevokeGrant, family: Family) -> list[LedgerEven
         raise NotFound("there is no such grant")
     if isinstance(family.grant, RevokedGrant):
         return []
-    stamp = command.stamp
-    return [
-        GrantRevoked(
-            id=stamp.ids[0],
-            occurred_at=stamp.at,
-            by=stamp.by,
-            request_id=stamp.request_id,
-            grant_id=command.grant_id,
-            reason=command.reason,
-            sealed_comment=command.sealed_comment,
-        )
-    ]
+    return [_grant_revoked(command)]
+
+
+def _grant_revoked(command: RevokeToken | RevokeGrant) -> GrantRevoked:
+    return GrantRevoked(
+        **head(command.stamp), grant_id=command.grant_id, reason=command.reason, sealed_comment=command.sealed_comment
+    )
 
 
 class RotateToken(Struct, frozen=True, kw_only=True):
@@ -337,12 +309,8 @@ def decide_rotate(command: RotateToken, family: Family, *, now: datetime) -> tup
     check_may_rotate(token)
     if token.ended is not None or isinstance(family.grant, RevokedGrant) or now >= token.expires_at:
         raise Gone("the token has ended", fix="issue a new one")
-    stamp = command.stamp
     issued = TokenIssued(
-        id=stamp.ids[0],
-        occurred_at=stamp.at,
-        by=stamp.by,
-        request_id=stamp.request_id,
+        **head(command.stamp),
         grant_id=command.successor_grant_id,
         subject=known.subject,
         client_id=known.client_id,
@@ -354,13 +322,10 @@ def decide_rotate(command: RotateToken, family: Family, *, now: datetime) -> tup
         rotated_from=command.token_id,
     )
     superseded = TokenSuperseded(
-        id=stamp.ids[1],
-        occurred_at=stamp.at,
-        by=stamp.by,
-        request_id=stamp.request_id,
+        **head(command.stamp, 1),
         grant_id=command.grant_id,
         token_id=command.token_id,
         successor_id=command.successor.token_id,
-        ends_at=stamp.at + command.overlap,
+        ends_at=command.stamp.at + command.overlap,
     )
     return issued, superseded

@@ -19,8 +19,9 @@ def prepared(password: str) -> str:
 
 def check_password(password: str) -> None:
     """Raises: InvalidRequest, which says why in words for a person."""
-    meant = prepared(password)
-    if not PASSWORD_CHARS_MIN <= len(meant) <= PASSWORD_CHARS_MAX:
+    # As it is entered, for that is cut when somebody signs in: to compose long runs of marks takes their square.
+    meant = prepared(password[: PASSWORD_CHARS_MAX + 1])
+    if len(meant) < PASSWORD_CHARS_MIN or len(password) > PASSWORD_CHARS_MAX:
         raise InvalidRequest(
             f"a password has {PASSWORD_CHARS_MIN} to {PASSWORD_CHARS_MAX} characters: shorter ones are soon guessed",
             fix="choose a longer one; a few words that do not belong together are easy to remember",

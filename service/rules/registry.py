@@ -47,7 +47,7 @@ from service.errors import (
     InvalidScope,
     NotFound,
 )
-from service.rules.grants import Stamp
+from service.rules.grants import Stamp, head
 from service.settings import is_loopback
 from service.validation import SCOPE_SYNTAX
 
@@ -249,7 +249,7 @@ def decide_register_client(command: RegisterClient, scopes: Scopes) -> ClientReg
     _check_may_confer(command.caller, metadata, through="the client")
     public = metadata.token_endpoint_auth_method == "none"
     return ClientRegistered(
-        **_head(command.stamp),
+        **head(command.stamp),
         client_id=command.client_id,
         metadata=metadata,
         secret_sha256=None if public else command.secret_sha256,
@@ -277,7 +277,7 @@ def decide_change_client(command: ChangeClient, client: Client | None, scopes: S
     if replace(metadata, client_name=old.client_name) != old:
         # Other redirect URIs, no secret any more, another audience: each can bring the client's scope to its changer.
         _check_may_confer(command.caller, metadata, through="the changed client")
-    return [ClientChanged(**_head(command.stamp), client_id=client.client_id, metadata=metadata)]
+    return [ClientChanged(**head(command.stamp), client_id=client.client_id, metadata=metadata)]
 
 
 class RotateSecret(Struct, frozen=True, kw_only=True):
@@ -296,7 +296,7 @@ def decide_rotate_secret(command: RotateSecret, client: Client | None) -> Client
         )
     _check_may_confer(command.caller, client.metadata, through="the new secret")
     return ClientSecretRotated(
-        **_head(command.stamp),
+        **head(command.stamp),
         client_id=client.client_id,
         secret_sha256=command.secret_sha256,
         previous_ends_at=command.stamp.at + command.overlap,
@@ -309,7 +309,7 @@ def decide_disable_client(stamp: Stamp, client: Client | None) -> list[LedgerEve
         raise NotFound("there is no such client")
     if client.disabled_at is not None:
         return []
-    return [ClientDisabled(**_head(stamp), client_id=client.client_id, reason=Reason.DISABLED)]
+    return [ClientDisabled(**head(stamp), client_id=client.client_id, reason=Reason.DISABLED)]
 
 
 def _active_client(client: Client | None) -> Client:
@@ -389,9 +389,8 @@ def decide_register_user(
     check_password_fits(command.kind, given=command.password_hash is not None)
     scope = check_scope(command.scope, scopes)
     check_confers(command.caller, scope, through="the user")
-    head = _head(command.stamp)
     registered = UserRegistered(
-        **head,
+        **head(command.stamp),
         user_id=command.user_id,
         kind="person" if command.kind == "person" else "service",
         username_hash=command.username_hash,
@@ -399,9 +398,7 @@ def decide_register_user(
         scope=scope,
         password_hash=command.password_hash,
     )
-    claimed = UsernameClaimed(
-        **head | {"id": command.stamp.ids[1]}, username_hash=command.username_hash, user_id=command.user_id
-    )
+    claimed = UsernameClaimed(**head(command.stamp, 1), username_hash=command.username_hash, user_id=command.user_id)
     return registered, claimed
 
 
@@ -422,20 +419,20 @@ class ChangeUser(Struct, frozen=True, kw_only=True):
 def decide_change_user(command: ChangeUser, user: User | None, scopes: Scopes) -> list[LedgerEvent]:
     """Nothing when nothing changes. Raises: NotFound, Gone, InvalidScope, InvalidRequest, InsufficientScope."""
     user = check_user_is_active(user)
-    head = _head(command.stamp)
     scope = user.scope if command.scope is None else check_scope(command.scope, scopes, already=user.scope)
     gained = " ".join(name for name in scope.split() if name not in user.scope.split())
     check_confers(command.caller, gained, through="the user's new scope")
     events: list[LedgerEvent] = []
     if scope != user.scope or command.sealed_profile is not None:
         profile = user.sealed_profile if command.sealed_profile is None else command.sealed_profile
-        events.append(UserChanged(**head, user_id=user.user_id, sealed_profile=profile, scope=scope))
+        events.append(UserChanged(**head(command.stamp), user_id=user.user_id, sealed_profile=profile, scope=scope))
     if command.sets_password:
         check_password_fits(user.kind, given=command.password_hash is not None)
         if command.password_hash is not None or user.has_password:
             check_confers(command.caller, scope, through="the new password")
-            head |= {"id": command.stamp.ids[1]}
-            events.append(UserPasswordChanged(**head, user_id=user.user_id, password_hash=command.password_hash))
+            events.append(
+                UserPasswordChanged(**head(command.stamp, 1), user_id=user.user_id, password_hash=command.password_hash)
+            )
     return events
 
 
@@ -445,7 +442,7 @@ def decide_disable_user(stamp: Stamp, user: User | None) -> list[LedgerEvent]:
         raise NotFound("there is no such user")
     if user.disabled_at is not None:
         return []
-    return [UserDisabled(**_head(stamp), user_id=user.user_id, reason=Reason.DISABLED)]
+    return [UserDisabled(**head(stamp), user_id=user.user_id, reason=Reason.DISABLED)]
 
 
 def decide_erase_user(stamp: Stamp, user: User | None) -> list[LedgerEvent]:
@@ -455,7 +452,7 @@ def decide_erase_user(stamp: Stamp, user: User | None) -> list[LedgerEvent]:
     """
     if user is None:
         raise NotFound("there is no such user")
-    return [] if user.erased_at is not None else [SubjectErased(**_head(stamp), user_id=user.user_id)]
+    return [] if user.erased_at is not None else [SubjectErased(**head(stamp), user_id=user.user_id)]
 
 
 def check_user_is_active(user: User | None) -> User:
@@ -495,7 +492,7 @@ def decide_register_scope(command: WriteScope, scope: Scope | None, scopes: Scop
     check_plain(command.description, "description")
     check_audience(command.audience or ())
     return ScopeRegistered(
-        **_head(command.stamp),
+        **head(command.stamp),
         name=command.name,
         description=command.description or "",
         audience=tuple(dict.fromkeys(command.audience or ())),
@@ -518,7 +515,7 @@ def decide_change_scope(command: WriteScope, scope: Scope | None, scopes: Scopes
     if (description, audience, implies) == (scope.description, scope.audience, scope.implies):
         return []
     changed = ScopeChanged(
-        **_head(command.stamp), name=scope.name, description=description, audience=audience, implies=implies
+        **head(command.stamp), name=scope.name, description=description, audience=audience, implies=implies
     )
     return [changed]
 
@@ -538,7 +535,7 @@ def decide_disable_scope(stamp: Stamp, scope: Scope | None) -> list[LedgerEvent]
     """Nothing when it is disabled already. Raises: NotFound."""
     if scope is None:
         raise NotFound("there is no such scope")
-    return [] if scope.disabled_at is not None else [ScopeDisabled(**_head(stamp), name=scope.name)]
+    return [] if scope.disabled_at is not None else [ScopeDisabled(**head(stamp), name=scope.name)]
 
 
 def check_networks(networks: tuple[str, ...]) -> None:
@@ -550,7 +547,3 @@ def check_networks(networks: tuple[str, ...]) -> None:
             raise InvalidRequest(
                 "allowed_ips must be addresses or CIDR networks without host bits", fix="for example 192.0.2.0/24"
             ) from None
-
-
-def _head(stamp: Stamp) -> dict[str, Any]:
-    return {"id": stamp.ids[0], "occurred_at": stamp.at, "by": stamp.by, "request_id": stamp.request_id}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Literal
 
 from msgspec import Struct
 
 from events.types import ConsentGiven, ConsentWithdrawn, SessionEnded, SessionStarted
 from projections.registry import Consent, Cut, Session
-from service.rules.grants import Stamp
+from service.rules.grants import Stamp, head
 
 Reason = Literal["signed_out", "replaced", "admin"]
 
@@ -37,7 +37,7 @@ def decide_start(command: StartSession) -> SessionStarted:
     """A session that begins now."""
     at = command.stamp.at
     return SessionStarted(
-        **_head(command.stamp),
+        **head(command.stamp),
         session_id=command.session_id,
         user_id=command.user_id,
         auth_time=at,
@@ -53,7 +53,7 @@ def decide_end(stamp: Stamp, session: Session | None, reason: Reason) -> list[Se
     if session is None or session.ended_at is not None or stamp.at >= session.expires_at:
         return []
     return [
-        SessionEnded(**_head(stamp), session_id=session.session_id, user_id=session.user_id, reason=reason),
+        SessionEnded(**head(stamp), session_id=session.session_id, user_id=session.user_id, reason=reason),
     ]
 
 
@@ -65,7 +65,7 @@ def decide_leave(stamp: Stamp, session: Session) -> list[SessionEnded]:
     if session.reason in {"signed_out", "admin"}:
         return []
     return [
-        SessionEnded(**_head(stamp), session_id=session.session_id, user_id=session.user_id, reason="signed_out"),
+        SessionEnded(**head(stamp), session_id=session.session_id, user_id=session.user_id, reason="signed_out"),
     ]
 
 
@@ -75,19 +75,15 @@ def decide_give(stamp: Stamp, consent: Consent | None, user_id: str, client_id: 
     both = " ".join(dict.fromkeys([*before.split(), *scope.split()]))
     if consent is not None and consent.scope == both and not _is_withdrawn(consent):
         return []
-    return [ConsentGiven(**_head(stamp), user_id=user_id, client_id=client_id, scope=both)]
+    return [ConsentGiven(**head(stamp), user_id=user_id, client_id=client_id, scope=both)]
 
 
 def decide_withdraw(stamp: Stamp, consent: Consent | None) -> list[ConsentWithdrawn]:
     """Nothing when there is none, or it is withdrawn already."""
     if consent is None or _is_withdrawn(consent):
         return []
-    return [ConsentWithdrawn(**_head(stamp), user_id=consent.user_id, client_id=consent.client_id)]
+    return [ConsentWithdrawn(**head(stamp), user_id=consent.user_id, client_id=consent.client_id)]
 
 
 def _is_withdrawn(consent: Consent) -> bool:
     return consent.withdrawn_seq == consent.seq
-
-
-def _head(stamp: Stamp) -> dict[str, Any]:
-    return {"id": stamp.ids[0], "occurred_at": stamp.at, "by": stamp.by, "request_id": stamp.request_id}

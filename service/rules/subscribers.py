@@ -12,7 +12,7 @@ from events.types import LedgerEvent, Recorded, SubscriberRegistered, Subscriber
 from projections.registry import Client, User
 from service.caller import ADMIN, Caller
 from service.errors import Gone, InvalidRequest, LimitReached, NotFound
-from service.rules.grants import Stamp
+from service.rules.grants import Stamp, head
 from service.rules.registry import check_plain
 
 SUBSCRIBERS_MAX = 200  # a nats-server takes some 10 ms for each consumer to stop, and is killed after 4 s
@@ -111,12 +111,8 @@ def decide_register(
             f"there are {registered_count} subscribers, and there may be {SUBSCRIBERS_MAX}",
             fix="remove those that are gone: token-ledger subscriber list, subscriber delete",
         )
-    stamp = command.stamp
     return SubscriberRegistered(
-        id=stamp.ids[0],
-        occurred_at=stamp.at,
-        by=stamp.by,
-        request_id=stamp.request_id,
+        **head(command.stamp),
         subscriber_id=command.subscriber_id,
         subscriber_name=command.name,
         transport=command.transport,
@@ -136,10 +132,7 @@ def decide_remove(stamp: Stamp, state: State | None) -> list[LedgerEvent]:
         case Subscriber():
             return [
                 SubscriberRemoved(
-                    id=stamp.ids[0],
-                    occurred_at=stamp.at,
-                    by=stamp.by,
-                    request_id=stamp.request_id,
+                    **head(stamp),
                     subscriber_id=state.subscriber_id,
                 )
             ]

@@ -22,7 +22,7 @@ from service.errors import InvalidRequest, NotFound, ServiceError, TooManyReques
 from service.feed import CursorTooOld
 from service.grants import stamp
 from service.registry import Asker
-from service.rules.grants import Stamp
+from service.rules.grants import Stamp, head
 from service.rules.webhooks import (
     DisabledReason,
     Sealed,
@@ -151,7 +151,7 @@ async def prepare(runtime: Runtime, asker: Asker, new: NewWebhook, sealing: Seal
     after = end if new.after is None else new.after
     sealed = Sealed(url=new.url, secrets=(WebhookSecret(secret),), after=after, cursor=mark.ids[0])
     await _seal(store, sealing, webhook_id, mark, sealed)
-    event = WebhookRegistered(**_head(mark), webhook_id=webhook_id, webhook=metadata)
+    event = WebhookRegistered(**head(mark), webhook_id=webhook_id, webhook=metadata)
     answer = {"webhook_id": webhook_id, "url": new.url, "secret": secret, **shown(metadata)}
     return Prepared((Append(subject("webhook", webhook_id), event, 0),), answer)
 
@@ -172,10 +172,6 @@ def shown(metadata: WebhookMetadata) -> dict[str, Any]:
     return {name: value for name, value in told.items() if value is not None}
 
 
-def _head(mark: Stamp) -> dict[str, Any]:
-    return {"id": mark.ids[0], "occurred_at": mark.at, "by": mark.by, "request_id": mark.request_id}
-
-
 async def _seal(store: WebhookStore, sealing: Sealing, webhook_id: str, mark: Stamp, sealed: Sealed) -> None:
     sealing.keys.append((webhook_id, mark.ids[0]))
     await store.seal(webhook_id, mark.ids[0], sealed)
@@ -193,7 +189,7 @@ async def _next(
     if after == before:
         return []
     await _seal(store, sealing, webhook.webhook_id, mark, after.sealed)
-    event = WebhookChanged(**_head(mark), webhook_id=webhook.webhook_id, webhook=after.metadata)
+    event = WebhookChanged(**head(mark), webhook_id=webhook.webhook_id, webhook=after.metadata)
     return [Append(subject("webhook", webhook.webhook_id), event, webhook.seq)]
 
 
@@ -304,7 +300,7 @@ async def remove(runtime: Runtime, asker: Asker, webhook_id: str) -> int:
     assert asker.caller is not None
     caller, store = asker.caller, store_of(runtime)
     mark = stamp(asker.by, asker.request_id)
-    event = WebhookRemoved(**_head(mark), webhook_id=webhook_id)
+    event = WebhookRemoved(**head(mark), webhook_id=webhook_id)
 
     async def load(_: bool) -> Webhook:
         return await find(runtime, caller, webhook_id)

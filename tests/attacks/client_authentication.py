@@ -6,7 +6,6 @@ import ast
 import base64
 import time
 from pathlib import Path
-from statistics import median
 
 import service as package
 from tests.attacks.table import CREDENTIALS, Stage, attack, basic, form, variants
@@ -132,19 +131,14 @@ def huge_basic_is_refused(stage: Stage) -> None:
 
 @attack("40", "P, RFC 6819 §4.3.5")
 def unknown_client_is_told_like_a_wrong_secret(stage: Stage) -> None:
-    """Same status, same body, and neither is always the faster one."""
-    seconds: dict[str, list[float]] = {"unknown": [], "wrong": []}
+    """Same status, same body. The work is counted in tests/service/test_client_authentication.py, and the time that it
+    takes measured by `make bench-timing`."""
     bodies = set()
-    for _ in range(12):
-        app = stage.new_app()
-        for name, client_id in (("unknown", "cli_" + "0" * 32), ("wrong", app.client_id)):
-            answer = stage.token(None, CREDENTIALS, basic(client_id, "tl_cs_wrong"))
-            oauth_error(answer, 401, "invalid_client")
-            bodies.add(answer.content)
-            seconds[name].append(answer.seconds)
+    for client_id in ("cli_" + "0" * 32, stage.new_app().client_id):
+        answer = stage.token(None, CREDENTIALS, basic(client_id, "tl_cs_wrong"))
+        oauth_error(answer, 401, "invalid_client")
+        bodies.add(answer.content)
     assert len(bodies) == 1
-    assert median(seconds["unknown"]) < 3 * median(seconds["wrong"])
-    assert median(seconds["wrong"]) < 3 * median(seconds["unknown"])
 
 
 def _wrong_until_limited(stage: Stage, app: App, path: str) -> None:

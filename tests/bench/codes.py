@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -49,7 +49,7 @@ async def _write(service: running.Service, app: running.App, count: int) -> tupl
         ledger, codes, seq = Ledger(nc), [], 0
         for start in range(0, count, EVENTS_PER_APPEND):
             made = [mint("ac") for _ in range(min(EVENTS_PER_APPEND, count - start))]
-            events = [_event(app, user_id, scope, code, service.issuer, now()) for code in made]
+            events = [_event(app.client_id, user_id, scope, code, service.issuer) for code in made]
             seq = max(await ledger.append(*(Append(f"ledger.main.grant.{one.grant_id}", one, 0) for one in events)))
             codes += made
     finally:
@@ -64,14 +64,15 @@ def _view_has(service: running.Service, seq: int) -> bool:
     return response.status_code == 200 and response.json()["code"] == "valid"
 
 
-def _event(app: running.App, user_id: str, scope: str, code: str, audience: str, at: datetime) -> AuthorizationGranted:  # noqa: PLR0917 - what an event is made of
+def _event(client_id: str, user_id: str, scope: str, code: str, audience: str) -> AuthorizationGranted:
+    at = now()
     return AuthorizationGranted(
         id=uuid7_hex(),
         occurred_at=at,
         by=user_id,
         grant_id=new_id("grt"),
         subject=user_id,
-        client_id=app.client_id,
+        client_id=client_id,
         scope=scope,
         audience=(audience,),
         session_id=new_id("ses"),

@@ -8,6 +8,7 @@ area under the ROC curve. 0.5 is a coin's.
 from __future__ import annotations
 
 import base64
+import contextlib
 import itertools
 import random
 import secrets
@@ -19,6 +20,7 @@ import tempfile
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -36,10 +38,12 @@ HEADINGS = (
     *("guessed right", "95 % interval"),
 )
 ASKED_OF_ONE_NAME = 4  # one less than what is free of delay
-DELAYED_AFTER = 5
 CHANGES = 30
-_WARM_UP = 20
-_SECONDS_MAX = 30.0
+_WARM_UP_SHARE = 10  # one of so many, before what is measured
+# Before each wrong password for an account: what must be waited, and a little more. Then it is delayed for 16 s.
+_WAITS_SECONDS = (0, 0, 0, 0, 0, 1.1, 2.1, 4.1, 8.1)
+_PAIRS_MIN = 2
+_SECONDS_MAX = 60.0
 _NORMAL_95 = 1.96
 _WHO = itertools.count(1)
 
@@ -131,15 +135,15 @@ class Timing:
 
     def row(self, where: str, one: tuple[str, Request], other: tuple[str, Request], pairs: int, **how: Any) -> Row:
         """Raises: Unlike."""
-        times = list(itertools.islice(self._pairs(one[1], other[1], **how), pairs + _WARM_UP))[_WARM_UP:]
+        warm_up = pairs // _WARM_UP_SHARE
+        times = list(itertools.islice(self._pairs(one[1], other[1], **how), warm_up + pairs))[warm_up:]
         of_one, of_other = ([pair[index] for pair in times] for index in (0, 1))
         return Row(where=where, one=one[0], other=other[0], times_of_one=of_one, times_of_other=of_other)
 
     def _pairs(self, one: Request, other: Request, *, alike: bool = True) -> Iterator[tuple[float, float]]:
         """For ever."""
-        line = Line(self._service)
         answers = set()
-        try:
+        with contextlib.closing(Line(self._service)) as line:
             while True:
                 both = [(0, one()), (1, other())]
                 random.shuffle(both)
@@ -150,8 +154,6 @@ class Timing:
                     if alike and len(answers) > 1:
                         raise Unlike(f"they are answered differently: {sorted(answers)} (status, bytes)")
                 yield took[0], took[1]
-        finally:
-            line.close()
 
     def request(self, path: str, headers: Sequence[str] = (), **fields: str) -> bytes:
         """A form, from an address that nothing came from before."""
@@ -198,9 +200,14 @@ class Timing:
         alone = (f"{unknown}, no secret", self._by_name(introspect, None))
         yield self.row(introspect, alone, ("no secret", self._by_name(introspect, app)), pairs)
         yield self.row(introspect, alone, ("public client", self._by_name(introspect, public)), pairs)
-        yield self.row(token, (unknown, self._by_secret(token, None)), (unknown, self._by_secret(token, None)), pairs)
-        wrong, right = self._by_secret("/oauth2/revoke", app), self._by_secret("/oauth2/revoke", app, app.client_secret)
-        yield self.row("/oauth2/revoke", ("right secret", right), ("wrong secret", wrong), pairs, alike=False)
+
+    def controls(self, pairs: int) -> Iterator[Row]:
+        """No difference, and one that is there. Raises: Unlike."""
+        path, app = "/oauth2/revoke", self._service.app()
+        unknown = ("unknown client", self._by_secret("/oauth2/token", None))
+        yield self.row("/oauth2/token", unknown, unknown, pairs)
+        right, wrong = self._by_secret(path, app, app.client_secret), self._by_secret(path, app)
+        yield self.row(path, ("right secret", right), ("wrong secret", wrong), pairs, alike=False)
 
     def _by_secret(self, path: str, app: running.App | None, secret: str | None = None) -> Request:
         """None: a client, or a secret, that nobody has; another each time."""
@@ -223,9 +230,8 @@ class Timing:
 
     def people(self, pairs: int, pairs_delayed: int) -> Iterator[Row]:
         """What authenticates a person. Raises: Unlike."""
-        names = -(-(pairs + _WARM_UP) // ASKED_OF_ONE_NAME)
+        names = -(-(pairs + pairs // _WARM_UP_SHARE) // ASKED_OF_ONE_NAME)
         signing_in = SigningIn(self, self._service)
-        nobody = signing_in.fails([_name() for _ in range(names)])
         kinds: dict[str, dict[str, Any]] = {
             "wrong password": {},
             f"wrong password, {CHANGES} changes": {"changes": CHANGES},
@@ -237,10 +243,8 @@ class Timing:
         for kind, wanted in kinds.items():
             self._say(f"registering {names} users: {kind}")
             somebody = signing_in.fails([self._register(**wanted) for _ in range(names)])
-            yield self.row("/sign-in", ("unknown user", nobody), (kind, somebody), pairs)
             nobody = signing_in.fails([_name() for _ in range(names)])
-        again = signing_in.fails([_name() for _ in range(names)])
-        yield self.row("/sign-in", ("unknown user", nobody), ("unknown user", again), pairs)
+            yield self.row("/sign-in", ("unknown user", nobody), (kind, somebody), pairs)
         yield self._delayed(signing_in, pairs_delayed)
 
     def _register(self, *, password: bool = True, changes: int = 0, ended: str = "", **fields: str) -> str:
@@ -257,24 +261,20 @@ class Timing:
         return name
 
     def _delayed(self, signing_in: SigningIn, pairs: int) -> Row:
-        """Accounts that one must wait for: nobody's, and somebody's."""
-        line, times = Line(self._service), []
-        try:
-            while len(times) < pairs:
-                names = (_name(), self._register())
-                for name in names * DELAYED_AFTER:
+        """Accounts that one must wait for: nobody's, and somebody's. Raises: Unlike."""
+        names = (_name(), self._register())
+        for seconds in _WAITS_SECONDS:
+            time.sleep(seconds)
+            with contextlib.closing(Line(self._service)) as line:  # none stays open for so long
+                for name in names:
                     line.ask(signing_in.request(name))
-                times += _while_delayed(line, signing_in, names, pairs - len(times))
-        finally:
-            line.close()
+        with contextlib.closing(Line(self._service)) as line:
+            times = list(_while_delayed(line, signing_in, names, pairs))
+        if len(times) < _PAIRS_MIN:
+            raise Unlike("the delay of an account ended before it could be measured: the machine is too busy")
         of_one, of_other = ([pair[index] for pair in times] for index in (0, 1))
-        return Row(
-            where="/sign-in",
-            one="unknown user, delayed",
-            other="known user, delayed",
-            times_of_one=of_one,
-            times_of_other=of_other,
-        )
+        one, other = "unknown user, delayed", "known user, delayed"
+        return Row(where="/sign-in", one=one, other=other, times_of_one=of_one, times_of_other=of_other)
 
 
 def _while_delayed(
@@ -286,7 +286,7 @@ def _while_delayed(
         took = [0.0, 0.0]
         for index, name in both:
             took[index], status, _ = line.ask(signing_in.request(name))
-            if status != 429:
+            if status != HTTPStatus.TOO_MANY_REQUESTS:
                 return
         yield took[0], took[1]
 
@@ -334,7 +334,8 @@ def main(*, quick: bool, clients: int | None, persons: int | None, directory: Pa
         processes.settle(service)
         timing = Timing(service, say)
         rows = []
-        for row in itertools.chain(timing.clients(by_clients), timing.people(by_people, by_clients)):
+        of_people = timing.people(by_people, by_clients)
+        for row in itertools.chain(timing.clients(by_clients), of_people, timing.controls(by_clients)):
             rows.append(row)
             say(" | ".join(row.cells()))
     except (Unlike, OSError, AssertionError) as error:

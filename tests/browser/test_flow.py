@@ -105,6 +105,16 @@ def returned(page: Page) -> None:
     assert urlsplit(page.url).hostname == "localhost"
 
 
+def allowed(page: Page, who: dict[str, Any], asked: Flow, client: Client, service: Service) -> str:
+    """Signs in and allows; the access token that the app has then."""
+    page.goto(asked.url)
+    sign_in(page, who)
+    allow(page)
+    returned(page)
+    token: str = redeem(service, asked, client.told.pop()["code"]).json()["access_token"]
+    return token
+
+
 def test_a_person_signs_in_and_allows_and_the_app_gets_tokens(
     *,
     service: Service,
@@ -274,11 +284,7 @@ def test_a_person_withdraws_what_they_allowed(
     service: Service, new_page: NewPage, ada: dict[str, Any], asked: Flow, client: Client
 ) -> None:
     page = new_page()
-    page.goto(asked.url)
-    sign_in(page, ada)
-    allow(page)
-    returned(page)
-    token = redeem(service, asked, client.told.pop()["code"]).json()["access_token"]
+    token = allowed(page, ada, asked, client, service)
     page.goto(f"{service.url}/account")
     entry = page.get_by_role("listitem").filter(has_text="Order Desk")
     entry.get_by_text("Withdraw").first.click()
@@ -294,11 +300,7 @@ def test_a_person_signs_out(
     service: Service, new_page: NewPage, ada: dict[str, Any], asked: Flow, client: Client
 ) -> None:
     page = new_page()
-    page.goto(asked.url)
-    sign_in(page, ada)
-    allow(page)
-    returned(page)
-    token = redeem(service, asked, client.told.pop()["code"]).json()["access_token"]
+    token = allowed(page, ada, asked, client, service)
     page.goto(f"{service.url}/account")
     page.get_by_role("link", name="Sign out").click()
     heading(page, "Sign out?")

@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import httpx
@@ -14,10 +13,10 @@ import pytest
 
 from events.ledger import Append, Ledger
 from events.streams import connect
-from events.types import AuthorizationGranted, CodeRedeemed, ConsentGiven, Kind, LedgerEvent
-from service.tokens import mint, mint_kind, new_id, now, sha256, uuid7_hex
+from events.types import ConsentGiven, Kind, LedgerEvent
+from service.tokens import mint_kind, now
 from tests.e2e.test_sign_in import Browser, person, sessions
-from tests.making import minted, subject_of
+from tests.making import allowed, head, subject_of
 from tests.running import App, Service, StartService, until
 
 pytestmark = pytest.mark.slow
@@ -57,44 +56,9 @@ def last_tag(service: Service, subjects: str) -> str:
 
 def granted(service: Service, user_id: str, app: App) -> str:
     """An access token that the person gave the client, which they consented to."""
-    token, moment, grant_id = mint_kind(Kind.ACCESS), now(), new_id("grt")
-    soon = moment + timedelta(seconds=60)
-    code = minted(new_id("tok"), Kind.CODE, sha256=sha256(mint("ac")).hex(), expires_at=soon)
-    access = minted(
-        new_id("tok"), sha256=sha256(token).hex(), expires_at=moment + timedelta(hours=1), scope="openid", audience=()
-    )
-
-    def head() -> dict[str, Any]:
-        return {"id": uuid7_hex(), "occurred_at": moment, "by": user_id}
-
-    recorded(
-        service,
-        ConsentGiven(**head(), user_id=user_id, client_id=app.client_id, scope="openid"),
-        AuthorizationGranted(
-            **head(),
-            grant_id=grant_id,
-            subject=user_id,
-            client_id=app.client_id,
-            scope="openid",
-            audience=(),
-            session_id=new_id("ses"),
-            code=code,
-            redirect_uri="https://app.example/back",
-            code_challenge="x" * 43,
-            sealed_nonce=None,
-            auth_time=moment,
-            offline=True,
-            response_type="code",
-        ),
-        CodeRedeemed(
-            **head(),
-            grant_id=grant_id,
-            code_id=code.token_id,
-            tokens=(access,),
-            refresh_idle_ttl_seconds=None,
-            refresh_ends_at=None,
-        ),
-    )
+    token = mint_kind(Kind.ACCESS)
+    consent = ConsentGiven(**head(now(), by=user_id), user_id=user_id, client_id=app.client_id, scope="openid")
+    recorded(service, consent, *allowed(user_id, app.client_id, token=token, offline=True))
     until(lambda: service.code(token) == "valid", what="the token is good")
     return token
 

@@ -382,6 +382,7 @@ def _expected() -> dict[str, LedgerEvent]:
             offline=True,
             response_type="code id_token",
             consent_seq=1234,
+            client_seq=123,
         ),
     }
 

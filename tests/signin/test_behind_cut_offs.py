@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import time
@@ -11,10 +12,13 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from events.ledger import Append
 from events.types import (
     AuthorizationGranted,
+    ClientDisabled,
+    ClientRevoked,
     CodeReplayed,
     ConsentGiven,
     Kind,
@@ -29,13 +33,16 @@ from events.types import (
 from projections.grants import ActiveGrant
 from projections.registry import Client, Session
 from service.api.routing import Call, Nothing
-from service.api.tokens import Rotation, rotate_token
+from service.api.tokens import NewToken, Rotation, create_token, rotate_token
 from service.caller import Caller
-from service.errors import Gone, InvalidGrant
+from service.errors import Gone, InvalidGrant, InvalidToken, Unavailable
+from service.grants import client_credentials
 from service.oauth.codes import Authorization, Redemption, grant_code, redeem
 from service.pages import account
+from service.refresh import Presentation, refresh
 from service.rules.codes import RACE, challenge_of
 from service.tokens import now
+from service.validation import Asked, Code, evaluate
 from tests.hosts import Host
 from tests.making import CODE_VERIFIER, consented, head, signed_out, withdrawn
 from tests.making import scope as registered_scope
@@ -235,6 +242,22 @@ async def test_personal_token_of_a_session_that_stands_is_shown(here: Host) -> N
     assert hit.token.ended is None
 
 
+async def test_personal_token_that_was_shown_goes_on_when_its_form_comes_again_behind_the_sign_out(here: Host) -> None:
+    """A double click whose second half is overtaken by the sign-out in another tab."""
+    scope = unique("scope")
+    _, browser, session = await signed_in_with(here, scope)
+    page = await opened(here, browser, account.show, browser.get())
+    fields = page.hidden | {"name": "backup", f"scope {scope}": "on", "days": "30"}
+    for cut in ((), (signed_out(session.session_id, session.user_id),)):
+        if cut:
+            await here.record(*cut)
+        answer = await opened(here, browser, account.issue, browser.post("/account/tokens", fields))
+        assert (answer.status, answer.headers["location"].partition("?")[0]) == (303, "/account/tokens/issued")
+    hit = here.runtime.view.hit(await last_token(here))
+    assert hit is not None
+    assert hit.token.ended is None
+
+
 @pytest.mark.parametrize("cut", CUTS_OF_A_PERSON.values(), ids=CUTS_OF_A_PERSON.keys())
 async def test_successor_made_just_behind_a_cut_off_ends_and_is_not_shown(
     here: Host, cut: Callable[[str], LedgerEvent], monkeypatch: pytest.MonkeyPatch
@@ -243,14 +266,8 @@ async def test_successor_made_just_behind_a_cut_off_ends_and_is_not_shown(
     person, _, _ = await signed_in_with(here, scope)
     _, issued = await here.issued(subject=person.user_id, scope=scope)
     await here.project()
-    old, append = issued.tokens[0].token_id, here.runtime.ledger.append
-
-    async def append_behind_it(*entries: Append) -> list[int]:
-        monkeypatch.undo()
-        await here.record(cut(person.user_id))
-        return await append(*entries)
-
-    monkeypatch.setattr(here.runtime.ledger, "append", append_behind_it)
+    old = issued.tokens[0].token_id
+    append_behind(here, monkeypatch, cut(person.user_id))
     call: Call[Rotation, Nothing] = Call(
         runtime=here.runtime,
         incoming=request(path=f"/v1/tokens/{old}/rotate"),
@@ -266,6 +283,167 @@ async def test_successor_made_just_behind_a_cut_off_ends_and_is_not_shown(
     assert hit is not None
     assert hit.token_id != old
     assert hit.token.ended is not None
+
+
+@pytest.mark.parametrize("shown_again", [False, True], ids=["made", "made before"])
+async def test_token_made_just_behind_the_revocation_of_the_callers_own_ends(
+    here: Host, shown_again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody holds a token that was taken, and keeps asking for others while it is revoked."""
+    scope = unique("scope")
+    person, _, _ = await signed_in_with(here, scope)
+    _, own = await here.issued(subject=person.user_id, scope="ledger:issue")
+    await here.project()
+    headers = (("idempotency-key", "k"),)
+    call: Call[NewToken, Nothing] = Call(
+        runtime=here.runtime,
+        incoming=request(*headers, path="/v1/tokens"),
+        caller=Caller("t", own.tokens[0].token_id, person.user_id, None, frozenset({"ledger:issue"})),
+        name="",
+        query=Nothing(),
+        body=NewToken(kind="pat", subject=person.user_id, name="another", scope=scope),
+        raw_body=b"{}",
+    )
+    cut = SubjectRevoked(**head(), user_id=person.user_id, reason=Reason.COMPROMISED)
+    if shown_again:  # what was told before the revocation is told again, though it is as dead as all of theirs
+        made = await here.projecting(create_token(call))
+        await here.record(cut)
+        assert (await here.projecting(create_token(call)))["token"] == made["token"]
+        return
+    append_behind(here, monkeypatch, cut)
+    with pytest.raises(InvalidToken):
+        await here.projecting(create_token(call))
+    hit = here.runtime.view.hit(await last_token(here))
+    assert hit is not None
+    assert hit.token.ended is not None
+
+
+# Clients
+
+
+def append_behind(here: Host, monkeypatch: pytest.MonkeyPatch, *cuts: LedgerEvent) -> None:
+    """What is appended next comes behind these, which its worker does not know yet."""
+    append = here.runtime.ledger.append
+
+    async def append_behind_them(*entries: Append) -> list[int]:
+        monkeypatch.undo()
+        await here.record(*cuts)
+        return await append(*entries)
+
+    monkeypatch.setattr(here.runtime.ledger, "append", append_behind_them)
+
+
+CUTS_OF_A_CLIENT: dict[str, Callable[[str], LedgerEvent]] = {
+    "disabled": lambda of: ClientDisabled(**head(), client_id=of, reason=Reason.DISABLED),
+    "revoked": lambda of: ClientRevoked(**head(), client_id=of, reason=Reason.COMPROMISED),
+}
+of_a_client = pytest.mark.parametrize("cut", CUTS_OF_A_CLIENT.values(), ids=CUTS_OF_A_CLIENT.keys())
+
+
+async def app_with(here: Host, person_id: str, **changes: Any) -> Client:
+    """As `app_of`, with refresh tokens."""
+    kinds = ("authorization_code", "client_credentials", "refresh_token")
+    fields = {"scope": "openid offline_access", "redirect_uris": (BACK,), "grant_types": kinds} | changes
+    client_id = await client(here, **fields)
+    await here.record(consented(person_id, client_id, "openid offline_access"))
+    await here.project()
+    found = here.runtime.view.client(client_id)
+    assert found is not None
+    return found
+
+
+async def alive(here: Host, client_id: str) -> list[str]:
+    """What the client has that any door would still take."""
+    await here.project()
+    hits = [here.runtime.view.hit(one) for one in here.runtime.view.token_ids(client_id=client_id)]
+    judged = {hit.token_id: evaluate(hit, Asked(), now()) for hit in hits if hit is not None}
+    return [token_id for token_id, code in judged.items() if code is Code.VALID]
+
+
+@of_a_client
+@pytest.mark.parametrize("changes", [{}, {"access_token_format": "jwt"}, {"grant_types": ("client_credentials",)}])
+async def test_client_credentials_just_behind_a_cut_off_of_the_client_are_worth_nothing(
+    here: Host, cut: Callable[[str], LedgerEvent], changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its secret was proven before: whoever has an old one keeps asking while it is taken from them."""
+    app = await app_with(here, (await joined(here)).user_id, **changes)
+    append_behind(here, monkeypatch, cut(app.client_id))
+    with pytest.raises(Unavailable):
+        await here.projecting(client_credentials(here.runtime, app, None, (), "req"))
+    assert len(here.runtime.view.token_ids(client_id=app.client_id)) > 0
+    assert await alive(here, app.client_id) == []
+
+
+async def test_client_credentials_after_a_revocation_are_good(here: Host) -> None:
+    app = await app_with(here, (await joined(here)).user_id)
+    await here.record(CUTS_OF_A_CLIENT["revoked"](app.client_id))
+    await here.project()
+    again = here.runtime.view.client(app.client_id)
+    assert again is not None
+    await here.projecting(client_credentials(here.runtime, again, None, (), "req"))
+    assert len(await alive(here, app.client_id)) == 2
+
+
+@of_a_client
+@pytest.mark.parametrize("at", ["code", "redemption"])
+async def test_code_just_behind_a_cut_off_of_the_client_is_worth_nothing(
+    here: Host, cut: Callable[[str], LedgerEvent], at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The redirect URI was looked at before: it may have been taken from the client meanwhile."""
+    _, _, session = await somebody(here)
+    app = await app_with(here, session.user_id)
+    if at == "code":
+        append_behind(here, monkeypatch, cut(app.client_id))
+    code = await code_for(here, app, session, offline=True)
+    if at == "redemption":
+        await here.project()
+        append_behind(here, monkeypatch, cut(app.client_id))
+        await redeemed(here, app, code)
+    else:
+        await here.project()
+        again = here.runtime.view.client(app.client_id)
+        assert again is not None
+        with pytest.raises(InvalidGrant):
+            await redeemed(here, again, code)
+    assert await alive(here, app.client_id) == []
+
+
+@of_a_client
+@pytest.mark.parametrize("rotates", [True, False], ids=["rotated", "kept"])
+async def test_refresh_just_behind_a_cut_off_of_the_client_is_worth_nothing(
+    here: Host, cut: Callable[[str], LedgerEvent], rotates: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, session = await somebody(here)
+    app = await app_with(here, session.user_id, refresh_token_rotation=rotates)
+    answer = await redeemed(here, app, await code_for(here, app, session, offline=True))
+    await here.project()
+    append_behind(here, monkeypatch, cut(app.client_id))
+    presented = Presentation(client=app, token=answer["refresh_token"], scope=None, resources=(), request_id="req")
+    answer |= json.loads(await here.projecting(refresh(here.runtime, presented)))
+    assert await alive(here, app.client_id) == []
+    with pytest.raises(InvalidGrant):
+        await here.projecting(refresh(here.runtime, replace(presented, token=answer["refresh_token"])))
+
+
+async def test_secret_proven_before_a_revocation_gets_nothing_of_what_came_after(here: Host) -> None:
+    """A worker whose view is old takes a secret that was rotated away, and catches up to find what is asked for."""
+    _, _, session = await somebody(here)
+    old = await app_with(here, session.user_id)
+    await here.record(CUTS_OF_A_CLIENT["revoked"](old.client_id))
+    await here.project()
+    again = here.runtime.view.client(old.client_id)
+    assert again is not None
+    code = await code_for(here, again, session, offline=True)
+    with pytest.raises(Unavailable):
+        await redeemed(here, old, code)
+    answer = await redeemed(here, again, code)
+    await here.project()
+    for known, expected in ((old, Unavailable), (again, None)):
+        presented = Presentation(
+            client=known, token=answer["refresh_token"], scope=None, resources=(), request_id="req"
+        )
+        with pytest.raises(expected) if expected else contextlib.nullcontext():
+            await here.projecting(refresh(here.runtime, presented))
 
 
 # Clocks

@@ -17,7 +17,7 @@ from service.signin import sessions
 from service.signin.passwords import Proof
 from service.tokens import new_id
 from tests.hosts import Host
-from tests.making import START, cli, head, metadata, usr
+from tests.making import START, cli, consented, head, metadata, usr, withdrawn
 from tests.signin.people import joined
 from tests.signin.test_doors import Person, current, granted, somebody, state
 
@@ -142,6 +142,26 @@ async def test_withdrawal_ends_whatever_the_client_was_granted(here: Host) -> No
     assert allowed(here, person.user_id, app) == ""
     again = await withdraw(here, person.user_id, app)
     assert (again.grants, again.seq) == (0, done.seq)
+
+
+async def test_withdrawal_is_done_where_the_view_does_not_know_yet_that_it_was_given_again(here: Host) -> None:
+    """On another host, a moment ago: here it looks as if there were nothing to withdraw."""
+    user, app = (await joined(here)).user_id, await client(here)
+    await here.record(consented(user, app, "openid"), withdrawn(user, app))
+    await here.project()
+    await here.record(consented(user, app, "openid"))
+    seq = await here.runtime.ledger.last_seq()
+    assert (await withdraw(here, user, app)).seq > seq
+    assert allowed(here, user, app) == ""
+
+
+async def test_consent_is_given_where_the_view_does_not_know_yet_that_it_was_withdrawn(here: Host) -> None:
+    user, app = (await joined(here)).user_id, await client(here)
+    await give(here, user, app, "openid")
+    await here.record(withdrawn(user, app))
+    seq = await here.runtime.ledger.last_seq()
+    assert await give(here, user, app, "openid") > seq
+    assert allowed(here, user, app) == "openid"
 
 
 async def test_grants_after_the_withdrawal_go_on_when_it_is_repeated(here: Host) -> None:

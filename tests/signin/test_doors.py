@@ -5,13 +5,12 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import pytest
 
-from events.types import AuthorizationGranted, ClientRegistered, CodeRedeemed, Kind
+from events.types import ClientRegistered
 from projections.registry import Session
 from service.errors import Forbidden, InvalidRequest
 from service.hashing import passwords
@@ -23,9 +22,9 @@ from service.signin import doors
 from service.signin.browser import browser_of, seal_request
 from service.signin.delays import Delays
 from service.signin.sessions import session_of
-from service.tokens import mint, mint_kind, new_id, now, sha256
+from service.tokens import new_id, now
 from tests.hosts import Host
-from tests.making import head, metadata, minted
+from tests.making import allowed, head, metadata
 from tests.rsgi import request
 from tests.signin.people import Browser, Person, joined
 
@@ -264,41 +263,17 @@ async def granted(
     here: Host, session: Session, *, offline: bool, redeemed: bool = True, client_id: str | None = None
 ) -> str:
     """A grant that began in the session; its code is redeemed unless said otherwise."""
-    client_id, grant_id, moment = client_id or await client(here), new_id("grt"), now()
-    code = minted(new_id("tok"), Kind.CODE, sha256=sha256(mint("ac")).hex(), expires_at=moment + timedelta(seconds=60))
-    began = AuthorizationGranted(
-        **head(moment),
-        grant_id=grant_id,
-        subject=session.user_id,
-        client_id=client_id,
-        scope="openid",
-        audience=(),
+    began, spent = allowed(
+        session.user_id,
+        client_id or await client(here),
         session_id=session.session_id,
-        code=code,
-        redirect_uri=BACK,
-        code_challenge="x" * 43,
-        sealed_nonce=None,
         auth_time=session.auth_time,
+        redirect_uri=BACK,
         offline=offline,
-        response_type="code",
-    )
-    access = minted(
-        new_id("tok"),
-        sha256=sha256(mint_kind(Kind.ACCESS)).hex(),
-        expires_at=moment + timedelta(hours=1),
-        scope="openid",
-    )
-    spent = CodeRedeemed(
-        **head(moment),
-        grant_id=grant_id,
-        code_id=code.token_id,
-        tokens=(access,),
-        refresh_idle_ttl_seconds=None,
-        refresh_ends_at=None,
     )
     await here.record(*([began, spent] if redeemed else [began]))
     await here.project()
-    return grant_id
+    return began.grant_id
 
 
 def state(here: Host, grant_id: str) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 import pytest
 
+from events.types import SessionEnded
 from projections.registry import Session
 from service.errors import Forbidden, InvalidRequest
 from service.oauth.authorize import Shown, consent
@@ -13,7 +16,7 @@ from service.signin import doors
 from service.signin.browser import CSRF, browser_of, csrf_token, seal_request
 from tests.hosts import Host
 from tests.signin.people import Browser
-from tests.signin.test_doors import CROSS, asked, opened, sent, signed_out_form, somebody
+from tests.signin.test_doors import CROSS, asked, current, opened, sent, signed_out_form, somebody
 
 WAITS = "client_id=cli_x&state=a"
 
@@ -83,3 +86,38 @@ async def test_what_one_form_carries_is_a_bad_request_in_another(here: Host) -> 
     ):
         with pytest.raises(InvalidRequest):
             await opened(here, browser, door, browser.post(path, fields))
+
+
+async def ends_of(here: Host, session: Session) -> list[str]:
+    events = [one.event for one in await here.runtime.ledger.read(f"ledger.main.session.{session.session_id}")]
+    return [event.reason for event in events if isinstance(event, SessionEnded)]
+
+
+async def test_two_tabs_that_sign_out_at_once_are_both_told_and_it_is_recorded_once(here: Host) -> None:
+    _, browser, session = await somebody(here)
+    form = await signed_out_form(here, browser)
+    asked_for = [browser.post("/sign-out", form) for _ in range(2)]
+    answers = await here.projecting(asyncio.gather(*(doors.sign_out(here.runtime, one) for one in asked_for)))
+    assert [answer.status for answer in answers] == [200, 200]
+    assert await ends_of(here, session) == ["signed_out"]
+
+
+@pytest.mark.parametrize("last", [0, 1])
+async def test_two_tabs_that_sign_in_at_once_leave_the_person_signed_in(here: Host, last: int) -> None:
+    """Whichever answer comes last: its cookie is the one that the browser keeps."""
+    person, browser, before = await somebody(here)
+    own = browser_of(here.runtime, browser.get())
+    assert own is not None
+    form = {
+        doors.REQUEST: seal_request(here.runtime, own, "", "sign-in"),
+        CSRF: csrf_token(here.runtime, own, doors.SIGN_IN),
+        "username": person.username,
+        "password": person.password,
+    }
+    asked_for = [browser.post("/sign-in", form) for _ in range(2)]
+    answers = await here.projecting(asyncio.gather(*(doors.sign_in(here.runtime, one) for one in asked_for)))
+    assert [answer.status for answer in answers] == [303, 303]
+    browser.keep(answers[1 - last].headers)
+    browser.keep(answers[last].headers)
+    assert await current(here, browser) is not None
+    assert await ends_of(here, before) == ["replaced"]

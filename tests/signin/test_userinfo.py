@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 
-from events.types import AuthorizationGranted, CodeRedeemed, Kind, Reason, SubjectRevoked
+from events.types import Kind, Reason, SubjectRevoked
 from service.commands import commit
 from service.oauth.cors import from_any_origin
 from service.oauth.forms import FORM
@@ -17,9 +16,9 @@ from service.oauth.userinfo import userinfo
 from service.outgoing import Response
 from service.registry import NewUser, disable_user, user_registration
 from service.rules.registry import Profile
-from service.tokens import mint, mint_kind, new_id, now, sha256
+from service.tokens import mint, mint_kind
 from tests.hosts import Host
-from tests.making import cli, head, minted
+from tests.making import allowed, cli, head
 from tests.rsgi import END, request
 from tests.running import CANARY_NAME, CANARY_USERNAME, unique
 from tests.signin.people import SYSTEM
@@ -37,41 +36,8 @@ async def person(here: Host, **profile: Any) -> tuple[str, Profile]:
 
 async def access(here: Host, user_id: str, scope: str, *, kind: Kind = Kind.ACCESS, seconds: int = 3600) -> str:
     """A token that the person gave, whose audience is somebody else."""
-    token, moment, grant_id = mint_kind(kind), now(), new_id("grt")
-    code = minted(new_id("tok"), Kind.CODE, sha256=sha256(mint("ac")).hex(), expires_at=moment + timedelta(seconds=60))
-    given = minted(
-        new_id("tok"),
-        kind,
-        sha256=sha256(token).hex(),
-        expires_at=moment + timedelta(seconds=seconds),
-        scope=scope,
-    )
-    await here.record(
-        AuthorizationGranted(
-            **head(moment),
-            grant_id=grant_id,
-            subject=user_id,
-            client_id=cli(7),
-            scope=scope,
-            audience=("https://api.example",),
-            session_id=new_id("ses"),
-            code=code,
-            redirect_uri="https://app.example/back",
-            code_challenge="x" * 43,
-            sealed_nonce=None,
-            auth_time=moment,
-            offline=False,
-            response_type="code",
-        ),
-        CodeRedeemed(
-            **head(moment),
-            grant_id=grant_id,
-            code_id=code.token_id,
-            tokens=(given,),
-            refresh_idle_ttl_seconds=None,
-            refresh_ends_at=None,
-        ),
-    )
+    token = mint_kind(kind)
+    await here.record(*allowed(user_id, cli(7), scope=scope, token=token, kind=kind, seconds=seconds))
     await here.project()
     return token
 
