@@ -297,6 +297,7 @@ def test_finding_of_an_ipv6_network_has_evidence_of_that_network_only(tmp_path: 
     story = Story()
     sprayed_from_one_network(story)
     story.refuse(NOON + MINUTE, "invalid_password", 100, ip="2a01:4f8:2::1", caller=usr(1))
+    story.use(1, NOON + HOUR)
     store = story.store(tmp_path)
     try:
         [one] = look(store, [all_rules()["password_spraying"]])

@@ -22,48 +22,36 @@ WITH signed_in AS (
         FROM window_refused WHERE outcome = 'invalid_password'
     )
     GROUP BY GROUPING SETS ((minute, caller, source), (minute, caller))
-), looked_at AS (
-    FROM failed WHERE source IN (SELECT source FROM failed WHERE minute >= $from AND minute < $until)
-), tried AS ( -- from each failure of an account to its next, or until it is too long ago
-    SELECT f.source, f.minute AS since, s.occurred_at - INTERVAL 1 MINUTE + INTERVAL 1 MICROSECOND AS signed_in_since,
-        least(
-            lead(f.minute) OVER (PARTITION BY f.source, f.caller ORDER BY f.minute),
-            f.minute + to_seconds($long_seconds) + INTERVAL 1 MICROSECOND
-        ) AS until
-    FROM (FROM looked_at WHERE caller <> '') f
+), moments AS (
+    SELECT DISTINCT minute, source FROM failed WHERE minute >= $from AND minute < $until AND source <> ''
+), tried AS (
+    SELECT f.*, s.occurred_at AS signed_in_at
+    FROM (FROM failed WHERE source IN (SELECT source FROM moments)) f
     ASOF LEFT JOIN signed_in s ON s.subject = f.caller AND s.occurred_at >= f.minute
-), changes AS (
-    SELECT source, minute AS moment, requests, CASE WHEN caller = '' THEN requests ELSE 0 END AS names, 0 AS tried,
-        0 AS signed_in
-    FROM looked_at
-    UNION ALL
-    SELECT source, unnest([since, until]), 0, 0, unnest([1, -1]), 0 FROM tried
-    UNION ALL
-    SELECT source, unnest([greatest(since, signed_in_since), until]), 0, 0, 0, unnest([1, -1])
-    FROM tried WHERE signed_in_since < until
+), by_caller AS (
+    SELECT m.minute, m.source, t.caller, sum(t.requests) AS requests, min(t.minute) AS first_at,
+        coalesce(bool_and(t.signed_in_at < m.minute + INTERVAL 1 MINUTE), false) AS is_signed_in
+    FROM moments m
+    JOIN tried t ON t.source = m.source AND t.minute BETWEEN m.minute - to_seconds($long_seconds) AND m.minute
+    GROUP BY ALL
 ), counted AS (
-    SELECT source, moment, requests > 0 AS is_failure, min(moment) FILTER (requests > 0) OVER recent AS first_at,
-        sum(requests) OVER recent AS requests, sum(names) OVER recent AS names,
-        sum(tried) OVER ever AS tried, sum(signed_in) OVER ever AS signed_in
-    FROM changes
-    WINDOW ever AS (PARTITION BY source ORDER BY moment RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW),
-        recent AS (
-            PARTITION BY source ORDER BY moment RANGE BETWEEN to_seconds($long_seconds) PRECEDING AND CURRENT ROW
-        )
+    SELECT minute, source, min(first_at) AS first_at, sum(requests)::BIGINT AS requests,
+        coalesce(sum(requests) FILTER (caller = ''), 0)::BIGINT AS names,
+        count(*) FILTER (caller <> '' AND is_signed_in) AS signed_in,
+        count(*) FILTER (caller <> '' AND NOT is_signed_in) AS others,
+        others + least(signed_in, others // 2) AS accounts
+    FROM by_caller GROUP BY ALL
 ), found AS MATERIALIZED (
-    SELECT DISTINCT * EXCLUDE tried, tried - signed_in + least(signed_in, (tried - signed_in) // 2) AS accounts
-    FROM counted
-    WHERE is_failure AND moment >= $from AND moment < $until AND CASE source
-        WHEN 'everywhere' THEN accounts >= $all_accounts
-        WHEN '' THEN false
+    SELECT * EXCLUDE others FROM counted
+    WHERE CASE WHEN source = 'everywhere' THEN accounts >= $all_accounts
         ELSE accounts / $accounts + names / $names >= 1 END
 )
-SELECT moment AS occurred_at, CASE WHEN source = 'everywhere' THEN source ELSE 'address ' || source END AS entity,
+SELECT minute AS occurred_at, CASE WHEN source = 'everywhere' THEN source ELSE 'address ' || source END AS entity,
     CASE WHEN source <> 'everywhere' AND NOT contains(source, '/') THEN source END AS ip,
     CASE WHEN contains(source, '/') THEN source END AS network, first_at, false AS reported,
     accounts, names, requests, signed_in
 FROM found
 WHERE source <> 'everywhere' OR accounts >= $share * (
     SELECT count(DISTINCT s.subject) FROM signed_in s
-    WHERE s.occurred_at BETWEEN moment - to_seconds($long_seconds) AND moment + INTERVAL 1 MINUTE
+    WHERE s.occurred_at BETWEEN minute - to_seconds($long_seconds) AND minute + INTERVAL 1 MINUTE
 )
