@@ -84,7 +84,7 @@ async def test_what_a_replaced_session_left_ends_with_the_next_sign_out(here: Ho
 
 async def test_what_an_expired_session_left_ends_with_the_next_sign_out(here: Host) -> None:
     person, browser, _ = await somebody(here)
-    expired, elsewhere = await began(here, person.user_id, hours=-1), await began(here, person.user_id)
+    expired, elsewhere = await began(here, person.user_id, hours=-0.5), await began(here, person.user_id)
     grants = [
         await granted(here, expired, offline=False),
         await granted(here, expired, offline=True),
@@ -100,7 +100,7 @@ async def test_sign_out_that_was_completed_late_ends_what_it_would_have_then(her
     replaced = await granted(here, session, offline=False)
     again = await signed_in_again(here, browser, person)
     await sign_out(here, browser)
-    expired = await began(here, person.user_id, hours=-1)
+    expired = await began(here, person.user_id, hours=-0.5)
     later = await granted(here, expired, offline=False)
     assert await looked_at(here, f"ledger.main.session.{again.session_id}") == 0
     assert (state(here, replaced), state(here, later)) == ("RevokedGrant", "ActiveGrant")
@@ -126,7 +126,7 @@ async def test_sign_out_that_was_completed_late_ends_what_was_left_by_a_session_
     here: Host,
 ) -> None:
     person, _, session = await somebody(here)
-    expired, replaced = await began(here, person.user_id, hours=-1), await began(here, person.user_id)
+    expired, replaced = await began(here, person.user_id, hours=-0.5), await began(here, person.user_id)
     grants = [await granted(here, one, offline=False) for one in (session, expired, replaced)]
     await here.record(signed_out(replaced.session_id, person.user_id, "replaced"))
     await here.record(signed_out(session.session_id, person.user_id))
@@ -157,7 +157,7 @@ async def test_another_person_who_signs_in_signs_the_first_one_out(here: Host) -
 
 async def test_another_person_who_signs_in_ends_what_was_left_there_by_an_expired_session(here: Host) -> None:
     person, browser, _ = await somebody(here)
-    expired = await began(here, person.user_id, hours=-1)
+    expired = await began(here, person.user_id, hours=-0.5)
     browser.keep([set_cookie(here.runtime, "session", sessions._signed(here.runtime, expired.session_id))])
     grant_id = await granted(here, expired, offline=False)
     other, _, _ = await somebody(here)
@@ -203,7 +203,7 @@ async def test_everywhere_is_in_sessions_too_that_the_view_does_not_have_yet(her
 
 async def test_everywhere_ends_what_was_granted_in_any_of_them(here: Host) -> None:
     person, browser, session = await somebody(here)
-    elsewhere, expired = await began(here, person.user_id), await began(here, person.user_id, hours=-1)
+    elsewhere, expired = await began(here, person.user_id), await began(here, person.user_id, hours=-0.5)
     _, _, others = await somebody(here)
     grants = [await granted(here, one, offline=False) for one in (session, elsewhere, expired, others)]
     offline = await granted(here, elsewhere, offline=True)
@@ -224,7 +224,7 @@ async def left_with(here: Host, browser: Browser, first: Session, other: Person)
 
 async def test_what_an_expired_session_left_ends_though_the_worker_of_the_other_person_was_killed(here: Host) -> None:
     person, browser, _ = await somebody(here)
-    expired = await began(here, person.user_id, hours=-1)
+    expired = await began(here, person.user_id, hours=-0.5)
     browser.keep([set_cookie(here.runtime, "session", sessions._signed(here.runtime, expired.session_id))])
     grants = [await granted(here, expired, offline=offline) for offline in (False, True)]
     other, _, _ = await somebody(here)
