@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import structlog
@@ -23,13 +24,14 @@ from service.incoming import Incoming
 from service.keys import MasterKeyMismatch
 from service.lifeline import on_stop
 from service.oauth.authorize import authorize, authorize_by_post, consent
-from service.oauth.cors import Handler, from_any_origin
+from service.oauth.cors import preflight, readable
 from service.oauth.introspection import introspect
 from service.oauth.metadata import jwks, metadata, well_known_paths
 from service.oauth.pushed import push
 from service.oauth.revocation import revoke
 from service.oauth.token import token
 from service.oauth.userinfo import userinfo
+from service.outgoing import Response
 from service.pages import account
 from service.pages.render import assets, begin
 from service.runtime import Runtime
@@ -39,26 +41,22 @@ from service.subscribers import keep_consumers
 
 log = structlog.get_logger()
 
+Handler = Callable[[Runtime, Incoming], Awaitable[Response]]
 Doors = dict[str, dict[str, Handler]]
 
 _RETRY_SECONDS = 0.2
 _START_SECONDS_MAX = 5.0
 
 
-def _doors(issuer: str) -> Doors:
+def _doors() -> Doors:
     """What is answered before Litestar is asked: handlers by path and method."""
     doors: Doors = {
         "/v1/tokens/validate": {"POST": validate},
         "/v1/tokens/validate-batch": {"POST": validate_batch},
         "/v1/forward-auth": {"GET": forward_auth},
-        "/oauth2/token": from_any_origin({"POST": token}),
         "/oauth2/introspect": {"POST": introspect},
-        "/oauth2/revoke": from_any_origin({"POST": revoke}),
-        "/oauth2/par": from_any_origin({"POST": push}),
         "/oauth2/authorize": {"GET": authorize, "POST": authorize_by_post},
         "/oauth2/consent": {"POST": consent},
-        "/oauth2/jwks": from_any_origin({"GET": jwks}),
-        "/oauth2/userinfo": from_any_origin({"GET": userinfo, "POST": userinfo}),
         "/oauth2/logout": {"GET": log_out, "POST": log_out_by_post},
         "/sign-in": {"GET": sign_in_page, "POST": sign_in},
         "/sign-out": {"GET": sign_out_page, "POST": sign_out},
@@ -70,9 +68,19 @@ def _doors(issuer: str) -> Doors:
         "/account/sessions/end": {"POST": account.end_other_session},
         "/account/sign-out-everywhere": {"POST": account.sign_out_everywhere},
     }
-    doors |= {path: from_any_origin({"GET": metadata}) for path in well_known_paths(issuer)}
-    doors |= {path: {"GET": asset} for path, asset in assets().items()}
-    return doors
+    return doors | {path: {"GET": asset} for path, asset in assets().items()}
+
+
+def _doors_for_apps(issuer: str) -> Doors:
+    """The same for those that pages of any origin may ask and read; see `service/oauth/cors.py`."""
+    doors: Doors = {
+        "/oauth2/token": {"POST": token},
+        "/oauth2/revoke": {"POST": revoke},
+        "/oauth2/par": {"POST": push},
+        "/oauth2/jwks": {"GET": jwks},
+        "/oauth2/userinfo": {"GET": userinfo, "POST": userinfo},
+    }
+    return doors | {path: {"GET": metadata} for path in well_known_paths(issuer)}
 
 
 class App:
@@ -87,7 +95,8 @@ class App:
         metrics.bind(self.runtime)
         begin(settings.issuer)
         self._litestar = litestar_app(self.runtime)
-        self._doors = _doors(settings.issuer)
+        self._doors_for_apps = _doors_for_apps(settings.issuer)
+        self._doors = _doors() | self._doors_for_apps
 
     def runtime(self) -> Runtime:
         """What handlers work with. Raises: Unavailable until the worker has started."""
@@ -102,15 +111,24 @@ class App:
         if door is None:
             await manage(self._litestar, incoming)
             return
-        try:
-            handler = door.get(incoming.method)
-            if handler is None:
-                raise MethodNotAllowed(f"use {' or '.join(door)}", headers={"Allow": ", ".join(door)})
-            response = await handler(self.runtime(), incoming)
-        except Exception as error:
-            response = render(error, incoming)
+        response = await self._answer(door, incoming)
         incoming.answer(response)
         metrics.request_done(incoming.path, incoming.method, response.status, time.perf_counter() - started)
+
+    async def _answer(self, door: dict[str, Handler], incoming: Incoming) -> Response:
+        for_apps = incoming.path in self._doors_for_apps
+        methods = (*door, "OPTIONS") if for_apps else tuple(door)
+        try:
+            handler = door.get(incoming.method)
+            if handler is not None:
+                response = await handler(self.runtime(), incoming)
+            elif incoming.method in methods:
+                response = preflight(door)  # while the worker starts too: without it no page could read why it waits
+            else:
+                raise MethodNotAllowed(f"use {' or '.join(methods)}", headers={"Allow": ", ".join(methods)})
+        except Exception as error:
+            response = render(error, incoming)
+        return readable(response) if for_apps else response
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """The same over ASGI; see service/asgi.py."""

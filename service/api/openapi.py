@@ -548,7 +548,9 @@ def _browsers() -> dict[str, dict[str, Any]]:
             "get": _seen("sign_out_page", "Show the page for signing out", 200),
             "post": _sent("sign_out", "End the session, from the page that asked", 200, 303),
         },
-        "/account": {"get": _seen("account", "Show a person what they allow, and their tokens", 200)},
+        "/account": {
+            "get": _seen("account", "Show a person what they allow, their tokens and where they are signed in", 200)
+        },
         "/account/tokens": {"post": _sent("issue_own_token", "Issue a personal access token", 303)},
         "/account/tokens/issued": {
             "get": _seen("own_token", "Show the token that was just issued, once", 200, 303, 410)

@@ -34,7 +34,9 @@ log = structlog.get_logger()
 
 PROBLEM_JSON = "application/problem+json"
 _OAUTH = "/oauth2/"
+_MANAGEMENT = "/v1/"
 _PAGES = re.compile(r"/oauth2/(authorize|consent|logout)|/(sign-in|sign-out|account)(/.*)?")
+_WEIGHT = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
 _AUTHORIZE = "/oauth2/authorize"
 _ACCOUNT = "/account"
 _AGAIN = ("/sign-in", "/sign-out")
@@ -83,18 +85,38 @@ def render(error: BaseException, incoming: Incoming) -> Response:
         log.debug("request_refused", request_id=incoming.request_id, code=known.code, private=known.private)
     if _PAGES.fullmatch(incoming.path):
         return error_page(known, incoming.request_id, link=_way_on(incoming.path))
-    if isinstance(error, HTTPException) and known.status == 404 and _asks_for_page(incoming):
-        nothing = NotFound("there is nothing at this address", fix="check how it is written, or open your account")
-        return error_page(nothing, incoming.request_id, link=_way_on(_ACCOUNT))
+    if isinstance(error, HTTPException) and known.status == 404 and not incoming.path.startswith(_MANAGEMENT):
+        answer = _nowhere(incoming) if _prefers_page(incoming) else _for_program(known, incoming)
+        return Response(answer.status, answer.body, (*answer.headers, ("vary", "accept")))
+    return _for_program(known, incoming)
+
+
+def _for_program(known: ServiceError, incoming: Incoming) -> Response:
     if isinstance(known, OAuthError) or incoming.path.startswith(_OAUTH):
         return _oauth(known)
     return _problem(known, incoming.request_id)
 
 
-def _asks_for_page(incoming: Incoming) -> bool:
-    """Whether it is a browser that would show the answer to a person. Source: RFC 9110 §12.5.1."""
-    ranges = [one for value in incoming.header_values("accept") for one in value.split(",")]
-    return any(one.partition(";")[0].strip().lower() == "text/html" for one in ranges)
+def _nowhere(incoming: Incoming) -> Response:
+    nothing = NotFound("there is nothing at this address", fix="check how it is written, or open your account")
+    return error_page(nothing, incoming.request_id, link=_way_on(_ACCOUNT))
+
+
+def _prefers_page(incoming: Incoming) -> bool:
+    """Whether it is a browser, which names HTML and would rather have it than JSON. Source: RFC 9110 §12.5.1."""
+    weights: dict[str, float] = {}
+    for one in ",".join(incoming.header_values("accept")).split(","):
+        media_range, *parameters = (part.strip().lower() for part in one.split(";"))
+        given = next((value[2:] for value in parameters if value.startswith("q=")), "1")
+        weights[media_range] = float(given) if _WEIGHT.fullmatch(given) else 0.0
+    json = max(_weight_of(name, weights) for name in ("application/json", PROBLEM_JSON))
+    return weights.get("text/html", 0.0) > json
+
+
+def _weight_of(media_type: str, weights: dict[str, float]) -> float:
+    """By the range that fits the type best."""
+    ranges = (media_type, media_type.partition("/")[0] + "/*", "*/*")
+    return next((weights[one] for one in ranges if one in weights), 0.0)
 
 
 def _way_on(path: str) -> Link | None:

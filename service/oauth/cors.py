@@ -8,14 +8,9 @@ Pages and the authorization endpoint, where cookies count, stay closed: RFC 9700
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Iterable
 
-from service.api.problems import render
-from service.incoming import Incoming
 from service.outgoing import Headers, Response
-from service.runtime import Runtime
-
-Handler = Callable[[Runtime, Incoming], Awaitable[Response]]
 
 _READABLE: Headers = (
     ("access-control-allow-origin", "*"),
@@ -24,36 +19,19 @@ _READABLE: Headers = (
 _PREFLIGHT_SECONDS = 600
 
 
-def from_any_origin(door: dict[str, Handler]) -> dict[str, Handler]:
-    """A door, handlers by method, whose answers and errors pages of any origin can read, and which they may ask for."""
-    answered = {method: _readable(handler) for method, handler in door.items()}
-    return {**answered, "OPTIONS": _preflight(", ".join(door))}
+def readable(response: Response) -> Response:
+    """The answer as pages of any origin can read it. Errors too: else their apps see a network that failed."""
+    return Response(response.status, response.body, (*response.headers, *_READABLE))
 
 
-def _readable(handler: Handler) -> Handler:
-    async def answer(runtime: Runtime, incoming: Incoming) -> Response:
-        try:
-            response = await handler(runtime, incoming)
-        except Exception as error:
-            response = render(error, incoming)
-        return Response(response.status, response.body, (*response.headers, *_READABLE))
-
-    return answer
-
-
-def _preflight(methods: str) -> Handler:
-    response = Response(
+def preflight(methods: Iterable[str]) -> Response:
+    """What an app may ask of a door that has these methods."""
+    return Response(
         204,
         b"",
         (
-            *_READABLE,
-            ("access-control-allow-methods", methods),
+            ("access-control-allow-methods", ", ".join(methods)),
             ("access-control-allow-headers", "authorization, content-type"),
             ("access-control-max-age", str(_PREFLIGHT_SECONDS)),
         ),
     )
-
-    async def answer(_: Runtime, __: Incoming) -> Response:
-        return response
-
-    return answer

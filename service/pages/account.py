@@ -25,7 +25,7 @@ from service.api.tokens import find_hit
 from service.api.wire import concurrently
 from service.caller import Caller
 from service.commands import Prepared, expand, known_scopes
-from service.errors import InvalidRequest, NotFound, ServiceError
+from service.errors import InvalidRequest, NotFound
 from service.grants import IssueToken, prepare_issue, revoke_token
 from service.idempotency import Repeatable, once, take
 from service.incoming import Incoming, parse_form
@@ -33,7 +33,17 @@ from service.oauth.forms import Form
 from service.outgoing import Response
 from service.pages.render import page, see_other
 from service.pages.scopes import scopes_shown
-from service.pages.values import Account, AppShown, Draft, Hidden, Issued, SessionShown, SignedOut, TokenShown
+from service.pages.values import (
+    Account,
+    AppShown,
+    Draft,
+    Hidden,
+    Issued,
+    SessionShown,
+    ShownBefore,
+    SignedOut,
+    TokenShown,
+)
 from service.registry import profile_of, read_sealed
 from service.revocations import ending_of
 from service.rules.registry import is_plain
@@ -67,13 +77,6 @@ _SAID = {
     "revoked": "The token was revoked. Whatever used it has stopped working.",
     "ended": "That browser is signed out.",
 }
-
-
-class ShownBefore(ServiceError):
-    """Nobody sees a token twice, not in the browser that asked for it either."""
-
-    status, code, title = 410, "shown_before", "This token was shown already"
-    fix = "if you have not copied it, revoke it on your account page and issue another one there"
 
 
 class Person(Struct, frozen=True):
@@ -119,7 +122,7 @@ async def issue(runtime: Runtime, incoming: Incoming) -> Response:
 
 
 async def show_issued(runtime: Runtime, incoming: Incoming) -> Response:
-    """`GET /account/tokens/issued`: the token that a form has just made. Raises: ShownBefore, Unavailable."""
+    """`GET /account/tokens/issued`: the token that a form has just made, once. Raises: Unavailable."""
     person = await _person(runtime, incoming)
     browser = browser_of(runtime, incoming)
     if person is None or browser is None:
@@ -129,7 +132,7 @@ async def show_issued(runtime: Runtime, incoming: Incoming) -> Response:
     if answer is None:
         return see_other(PATH)
     if _TOKEN not in answer:
-        raise ShownBefore(f"a form issues one token, and shows it once. \u201c{answer['name']}\u201d has been shown")
+        return await _shown_before(runtime, browser, person, answer)
     values = Issued(
         person=person.name,
         token=answer[_TOKEN],
@@ -138,6 +141,20 @@ async def show_issued(runtime: Runtime, incoming: Incoming) -> Response:
         expires_at=datetime.fromisoformat(answer["expires_at"]),
     )
     return page("issued", values)
+
+
+async def _shown_before(runtime: Runtime, browser: str, person: Person, answer: dict[str, Any]) -> Response:
+    """Nobody sees a token twice. It may be that nobody has: where the first answer was lost, this ends the token."""
+    hit = await find_hit(runtime, answer["token_id"])
+    values = ShownBefore(
+        person=person.name,
+        token_id=answer["token_id"],
+        label=answer["name"],
+        expires_at=datetime.fromisoformat(answer["expires_at"]),
+        works=hit is not None and ending_of(hit).status == "active",
+        hidden=[(CSRF, csrf_token(runtime, browser, _purpose(person.session)))],
+    )
+    return page("shown_before", values, status=410)
 
 
 async def revoke(runtime: Runtime, incoming: Incoming) -> Response:

@@ -20,7 +20,18 @@ from service.outgoing import Headers, Response
 from service.pages.values import Continue, Error, Hidden, Link, Onward
 from service.runtime import Runtime
 
-Template = Literal["sign_in", "consent", "sign_out", "signed_out", "error", "continue", "onward", "account", "issued"]
+Template = Literal[
+    "sign_in",
+    "consent",
+    "sign_out",
+    "signed_out",
+    "error",
+    "continue",
+    "onward",
+    "account",
+    "issued",
+    "shown_before",
+]
 Cookie = tuple[str, str]
 
 NAME = "Token Ledger"

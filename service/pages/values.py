@@ -161,3 +161,14 @@ class Issued(TypedDict):
     label: str
     scope: str
     expires_at: datetime
+
+
+class ShownBefore(TypedDict):
+    """Posts `token_id` and `hidden` to `/account/tokens/revoke` while the token `works`. It itself is not here."""
+
+    person: str
+    token_id: str
+    label: str
+    expires_at: datetime
+    works: bool
+    hidden: Hidden

@@ -427,7 +427,7 @@ def test_a_double_click_on_allow_and_on_issue_leaves_one_grant_and_one_token(
     assert service.code(page.get_by_label("Token", exact=True).input_value()) == "valid"
     assert len(list(service.items("/v1/tokens", subject=ada["user_id"], kind="pat"))) == 1
     page.reload()
-    heading(page, "This token was shown already")
+    heading(page, "This token was sent already")
 
 
 @pytest.mark.parametrize("width", [1280, 390])

@@ -82,3 +82,10 @@ def test_error_can_be_read_by_the_app_that_caused_it(
 ) -> None:
     answer = service.http.post(path, data=form, headers=ORIGIN)
     assert (answer.json()["error"], cors_of(answer)) == (error, READABLE)
+
+
+@pytest.mark.parametrize("path", FOR_APPS)
+def test_a_method_that_a_door_has_not_is_refused_readably(service: Service, path: str) -> None:
+    answer = service.http.delete(path, headers=ORIGIN)
+    assert (answer.status_code, cors_of(answer)) == (405, READABLE)
+    assert answer.headers["allow"] == f"{FOR_APPS[path]}, OPTIONS"

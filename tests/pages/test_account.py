@@ -155,7 +155,7 @@ def test_a_token_is_shown_once_however_often_its_form_or_its_page_is_asked_for(
     again = [browser.get(shown.url), browser.submit(page, made, **wanted), browser.submit(page, made, **changed)]
     for answer in again:
         assert answer.status == 410
-        assert "This token was shown already" in answer.text
+        assert "This token was sent already" in answer.text
         assert wanted["name"] in answer.text
         assert not TOKEN.findall(answer.text)
         assert ACCOUNT in answer.links
@@ -163,6 +163,24 @@ def test_a_token_is_shown_once_however_often_its_form_or_its_page_is_asked_for(
     assert only["token_id"] == token_id(service, token)
     another = browser.get(ACCOUNT)
     assert TOKEN.findall(browser.submit(another, filled(another, scopes[0])[0], **changed).text)
+
+
+def test_a_token_whose_page_was_lost_can_be_revoked_where_that_is_said(
+    service: Service, browser: Browser, ada: dict[str, Any], scopes: tuple[str, str]
+) -> None:
+    """The first answer does not arrive; whoever asks again has never seen the token, which works for a year."""
+    where = posted(browser, *filled(browser.get(ACCOUNT), scopes[0], days="365")).headers["location"]
+    (lost,) = TOKEN.findall(browser.http.get(where).text)
+    refused = browser.get(where)
+    assert (refused.status, service.code(lost)) == (410, "valid")
+    after = browser.submit(refused, form(refused, "/account/tokens/revoke"))
+    assert after.url.endswith("/account?done=revoked")
+    assert service.code(lost) == "revoked"
+    assert form(after, "/account/tokens")
+    again = browser.get(where)
+    assert (again.status, "It works no more" in again.text) == (410, True)
+    assert "/account/tokens/revoke" not in [one.action for one in again.forms]
+    assert ACCOUNT in again.links
 
 
 def test_a_double_click_issues_one_token_and_shows_it(

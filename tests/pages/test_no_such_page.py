@@ -18,19 +18,47 @@ def test_an_address_where_nothing_is_is_a_page_for_a_browser(service: Service, p
     page = browser.get(f"{service.url}{path}")
     assert page.status == 404
     assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert page.headers["vary"] == "accept"
     assert page.title.startswith("Not found")
     assert "There is nothing at this address." in page.text
     assert "/account" in page.links
     assert page.headers["x-request-id"] in page.text
 
 
-@pytest.mark.parametrize("accept", ["*/*", "application/json", "text/plain", None])
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "*/*",
+        "application/json",
+        "text/plain",
+        "application/json, text/html;q=0.1",
+        "text/html;q=0",
+        "text/html; Q=0.8, application/problem+json; q=0.9",
+        "text/html;q=0.5, application/*;q=0.6",
+        "text/html;q=high",
+        "text/html, */*",
+        None,
+    ],
+)
 @pytest.mark.parametrize("path", NOWHERE)
 def test_the_same_is_json_for_a_program(service: Service, path: str, accept: str | None) -> None:
     answer = service.http.get(f"{service.url}{path}", headers={"accept": accept} if accept is not None else {})
     assert answer.status_code == 404
     assert answer.headers["content-type"] in {"application/problem+json", "application/json"}
+    assert answer.headers["vary"] == "accept"
     assert answer.json()
+
+
+@pytest.mark.parametrize("accept", ["text/html", "Text/HTML;q=0.2", "application/json;q=0.1, text/html;level=1;q=0.5"])
+def test_the_weights_of_a_request_say_that_a_page_is_preferred(service: Service, accept: str) -> None:
+    answer = service.http.get("/no/such/page", headers={"accept": accept})
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "text/html; charset=utf-8")
+
+
+def test_the_management_api_answers_no_pages(service: Service) -> None:
+    answer = service.http.get("/v1/users/no/such", headers={"accept": "text/html"})
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
+    assert "vary" not in answer.headers
 
 
 def test_a_program_that_is_refused_gets_json_although_it_takes_pages(service: Service) -> None:

@@ -94,6 +94,14 @@ VALUES: dict[str, dict[str, Any]] = {
         "scope": "orders:read",
         "expires_at": SOME_DAY,
     },
+    "shown_before": {
+        "person": "ada",
+        "token_id": "tok_1",
+        "label": "Backup",
+        "expires_at": SOME_DAY,
+        "works": True,
+        "hidden": HIDDEN,
+    },
 }
 STRICT = "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; frame-ancestors 'none'"
 
