@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 
 from events.ledger import Append
-from service.app import _doors
+from service.app import App
 from service.runtime import Runtime
 from service.settings import Settings
 from tests.rsgi import END, request
@@ -80,7 +80,7 @@ async def _serve_one(told: dict[str, Any]) -> None:
         return seqs
 
     runtime.ledger.append = append_and_die  # type: ignore[method-assign]
-    door = _doors(settings.issuer)[told["path"]][told["method"]]
+    door = App(settings)._doors[told["path"]][told["method"]]
     headers = [(name, value) for name, value in told["headers"]]
     body = (base64.b64decode(told["body"]), END)
     asked = request(
