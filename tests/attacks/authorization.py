@@ -409,7 +409,7 @@ def pushing_by_get_is_refused(stage: Stage) -> None:
     made = flow(stage.service, web_app(stage.service))
     answer = stage.service.http.get("/oauth2/par", params=made.parameters)
     assert answer.status_code == 405
-    assert answer.headers["allow"] == "POST"
+    assert answer.headers["allow"] == "POST, OPTIONS"
 
 
 @attack("89", "RFC 9126 §2.3: 413")
