@@ -468,7 +468,9 @@ class Population:
         session_id = self.session(us, access.subject)
         assert access.client_id is not None
         code_id = self.authorize(us + SECOND, grant_id, access, session_id, challenge=challenge(rng))
-        self.redeem(us + SECOND + rng.randrange(SECOND // 10, 2 * SECOND), grant_id, code_id, access, refresh)
+        self.redeem(
+            us + SECOND + rng.randrange(SECOND // 10, 2 * SECOND), grant_id, code_id, access=access, refresh=refresh
+        )
 
     def session(self, us: int, user_id: str) -> str:
         """Somebody has signed in."""
@@ -496,8 +498,8 @@ class Population:
         )  # fmt: skip
         return code_id
 
-    def redeem(  # noqa: PLR0917 - what, when and for what
-        self, us: int, grant_id: str, code_id: str, access: Token, refresh: Token, rng: random.Random | None = None
+    def redeem(
+        self, us: int, grant_id: str, code_id: str, *, access: Token, refresh: Token, rng: random.Random | None = None
     ) -> None:
         self.record(
             us, f"grant.{grant_id}", CodeRedeemed, rng=rng, by=str(access.client_id),

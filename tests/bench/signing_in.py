@@ -80,7 +80,9 @@ def redeem(ground: Ground, us: int, given: Given) -> None:
         population.identifier("tok_", us, population.signing_in), given.grant_id, Kind.REFRESH, given.access.client_id,
         given.access.subject, given.access.scope, given.access.audience, us, us + 14 * DAY,
     )  # fmt: skip
-    population.redeem(us, given.grant_id, given.code_id, given.access, refresh, population.signing_in)
+    population.redeem(
+        us, given.grant_id, given.code_id, access=given.access, refresh=refresh, rng=population.signing_in
+    )
     given.redeemed_us = us
 
 

@@ -264,7 +264,7 @@ class Timing:
         """Accounts that one must wait for: nobody's, and somebody's. Raises: Unlike."""
         names = (_name(), self._register())
         for seconds in _WAITS_SECONDS:
-            time.sleep(seconds)
+            time.sleep(seconds)  # the next failure counts once the delay of the last one is over
             with contextlib.closing(Line(self._service)) as line:  # none stays open for so long
                 for name in names:
                     line.ask(signing_in.request(name))

@@ -79,7 +79,7 @@ async def _serve_one(told: dict[str, Any]) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return seqs
 
-    runtime.ledger.append = append_and_die  # type: ignore[method-assign]
+    runtime.ledger.append = append_and_die
     door = App(settings)._doors[told["path"]][told["method"]]
     headers = [(name, value) for name, value in told["headers"]]
     body = (base64.b64decode(told["body"]), END)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -26,6 +27,8 @@ from tests.making import head, signed_out, withdrawn
 from tests.signin.people import Browser, Person
 from tests.signin.test_consents import killed_while_the_view_stands, looked_at, with_grants
 from tests.signin.test_doors import asked, current, granted, opened, sent, signed_out_form, somebody, state
+
+SECONDS_MAX = 60.0
 
 
 async def signed_in_again(here: Host, browser: Browser, person: Person) -> Session:
@@ -287,7 +290,9 @@ async def cut_off(here: Host) -> list[str]:
 
 
 async def wait_for(here: Host, grants: list[str]) -> None:
+    deadline = time.monotonic() + SECONDS_MAX
     while [state(here, one) for one in grants] != ["RevokedGrant"] * len(grants):
+        assert time.monotonic() < deadline, "they are not ended"
         await here.project()
         await asyncio.sleep(0.01)
 
