@@ -60,6 +60,7 @@ def _doors() -> Doors:
         "/oauth2/logout": {"GET": log_out, "POST": log_out_by_post},
         "/sign-in": {"GET": sign_in_page, "POST": sign_in},
         "/sign-out": {"GET": sign_out_page, "POST": sign_out},
+        "/": {"GET": account.home},
         "/account": {"GET": account.show},
         "/account/tokens": {"POST": account.issue},
         account.ISSUED: {"GET": account.show_issued},

@@ -53,7 +53,7 @@ from service.rules.registry import (
 from service.runtime import Runtime
 from service.tokens import is_id, mint, new_id, sha256
 
-R = TypeVar("R", Client, User, Scope)
+R = TypeVar("R", Client, User, Scope, Username)
 Load = Callable[[bool], Awaitable[R | None]]
 Decide = Callable[[R | None], list[LedgerEvent]]
 
@@ -211,6 +211,15 @@ async def find_user_by_id(runtime: Runtime, user_id: str) -> User:
     if row is None:
         raise NotFound("there is no such user")
     return row
+
+
+async def find_user_by_name(runtime: Runtime, username: str) -> User | None:
+    """Whoever has the username and was not erased. Raises: Unavailable."""
+    name_hash = runtime.master.username_hash(username)
+    of = subject("username", name_hash)
+    row = await _loader(runtime, Username, "username", name_hash.encode(), of)(False)
+    user = runtime.view.user(row.user_id) if row is not None else None
+    return user if user is not None and user.erased_at is None else None
 
 
 def subject_id(runtime: Runtime, name: str) -> str | None:

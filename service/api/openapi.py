@@ -548,6 +548,7 @@ def _browsers() -> dict[str, dict[str, Any]]:
             "get": _seen("sign_out_page", "Show the page for signing out", 200),
             "post": _sent("sign_out", "End the session, from the page that asked", 200, 303),
         },
+        "/": {"get": _seen("home", "Go on to the account page", 303)},
         "/account": {
             "get": _seen("account", "Show a person what they allow, their tokens and where they are signed in", 200)
         },

@@ -16,6 +16,7 @@ from service.registry import (
     change_user,
     disable_user,
     find_user_by_id,
+    find_user_by_name,
     profile_of,
     user_registration,
 )
@@ -38,6 +39,12 @@ Password = Annotated[
     ),
 ]
 UserKind = Literal["person", "service"]
+
+
+class UserQuery(Page, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The query of the list of users."""
+
+    username: Annotated[str, Meta(description="Only who has this username, if anybody has.")] | UnsetType = UNSET
 
 
 class UserRegistration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -141,9 +148,12 @@ async def create_user(call: Call[UserRegistration, Nothing]) -> dict[str, Any]:
     return await call.create(user_registration(call.runtime, call.asker, new))
 
 
-@operation("GET", "/v1/users", tag="users", needs=NEEDS, query=Page, answer=UserList)
-async def list_users(call: Call[None, Page]) -> dict[str, Any]:
+@operation("GET", "/v1/users", tag="users", needs=NEEDS, query=UserQuery, answer=UserList)
+async def list_users(call: Call[None, UserQuery]) -> dict[str, Any]:
     """List users, the oldest first."""
+    if isinstance(call.query.username, str):
+        named = await find_user_by_name(call.runtime, call.query.username)
+        return page([await _view(call.runtime, named)] if named is not None else [], None)
     after, limit = position_of(call.query.cursor, _LIST), call.query.limit
     rows = call.runtime.view.rows("user", after=after, limit=limit + 1)
     items = await concurrently(_view(call.runtime, row) for _, row in rows[:limit] if isinstance(row, User))

@@ -194,16 +194,24 @@ def repeatable(command: Command) -> Command:
     )(command)
 
 
-def confirmed(command: Command) -> Command:
-    """A command that cannot be undone: asks a person before it begins, and no program."""
+unasked = click.option(
+    "-y", "--yes", is_flag=True, help="Do not ask. Programs are never asked: only a person on a terminal is."
+)
 
-    @click.option(
-        "-y", "--yes", is_flag=True, help="Do not ask. Programs are never asked: only a person on a terminal is."
-    )
+
+def confirm(session: Session, *, yes: bool) -> None:
+    """Asks a person, and no program, before what cannot be undone."""
+    if not yes and session.output == "table" and sys.stdin.isatty() and sys.stdout.isatty():
+        click.confirm("This cannot be undone. Go on?", abort=True)
+
+
+def confirmed(command: Command) -> Command:
+    """A command that cannot be undone, whatever its options."""
+
+    @unasked
     @functools.wraps(command)
     def run(session: Session, *args: Any, yes: bool, **options: Any) -> None:
-        if not yes and session.output == "table" and sys.stdin.isatty() and sys.stdout.isatty():
-            click.confirm("This cannot be undone. Go on?", abort=True)
+        confirm(session, yes=yes)
         command(session, *args, **options)
 
     return run

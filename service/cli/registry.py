@@ -10,13 +10,16 @@ from service.cli.options import (
     Duration,
     Session,
     asks_service,
+    confirm,
     confirmed,
     paged,
     repeatable,
     secret_argument,
     secret_input,
     segment,
+    unasked,
 )
+from service.cli.output import Failed
 
 CLIENT_COLUMNS = (
     "client_id",
@@ -130,7 +133,10 @@ def client_disable(session: Session, client_id: str) -> None:
 
 @click.group()
 def user() -> None:
-    """People and service users, whom tokens speak for."""
+    """People and service users, whom tokens speak for.
+
+    USER is a user id or a username.
+    """
 
 
 @user.command("create")
@@ -157,75 +163,85 @@ def user_list(session: Session, paging: dict[str, Any]) -> None:
     session.show_list("/v1/users", {}, USER_COLUMNS, paging)
 
 
+def _user_id(session: Session, user: str) -> str:
+    """Of whom an id or a username names. No name stands in a path, which logs keep. Raises: Failed."""
+    if user.startswith("usr_"):
+        return segment(user)
+    found = session.call("GET", "/v1/users", query={"username": user})["items"]
+    if not found:
+        raise Failed(f"there is no user with the id or username {user!r}", "look at `token-ledger user list`")
+    return str(found[0]["user_id"])
+
+
 @user.command("show")
-@click.argument("user_id")
+@click.argument("user", metavar="USER")
 @asks_service
-def user_show(session: Session, user_id: str) -> None:
+def user_show(session: Session, user: str) -> None:
     """One user."""
-    session.show(session.call("GET", f"/v1/users/{segment(user_id)}"))
+    session.show(session.call("GET", f"/v1/users/{_user_id(session, user)}"))
 
 
 @user.command("password")
-@click.argument("user_id")
+@click.argument("user", metavar="USER")
 @asks_service
-def user_password(session: Session, user_id: str) -> None:
+def user_password(session: Session, user: str) -> None:
     """Give a user a new password, typed at a prompt or read from stdin.
 
     It ends every session and token of theirs at once.
     """
-    path = f"/v1/users/{segment(user_id)}"
+    path = f"/v1/users/{_user_id(session, user)}"
     session.show(session.call("PATCH", path, {"password": secret_input("New password", twice=True)}))
 
 
 @user.command("disable")
-@click.argument("user_id")
+@click.argument("user", metavar="USER")
 @click.option("--erase", is_flag=True, help="Also make everything personal about the user unreadable, for good.")
 @asks_service
 @confirmed
-def user_disable(session: Session, user_id: str, erase: bool) -> None:
+def user_disable(session: Session, user: str, erase: bool) -> None:
     """End a user and every token of theirs, for good."""
     query = {"erase": True} if erase else {}
-    session.show(session.call("DELETE", f"/v1/users/{segment(user_id)}", query=query))
+    session.show(session.call("DELETE", f"/v1/users/{_user_id(session, user)}", query=query))
 
 
 @user.command("sessions")
-@click.argument("user_id")
+@click.argument("user", metavar="USER")
 @paged
 @asks_service
-def user_sessions(session: Session, user_id: str, paging: dict[str, Any]) -> None:
+def user_sessions(session: Session, user: str, paging: dict[str, Any]) -> None:
     """Where a user is signed in."""
-    session.show_list(f"/v1/users/{segment(user_id)}/sessions", {}, SESSION_COLUMNS, paging)
+    session.show_list(f"/v1/users/{_user_id(session, user)}/sessions", {}, SESSION_COLUMNS, paging)
 
 
 @user.command("sign-out")
-@click.argument("user_id")
+@click.argument("user", metavar="USER")
 @click.option("--session-id", help="Only there; else everywhere.")
 @asks_service
 @confirmed
-def user_sign_out(session: Session, user_id: str, session_id: str | None) -> None:
+def user_sign_out(session: Session, user: str, session_id: str | None) -> None:
     """Sign a user out, and end what apps were granted meanwhile."""
     query = {"session_id": session_id} if session_id is not None else {}
-    session.show(session.call("DELETE", f"/v1/users/{segment(user_id)}/sessions", query=query))
+    session.show(session.call("DELETE", f"/v1/users/{_user_id(session, user)}/sessions", query=query))
 
 
 @user.command("consents")
-@click.argument("user_id")
+@click.argument("user", metavar="USER")
 @paged
 @asks_service
-def user_consents(session: Session, user_id: str, paging: dict[str, Any]) -> None:
+def user_consents(session: Session, user: str, paging: dict[str, Any]) -> None:
     """What a user allows clients."""
-    session.show_list(f"/v1/users/{segment(user_id)}/consents", {}, CONSENT_COLUMNS, paging)
+    session.show_list(f"/v1/users/{_user_id(session, user)}/consents", {}, CONSENT_COLUMNS, paging)
 
 
 @user.command("withdraw-consent")
-@click.argument("user_id")
+@click.argument("user", metavar="USER")
 @click.argument("client_id")
 @asks_service
 @confirmed
-def user_withdraw_consent(session: Session, user_id: str, client_id: str) -> None:
+def user_withdraw_consent(session: Session, user: str, client_id: str) -> None:
     """End what a user allows a client, and all that it was granted."""
     query = {"client_id": client_id}
-    session.show(session.call("DELETE", f"/v1/users/{segment(user_id)}/consents", query=query))
+    session.show(session.call("DELETE", f"/v1/users/{_user_id(session, user)}/consents", query=query))
 
 
 @click.group()
@@ -274,9 +290,16 @@ def key_list(session: Session, paging: dict[str, Any]) -> None:
     help="[default: the first of the settings; for ID tokens RS256]",
 )
 @click.option("--now", is_flag=True, help="With a key made for it, not the announced one that verifiers know already.")
-@click.option("--revoke", is_flag=True, help="Refuse at once all that earlier keys signed: one was stolen.")
+@click.option(
+    "--revoke",
+    is_flag=True,
+    help="Refuse at once all that earlier keys signed, since one was stolen; goes with --now, said or not.",
+)
+@unasked
 @asks_service
-def key_rotate(session: Session, purpose: str | None, alg: str | None, now: bool, revoke: bool) -> None:
+def key_rotate(session: Session, *, purpose: str | None, alg: str | None, now: bool, revoke: bool, yes: bool) -> None:
     """Sign with a new key from now on. Tokens that the old one signed stay valid, unless it is revoked."""
+    if revoke:
+        confirm(session, yes=yes)
     asked = {"alg": alg, "purpose": purpose, "now": now or None, "revoke": revoke or None}
     session.show(session.call("POST", "/v1/keys/rotate", asked))

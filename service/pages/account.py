@@ -87,6 +87,11 @@ class Person(Struct, frozen=True):
     held: tuple[str, ...]
 
 
+async def home(runtime: Runtime, incoming: Incoming) -> Response:  # noqa: ARG001 - the same for everybody
+    """`GET /`, whose address a start prints: on to the account page."""
+    return see_other(PATH)
+
+
 async def show(runtime: Runtime, incoming: Incoming) -> Response:
     """`GET /account`."""
     person = await _person(runtime, incoming)

@@ -80,6 +80,20 @@ def test_page_of_another_origin_gets_tokens_by_code_and_verifier(
     assert {"openid-configuration": 200, "token": 200, "userinfo": 200}.items() <= asked.items()
 
 
+def test_page_of_another_origin_says_that_a_person_refused_and_can_ask_again(
+    readme_app: tuple[App, str, str], new_page: NewPage, ada: dict[str, Any]
+) -> None:
+    _, address, scope = readme_app
+    page = new_page()
+    page.goto(address)
+    sign_in(page, ada)
+    page.get_by_role("button", name="Deny").click()
+    expect(page.locator("pre")).to_have_text(re.compile(r"^Not signed in: .+\. Reload the page to try again\.$"))
+    page.reload()
+    allow(page)
+    expect(page.locator("pre")).to_have_text(f"openid profile {scope} for Ada Adams")
+
+
 def test_page_of_another_origin_reads_its_errors_and_revokes_its_token(
     service: Service, readme_app: tuple[App, str, str], new_page: NewPage, ada: dict[str, Any]
 ) -> None:

@@ -117,6 +117,7 @@ SURFACE = {
     ("POST", "/sign-in"),
     ("GET", "/sign-out"),
     ("POST", "/sign-out"),
+    ("GET", "/"),
     ("GET", "/account"),
     ("POST", "/account/tokens"),
     ("GET", "/account/tokens/issued"),
@@ -135,7 +136,7 @@ OPEN = {
 }
 # What people's browsers are sent to: answered by pages and redirects, to whoever asks.
 BROWSERS = {
-    *("/oauth2/authorize", "/oauth2/consent", "/oauth2/logout", "/sign-in", "/sign-out", "/account"),
+    *("/oauth2/authorize", "/oauth2/consent", "/oauth2/logout", "/sign-in", "/sign-out", "/", "/account"),
     *("/account/tokens", "/account/tokens/issued", "/account/tokens/revoke", "/account/apps/withdraw"),
     *("/account/sessions/end", "/account/sign-out-everywhere"),
 }
@@ -557,6 +558,7 @@ def valid_calls(ground: Ground) -> dict[tuple[str, str], Callable[[], list[Call]
         ("POST", "/sign-in"): lambda: [ground.at_sign_in()],
         ("GET", "/sign-out"): lambda: [Call()],
         ("POST", "/sign-out"): lambda: [ground.on("/sign-out", "/sign-out")],
+        ("GET", "/"): lambda: [Call()],
         ("GET", "/account"): lambda: [Call()],
         ("POST", "/account/tokens"): lambda: [
             ground.on("/account", "/account/tokens", name="x", days="30", **{f"scope {ground.scope}": "on"}),

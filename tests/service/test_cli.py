@@ -545,16 +545,18 @@ def test_cli_client_that_people_sign_in_to_is_made_as_asked(done: Callable[..., 
 def test_cli_user_is_made_with_a_password_from_stdin_and_disabled(run: Run, done: Callable[..., Any]) -> None:
     username, password = unique(CANARY_USERNAME), unique(CANARY_PASSWORD)
     made = done("user", "create", username, "--kind", "person", "--password", "-", stdin=password)
-    assert done("user", "show", made["user_id"])["username"] == username
+    assert done("user", "show", made["user_id"]) == done("user", "show", username)
     assert username in run("user", "list", "--all").stdout
-    assert "ledger_seq" in done("user", "disable", made["user_id"], "--erase")
+    assert "ledger_seq" in done("user", "disable", username, "--erase")
     shown = run("user", "show", made["user_id"])
     assert username not in shown.output
+    again = run("user", "show", username)
+    assert (again.exit_code, "there is no user" in again.stderr) == (REFUSED, True)
 
 
 def test_cli_user_is_shown_where_they_are_signed_in_and_signed_out(done: Callable[..., Any]) -> None:
     made = done("user", "create", unique(CANARY_USERNAME), "--password", "-", stdin=unique(CANARY_PASSWORD))
-    assert done("user", "sessions", made["user_id"])["items"] == []
+    assert done("user", "sessions", made["username"])["items"] == []
     assert done("user", "consents", made["user_id"])["items"] == []
     assert done("user", "sign-out", made["user_id"])["ended"] == 0
 
