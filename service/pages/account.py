@@ -8,8 +8,10 @@ in otherwise or not, it makes no other token; and by that key the page behind th
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 import secrets
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode
@@ -87,6 +89,24 @@ class Person(Struct, frozen=True):
     held: tuple[str, ...]
 
 
+Act = Callable[[Runtime, Incoming, Form, Session], Awaitable[Response]]
+
+
+def _in_session(act: Act) -> Callable[[Runtime, Incoming], Awaitable[Response]]:
+    """What a form of the page does, in the session that it was shown in. It raises besides: Forbidden, Unavailable."""
+
+    @functools.wraps(act)
+    async def door(runtime: Runtime, incoming: Incoming) -> Response:
+        form = await read_page_form(runtime, incoming)
+        session = await session_of(runtime, incoming)
+        if session is None:
+            return see_other(PATH)
+        check_csrf(runtime, incoming, form, _purpose(session))
+        return await act(runtime, incoming, form, session)
+
+    return door
+
+
 async def home(runtime: Runtime, incoming: Incoming) -> Response:  # noqa: ARG001 - the same for everybody
     """`GET /`, whose address a start prints: on to the account page."""
     return see_other(PATH)
@@ -162,13 +182,9 @@ async def _shown_before(runtime: Runtime, browser: str, person: Person, answer: 
     return page("shown_before", values, status=410)
 
 
-async def revoke(runtime: Runtime, incoming: Incoming) -> Response:
-    """`POST /account/tokens/revoke`. Raises: Forbidden, NotFound, Unavailable."""
-    form = await read_page_form(runtime, incoming)
-    session = await session_of(runtime, incoming)
-    if session is None:
-        return see_other(PATH)
-    check_csrf(runtime, incoming, form, _purpose(session))
+@_in_session
+async def revoke(runtime: Runtime, incoming: Incoming, form: Form, session: Session) -> Response:
+    """`POST /account/tokens/revoke`. Raises: NotFound."""
     token_id = form.get("token_id") or ""
     hit = await find_hit(runtime, token_id) if is_id(token_id, "tok") else None
     if hit is None or hit.token.kind is not Kind.PAT or _owner(hit) != session.user_id:
@@ -179,13 +195,9 @@ async def revoke(runtime: Runtime, incoming: Incoming) -> Response:
     return see_other(f"{PATH}?done=revoked")
 
 
-async def withdraw(runtime: Runtime, incoming: Incoming) -> Response:
-    """`POST /account/apps/withdraw`. Raises: Forbidden, NotFound, Unavailable."""
-    form = await read_page_form(runtime, incoming)
-    session = await session_of(runtime, incoming)
-    if session is None:
-        return see_other(PATH)
-    check_csrf(runtime, incoming, form, _purpose(session))
+@_in_session
+async def withdraw(runtime: Runtime, incoming: Incoming, form: Form, session: Session) -> Response:
+    """`POST /account/apps/withdraw`. Raises: NotFound."""
     client_id = form.get("client_id") or ""
     if not is_id(client_id, "cli") or runtime.view.consent(session.user_id, client_id) is None:
         raise NotFound("you allow no such app anything", fix=_GO_BACK)
@@ -193,13 +205,9 @@ async def withdraw(runtime: Runtime, incoming: Incoming) -> Response:
     return see_other(f"{PATH}?done=withdrawn")
 
 
-async def end_other_session(runtime: Runtime, incoming: Incoming) -> Response:
-    """`POST /account/sessions/end`: as signing out there does. Raises: Forbidden, NotFound, Unavailable."""
-    form = await read_page_form(runtime, incoming)
-    session = await session_of(runtime, incoming)
-    if session is None:
-        return see_other(PATH)
-    check_csrf(runtime, incoming, form, _purpose(session))
+@_in_session
+async def end_other_session(runtime: Runtime, incoming: Incoming, form: Form, session: Session) -> Response:
+    """`POST /account/sessions/end`: as signing out there does. Raises: NotFound."""
     await runtime.view_at_end()  # begun a moment ago, perhaps on another host
     ended = runtime.view.session(form.get("session_id") or "")
     if ended is None or ended.user_id != session.user_id:
@@ -208,13 +216,9 @@ async def end_other_session(runtime: Runtime, incoming: Incoming) -> Response:
     return see_other(f"{PATH}?done=ended")
 
 
-async def sign_out_everywhere(runtime: Runtime, incoming: Incoming) -> Response:
-    """`POST /account/sign-out-everywhere`: this browser last. Raises: Forbidden, Unavailable."""
-    form = await read_page_form(runtime, incoming)
-    session = await session_of(runtime, incoming)
-    if session is None:
-        return see_other(PATH)
-    check_csrf(runtime, incoming, form, _purpose(session))
+@_in_session
+async def sign_out_everywhere(runtime: Runtime, incoming: Incoming, _: Form, session: Session) -> Response:
+    """`POST /account/sign-out-everywhere`: this browser last."""
     here = session.session_id
     await end_everywhere(runtime, session.user_id, "signed_out", by=here, last=here, request_id=incoming.request_id)
     return page("signed_out", SignedOut(onward=None), cookies=(drop_session(runtime),))

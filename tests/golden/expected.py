@@ -170,6 +170,22 @@ def _expected() -> dict[str, LedgerEvent]:
     )
     jwk = '{"alg":"EdDSA","crv":"Ed25519","kid":"ed-1-0a1b2c3d","kty":"OKP","use":"sig","x":"' + "A" * 43 + '"}'
     sealed = b"\x01sealed\xfe"
+    granted = AuthorizationGranted(
+        **_event(36, USER),
+        grant_id=GRANT,
+        subject=USER,
+        client_id=CLIENT,
+        scope="openid orders:read",
+        audience=("https://api.example",),
+        session_id=SESSION,
+        code=_minted(CODE, "9", Kind.CODE, "openid orders:read"),
+        redirect_uri="http://127.0.0.1:51004/back",
+        code_challenge="E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM",
+        sealed_nonce=sealed,
+        auth_time=AT,
+        offline=True,
+        response_type="code id_token",
+    )
     return {
         "token.issued/1": issued,
         "token.refreshed/1": TokenRefreshed(
@@ -311,22 +327,7 @@ def _expected() -> dict[str, LedgerEvent]:
             **_event(34), client_id=CLIENT, metadata=GROWN_METADATA, secret_sha256="e" * 64
         ),
         "client.changed/1.2": ClientChanged(**_event(35), client_id=CLIENT, metadata=GROWN_METADATA),
-        "authorization.granted/1": AuthorizationGranted(
-            **_event(36, USER),
-            grant_id=GRANT,
-            subject=USER,
-            client_id=CLIENT,
-            scope="openid orders:read",
-            audience=("https://api.example",),
-            session_id=SESSION,
-            code=_minted(CODE, "9", Kind.CODE, "openid orders:read"),
-            redirect_uri="http://127.0.0.1:51004/back",
-            code_challenge="E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM",
-            sealed_nonce=sealed,
-            auth_time=AT,
-            offline=True,
-            response_type="code id_token",
-        ),
+        "authorization.granted/1": granted,
         "code.redeemed/1": CodeRedeemed(
             **_event(37, CLIENT),
             grant_id=GRANT,
@@ -366,24 +367,7 @@ def _expected() -> dict[str, LedgerEvent]:
         "session.ended/1": SessionEnded(**_event(35, USER), session_id=SESSION, user_id=USER, reason="signed_out"),
         "consent.given/1": ConsentGiven(**_event(36, USER), user_id=USER, client_id=CLIENT, scope="openid orders:read"),
         "consent.withdrawn/1": ConsentWithdrawn(**_event(37, USER), user_id=USER, client_id=CLIENT),
-        "authorization.granted/1.2": AuthorizationGranted(
-            **_event(41, USER),
-            grant_id=GRANT,
-            subject=USER,
-            client_id=CLIENT,
-            scope="openid orders:read",
-            audience=("https://api.example",),
-            session_id=SESSION,
-            code=_minted(CODE, "9", Kind.CODE, "openid orders:read"),
-            redirect_uri="http://127.0.0.1:51004/back",
-            code_challenge="E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM",
-            sealed_nonce=sealed,
-            auth_time=AT,
-            offline=True,
-            response_type="code id_token",
-            consent_seq=1234,
-            client_seq=123,
-        ),
+        "authorization.granted/1.2": replace(granted, **_event(41, USER), consent_seq=1234, client_seq=123),
     }
 
 

@@ -8,7 +8,7 @@ from tests.people import Browser, person
 from tests.running import Service
 
 AS_BROWSERS_ASK = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"
-NOWHERE = ["/", "//sign-in", "/%ff", "/no/such/page", "/favicon.png", "/oauth2/no-such-door"]
+NOWHERE = ["//", "//sign-in", "/%ff", "/no/such/page", "/favicon.png", "/oauth2/no-such-door"]
 
 
 @pytest.mark.parametrize("path", NOWHERE)
@@ -53,6 +53,13 @@ def test_the_same_is_json_for_a_program(service: Service, path: str, accept: str
 def test_the_weights_of_a_request_say_that_a_page_is_preferred(service: Service, accept: str) -> None:
     answer = service.http.get("/no/such/page", headers={"accept": accept})
     assert (answer.status_code, answer.headers["content-type"]) == (404, "text/html; charset=utf-8")
+
+
+def test_the_address_that_a_start_prints_leads_to_the_account_page(service: Service) -> None:
+    browser = Browser(service)
+    answer = browser.get(f"{service.url}/")
+    assert (answer.status, answer.title.partition(" ")[0]) == (200, "Sign")
+    assert service.http.get("/").headers["location"] == "/account"
 
 
 def test_the_management_api_answers_no_pages(service: Service) -> None:
