@@ -46,6 +46,7 @@ IDEMPOTENCY_SECONDS = 24 * 3600
 DEDUPLICATION_SECONDS = 120
 _DELIVERED_MAX = 20_000  # messages held by one follower before it stops reading
 _DELIVERED_BYTES_MAX = 16 * 1024**2  # a block of uses has up to 0.9 MB
+_FEW_LEFT = 200  # messages in the stream behind a batch: whoever has applied it has caught up
 _CLOSE_SECONDS_MAX = 2.0
 _DIRECT_SECONDS_MAX = 2.0
 _API_AWAY_SECONDS_MAX = 1.0
@@ -600,12 +601,21 @@ class _Delivery:
 
 
 async def follow(
-    nc: Connection, stream: str, after: int, *, batch_max: int = 5000, idle_seconds: float = 0.5
+    nc: Connection,
+    stream: str,
+    after: int,
+    *,
+    batch_max: int = 5000,
+    idle_seconds: float = 0.5,
+    gather_seconds: float = 0.0,
 ) -> AsyncGenerator[list[RawMessage]]:
     """Every message of `stream` after sequence `after`, in order, for ever, in batches of what has arrived.
 
-    An empty batch comes about every `idle_seconds` when nothing arrives. Survives reconnects, restarts of the server
-    and lost consumers. LEDGER has no gaps, so a gap there is never passed over: the consumer is made anew.
+    An empty batch comes about every `idle_seconds` when nothing arrives. After each batch that leaves few behind,
+    messages gather for `gather_seconds`: those that trickle in would make a batch each.
+
+    Survives reconnects, restarts of the server and lost consumers. LEDGER has no gaps, so a gap there is never passed
+    over: the consumer is made anew.
     """
     position = after
     while True:
@@ -630,7 +640,7 @@ async def follow(
                     quiet_since = time.monotonic()
                     yield taken
                     # Applying may be synchronous: let the client read what arrived meanwhile.
-                    await asyncio.sleep(0)
+                    await asyncio.sleep(gather_seconds if taken[-1].left < _FEW_LEFT else 0)
                 else:
                     yield []
                     if time.monotonic() - quiet_since > 2:

@@ -20,6 +20,7 @@ log = structlog.get_logger()
 CONFIRM_SECONDS = 0.2
 _CANCEL_AGAIN_SECONDS = 0.05
 _ROOM_SECONDS = 0.01
+_GATHER_SECONDS = 0.02  # handing a batch to a thread costs as much as folding several messages
 
 
 @runtime_checkable
@@ -148,9 +149,11 @@ async def _feed(nc: Connection, projection: Projection | Publication, stream: st
     if end is not None and projection.position(stream) >= end:
         return
     slow = projection if isinstance(projection, SlowProjection) else None
+    gather_seconds = _GATHER_SECONDS if slow is not None else 0.0
+    following = follow(nc, stream, projection.position(stream), gather_seconds=gather_seconds)
     # A thread of its own: what several take and give back in turn is not given back to the system.
     with ThreadPoolExecutor(1, f"apply-{stream}") as thread:
-        async with contextlib.aclosing(follow(nc, stream, projection.position(stream))) as batches:
+        async with contextlib.aclosing(following) as batches:
             async for batch in batches:
                 if isinstance(projection, Publication):
                     await projection.publish(stream, batch)

@@ -126,6 +126,7 @@ class Engine:
         self._idle_seconds = min(idle_seconds, _IDLE_SECONDS_MAX)
         self._thread = ThreadPoolExecutor(1, "abuse")
         self._saved_at = 0.0
+        self._preparing_since: float | None = None
         self._counted = 0  # findings up to this position of LEDGER are in what follows
         self._counts: Counter[tuple[str, RuleMode]] = Counter()
         self._to_act_on: list[str] = []  # findings that are to revoke and on which the service has not said it acted
@@ -149,7 +150,9 @@ class Engine:
                 await end_all(tasks)
                 await asyncio.gather(*tasks, return_exceptions=True)
                 await self._release()
-            await asyncio.sleep(_RETRY_SECONDS)
+            # What failed before it could begin, as of too little memory, may fail again, and takes long.
+            spent = 0.0 if self._preparing_since is None else time.monotonic() - self._preparing_since
+            await asyncio.sleep(max(_RETRY_SECONDS, _PAUSE_SHARE * spent))
 
     def lag(self) -> int:
         """Messages that are in the store and were not looked at yet."""
@@ -190,10 +193,11 @@ class Engine:
     # Looking
 
     async def _look_for_ever(self) -> None:
+        self._preparing_since = None
         state, ledger_end = await self._begin()
         await self._reached(state.usage, ledger_end)
         cursor = self._cursor = self._store.cursor()
-        started = time.monotonic()
+        started = self._preparing_since = time.monotonic()
 
         def prepared() -> Detector:
             detector = self._detector = self._detector_of(state, cursor)
@@ -201,7 +205,7 @@ class Engine:
             return detector
 
         await self._in_thread(lambda: self._transaction(prepared))
-        self.state = state
+        self.state, self._preparing_since = state, None
         log.info("abuse_engine_started", rules=len(self._rules), seconds=round(time.monotonic() - started, 1))
         while True:
             busy, ended = await self._look(), time.monotonic()

@@ -534,7 +534,17 @@ class Analytics:
                 cursor.commit()
             finally:
                 self._sealer = None
-            self._measure_tail(cursor)
+            with self._writing:
+                self._measure_tail(cursor)
+                self._checkpoint(cursor)
+
+    def _checkpoint(self, cursor: duckdb.DuckDBPyConnection) -> None:
+        """After each segment: of many at once it would take seconds, in which nothing is committed.
+
+        `_writing` is held. Nothing is lost if a reader is in the way.
+        """
+        with contextlib.suppress(duckdb.TransactionException):
+            cursor.execute("CHECKPOINT")
 
     def _register(self, cursor: duckdb.DuckDBPyConnection, pending: PendingUses) -> bool:
         """Shows the uses to the cursor as `held`, if there are any; their tokens and origins have numbers then."""
@@ -597,9 +607,7 @@ class Analytics:
             with self._writing:
                 self._measure_tail(cursor)
                 if uses:
-                    # Now that the tail is short, this is too. Nothing is lost if a reader is in its way.
-                    with contextlib.suppress(duckdb.TransactionException):
-                        cursor.execute("CHECKPOINT")
+                    self._checkpoint(cursor)
         with self._changed:
             self._changed.notify_all()
         return uses

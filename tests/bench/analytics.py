@@ -43,7 +43,7 @@ from service.settings import Settings
 from service.streams import stream_limits
 from tests import running
 from tests.bench import machine, report
-from tests.bench.history import START, Population
+from tests.bench.history import Population
 from tests.bench.processes import TICK_SECONDS, machine_cpu
 from tests.bench.report import Figure
 
@@ -272,7 +272,7 @@ class Bench:
                 taken = []
                 for number in range(self._rounds + 1):
                     # Neither on whole hours nor twice the same.
-                    since = START + timedelta(minutes=7, seconds=number)
+                    since = self._population.start + timedelta(minutes=7, seconds=number)
                     request = UsageRequest(
                         group_by=group_by,
                         interval=interval,

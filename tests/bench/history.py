@@ -18,7 +18,7 @@ from typing import Literal
 from events import codec
 from events.types import Context, Kind, LedgerEvent, MintedToken, TokenIssued, TokenUsed, UseBlock
 
-START = datetime(2026, 10, 1, tzinfo=UTC)
+END = datetime(2026, 10, 31, tzinfo=UTC)  # past: what was used after it was recorded is taken for used just then
 _HOUR_US = 3_600_000_000
 _VISITS = 8  # ways in which a token is used on one day: from which address, with which agent, for what
 _OUTCOMES = ("valid", "expired", "insufficient_scope", "revoked")
@@ -71,6 +71,7 @@ class Population:
 
     def __init__(self, *, seed: int, clients: int, tokens: int, days: int) -> None:
         self.days = days
+        self.start = END - timedelta(days=days)
         self._rng = random.Random(seed)
         self._clients = [self._client(number) for number in range(clients)]
         weights = [client.weight for client in self._clients]
@@ -87,11 +88,11 @@ class Population:
                 kind=token.kind,
                 scope=" ".join(token.client.scopes),
                 audience=("https://api.example",),
-                expires_at=START + timedelta(days=self.days + 30),
+                expires_at=END + timedelta(days=30),
             )
             yield TokenIssued(
                 id=f"evt_{number:032x}",
-                occurred_at=START - timedelta(days=1),
+                occurred_at=self.start - timedelta(days=1),
                 by=client_id or "system",
                 grant_id=f"grt_{number:032x}",
                 subject=token.subject,
@@ -124,7 +125,7 @@ class Population:
         self, hour: int, chosen: list[_Token], outcomes: list[str], block_uses: tuple[int, int]
     ) -> Iterator[tuple[bytes, int]]:
         rng = self._rng
-        start_us, step = int(START.timestamp()) * 1_000_000 + hour * _HOUR_US, _HOUR_US // len(chosen)
+        start_us, step = int(self.start.timestamp()) * 1_000_000 + hour * _HOUR_US, _HOUR_US // len(chosen)
         place = 0
         while place < len(chosen):
             end = min(place + rng.randint(*block_uses), len(chosen))
