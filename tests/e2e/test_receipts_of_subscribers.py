@@ -234,6 +234,8 @@ def test_silent_subscriber_shows_in_metrics_doctor_and_lists_and_comes_back(serv
         path = f"/v1/subscribers/{told['subscriber_id']}"
         seq = revoke(service)
         until(lambda: numbers().get("silent_followers") == 1, seconds=PATIENCE, what="it is silent")
+        # The alarm looks now and then, and tells who is back only of whom it has seen silent.
+        until(lambda: "follower_silent" in service.log_path.read_text(), seconds=PATIENCE, what="the alarm")
         assert (numbers()["registered_followers"], numbers()["pending_followers"]) == (1, 1)
         shown = service.done("GET", path)
         assert (shown["silent"], shown["pending"]) == (True, 1)
