@@ -199,6 +199,14 @@ def write_cluster(
     _write_private(directory / SUBSCRIBERS_FILE, json.dumps(admitted, indent=2) + "\n")
 
 
+def configured_url(data_dir: Path) -> str | None:
+    """Where the embedded server of the data directory listened last, None if there was none."""
+    try:
+        return f"nats://{json.loads((data_dir / 'nats' / CONFIG_FILE).read_bytes())['listen']}"
+    except FileNotFoundError:
+        return None
+
+
 class EmbeddedServer:
     """A nats-server on the loopback interface with its store in `<data_dir>/nats`.
 

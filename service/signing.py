@@ -1,7 +1,9 @@
 """Signing keys: made, announced, used, retired, removed, or revoked. RFC 7517, RFC 8037, RFC 9068 §2.1.
 
 The public half of a key is in the log, and so in the view; the private half is sealed under the master key in a bucket
-that all hosts share. A key's id counts up, so that two hosts that rotate at once make one key and not two.
+that all hosts share. Keys have places that count up, so that two hosts that rotate at once make one key and not two.
+The id of a key is its place and the beginning of its thumbprint (RFC 7638): a log that was restored gives a place
+again, and who knows the key that had it before must not take it for the new one.
 
 A key signs either access tokens or ID tokens, and the two rotate apart. The ids of those for ID tokens begin with
 `id-`, so that who verifies access tokens can tell from the id alone that a key is not for them.
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import time
 from datetime import datetime, timedelta
@@ -50,6 +53,7 @@ _FRESH = timedelta(seconds=30)  # a key that another worker has made for the sam
 _RSA_BITS: dict[Purpose, int] = {"access": 3072, "id": 2048}
 _PREFIXES = {"EdDSA": "ed", "ES256": "es", "RS256": "rs"}
 _ID_PREFIX = "id-"
+_THUMBPRINT_DIGITS = 8
 ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 ID_ALGORITHM: Algorithm = "RS256"  # OpenID Connect Core §15.1: every client can read it
 
@@ -77,11 +81,22 @@ def _generate(purpose: Purpose, alg: str) -> Any:
             return rsa.generate_private_key(public_exponent=65537, key_size=_RSA_BITS[purpose])
 
 
-def _public_jwk(alg: str, kid: str, private: Any) -> str:
+def _jwk(alg: str, private: Any) -> dict[str, Any]:
     algorithms: dict[str, Any] = {"EdDSA": OKPAlgorithm, "ES256": ECAlgorithm, "RS256": RSAAlgorithm}
-    jwk = algorithms[alg].to_jwk(private.public_key(), as_dict=True)
+    jwk: dict[str, Any] = algorithms[alg].to_jwk(private.public_key(), as_dict=True)
     jwk.pop("key_ops", None)
-    return json.dumps(jwk | {"kid": kid, "alg": alg, "use": "sig"}, separators=(",", ":"), sort_keys=True)
+    return jwk
+
+
+def _public_jwk(alg: str, kid: str, private: Any) -> str:
+    members = _jwk(alg, private) | {"kid": kid, "alg": alg, "use": "sig"}
+    return json.dumps(members, separators=(",", ":"), sort_keys=True)
+
+
+def _thumbprint(alg: str, private: Any) -> str:
+    """In hexadecimal digits. Source: RFC 7638 §3, RFC 8037 §2."""
+    members = json.dumps(_jwk(alg, private), separators=(",", ":"), sort_keys=True)
+    return hashlib.sha256(members.encode()).hexdigest()
 
 
 def _number(kid: str) -> int:
@@ -228,7 +243,7 @@ class SigningKeys:
         number = max((_number(row.kid) for row in self._of(purpose, alg)), default=0) + 1
         prefix = (_ID_PREFIX if purpose == "id" else "") + _PREFIXES[alg]
         while True:
-            kid = f"{prefix}-{number}-{runtime.master.deployment}"
+            kid = await self._made(f"{prefix}-{number}-{runtime.master.deployment}", purpose, alg)
             recorded = await runtime.ledger.read(f"ledger.{TENANT}.key.{kid}")
             if not recorded:
                 break
@@ -237,13 +252,7 @@ class SigningKeys:
                 self._rows_at = -1
                 return next(row for row in self.rows() if row.kid == kid)
             number += 1
-        # Off the event loop: an RSA key takes a second.
-        private = await asyncio.to_thread(_generate, purpose, alg)
-        pem = private.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        if not await self._bucket.create(kid, runtime.master.seal(pem, f"signing key {kid}")):
-            private = await self._load(kid)  # the bucket decides whose key it is
+        private = await self._load(kid)
         event = KeyIntroduced(
             id=uuid7_hex(),
             occurred_at=now(),
@@ -258,6 +267,23 @@ class SigningKeys:
         await runtime.applied(await runtime.ledger.last_seq())
         self._rows_at = -1
         return next(row for row in self.rows() if row.kid == kid)
+
+    async def _made(self, place: str, purpose: Purpose, alg: Algorithm) -> str:
+        """The id of the key that has the place. It is made if there is none: the bucket decides whose it is."""
+        taken = f"{place}.kid"
+        if (known := await self._bucket.get(taken)) is not None:
+            return known.decode()
+        # Off the event loop: an RSA key takes a second.
+        private = await asyncio.to_thread(_generate, purpose, alg)
+        pem = private.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        kid = f"{place}-{_thumbprint(alg, private)[:_THUMBPRINT_DIGITS]}"
+        await self._bucket.create(kid, self._runtime.master.seal(pem, f"signing key {kid}"))
+        if await self._bucket.create(taken, kid.encode()):
+            return kid
+        await self._bucket.destroy(kid)
+        return await self._made(place, purpose, alg)
 
     async def rotate(
         self,

@@ -25,7 +25,7 @@ import uvloop
 from msgspec.structs import replace
 
 from events.errors import LedgerError, LedgerUnavailable, UnsafeServer
-from events.server import EmbeddedServer
+from events.server import EmbeddedServer, configured_url
 from events.streams import (
     LEDGER,
     RECEIPTS,
@@ -90,10 +90,11 @@ def serve(settings: Settings) -> None:
     """The HTTP API: Granian with its workers, until SIGTERM or SIGINT. Raises: CannotListen, LedgerUnavailable."""
     logs.configure(settings)
     end_with_parent(SUPERVISED_BY)
-    if SUPERVISED_BY not in os.environ:
+    alone = SUPERVISED_BY not in os.environ
+    if alone:
         _check_address(settings)
     settings = _located(settings, "service")
-    if not (settings.data_dir / "bootstrap.json").exists():
+    if alone and not (settings.data_dir / "bootstrap.json").exists():
         asyncio.run(_bootstrap_alone(settings))
     metrics_dir = settings.data_dir / "metrics"
     shutil.rmtree(metrics_dir, ignore_errors=True)
@@ -210,7 +211,7 @@ def _located(settings: Settings, role: str) -> Settings:
     if settings.nats_url is not None:
         return settings
     path = settings.data_dir / "bootstrap.json"
-    url = json.loads(path.read_bytes()).get("nats_url") if path.exists() else None
+    url = json.loads(path.read_bytes()).get("nats_url") if path.exists() else configured_url(settings.data_dir)
     creds = settings.data_dir / "nats" / f"{role}.nk"
     if url is None or not creds.exists():
         raise LedgerUnavailable(f"no nats-server is known: {settings.data_dir} holds none, and nats_url is not set")
@@ -665,7 +666,8 @@ async def _announce(settings: Settings) -> None:
     while not await _is_ready(host, settings.port):  # noqa: ASYNC110 - nothing tells it
         await asyncio.sleep(_ROUND_SECONDS)
     path = settings.data_dir.absolute() / "bootstrap.json"
-    print(f"token-ledger is ready at {url}; the administrator's token is in {path}", flush=True)  # noqa: T201 - for a person, not for the log
+    where = f"is in {path}" if path.exists() else "is lost: run `token-ledger admin-token` for a new one"
+    print(f"token-ledger is ready at {url}; the administrator's token {where}", flush=True)  # noqa: T201 - for a person, not for the log
 
 
 async def _is_ready(host: str, port: int) -> bool:

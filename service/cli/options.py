@@ -199,19 +199,22 @@ unasked = click.option(
 )
 
 
-def confirm(session: Session, *, yes: bool) -> None:
+def confirm(session: Session, what: str, *, yes: bool) -> None:
     """Asks a person, and no program, before what cannot be undone."""
     if not yes and session.output == "table" and sys.stdin.isatty() and sys.stdout.isatty():
-        click.confirm("This cannot be undone. Go on?", abort=True)
+        click.confirm(f"{what}. This cannot be undone. Go on?", abort=True)
 
 
 def confirmed(command: Command) -> Command:
-    """A command that cannot be undone, whatever its options."""
+    """A command that cannot be undone, whatever its options. The question names what it is given."""
 
     @unasked
     @functools.wraps(command)
     def run(session: Session, *args: Any, yes: bool, **options: Any) -> None:
-        confirm(session, yes=yes)
+        context = click.get_current_context()
+        names = [one.name or "" for one in context.command.params if isinstance(one, click.Argument)]
+        of_whom = ", ".join(str(options[name]) for name in names)
+        confirm(session, f"{context.command.get_short_help_str(200).rstrip('.')}: {of_whom}", yes=yes)
         command(session, *args, **options)
 
     return run

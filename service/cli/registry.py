@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
@@ -190,6 +191,8 @@ def user_password(session: Session, user: str) -> None:
     It ends every session and token of theirs at once.
     """
     path = f"/v1/users/{_user_id(session, user)}"
+    if sys.stdin.isatty():
+        click.echo(f"This ends every session and token of {user}. Ctrl-C leaves all as it is.", err=True)
     session.show(session.call("PATCH", path, {"password": secret_input("New password", twice=True)}))
 
 
@@ -300,6 +303,6 @@ def key_list(session: Session, paging: dict[str, Any]) -> None:
 def key_rotate(session: Session, *, purpose: str | None, alg: str | None, now: bool, revoke: bool, yes: bool) -> None:
     """Sign with a new key from now on. Tokens that the old one signed stay valid, unless it is revoked."""
     if revoke:
-        confirm(session, yes=yes)
+        confirm(session, "This refuses all that earlier keys signed", yes=yes)
     asked = {"alg": alg, "purpose": purpose, "now": now or None, "revoke": revoke or None}
     session.show(session.call("POST", "/v1/keys/rotate", asked))

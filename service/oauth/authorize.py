@@ -8,17 +8,19 @@ be asked anything: else whoever registers a client could lead strangers on from 
 
 from __future__ import annotations
 
+import contextlib
 from typing import Final
 from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 from msgspec import Struct
 
+from events.types import Reason
 from projections.registry import Client, Consent, Session, User
 from service.commands import expand, known_scopes
 from service.consents import give
-from service.errors import InvalidRequest, InvalidScope, TooManyRequests
-from service.grants import check_resources
+from service.errors import InvalidRequest, InvalidScope, NotFound, TooManyRequests
+from service.grants import check_resources, revoke_grant
 from service.incoming import Incoming, parse_form
 from service.oauth.codes import Authorization, CodeOfForm, FormSpent, code_of_form, grant_code
 from service.oauth.forms import oauth_error, read_pairs
@@ -161,6 +163,9 @@ async def consent(runtime: Runtime, incoming: Incoming) -> Response:
         given = Parameters(parse_form(shown.query.encode()))
         asked = await _understood(runtime, incoming, given, session)
         if decision == "deny":
+            with contextlib.suppress(NotFound):  # unless it was allowed before, and the person has gone back to it
+                by, grant_id, request_id = session.session_id, shown.gives.grant_id, incoming.request_id
+                await revoke_grant(runtime, by, grant_id, Reason.OWNER_REQUEST, None, request_id=request_id)
             raise _at(AccessDenied("the person refused"), asked)
         granting = _granting(runtime, asked, session)
         if granting.scope != shown.scope:

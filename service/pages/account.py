@@ -254,12 +254,17 @@ async def _person(runtime: Runtime, incoming: Incoming) -> Person | None:
 
 
 def _draft(form: Form, person: Person) -> Draft:
-    """What was asked for, of what may be had: a scope that the person has no more is no longer among it."""
+    """What was asked for, of what may be had: a scope that the person has no more is no longer among it.
+
+    Raises: InvalidRequest.
+    """
     days = form.get("days") or ""
+    if days not in map(str, LIFETIMES_DAYS):
+        raise InvalidRequest("the form is not as it was shown", fix=_GO_BACK)
     return Draft(
         name=form.get("name") or "",
         ticked=[name for name in person.held if form.get(_TICK + name) is not None],
-        days=int(days) if days in map(str, LIFETIMES_DAYS) else _LIFETIME_DAYS,
+        days=int(days),
     )
 
 

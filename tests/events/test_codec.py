@@ -138,7 +138,7 @@ TEXTS = {
     "description": r".{0,1000}",
     "audience": r"[\x21-\x7e]+",
     "allowed_ips": r"[0-9a-f.:/]+",
-    "kid": r"(id-)?[a-z]{2}-[0-9]+-[0-9a-f]{8}",
+    "kid": r"(id-)?[a-z]{2}-[0-9]+-[0-9a-f]{8}(-[0-9a-f]{8})?",
     "public_jwk": r"\{.*\}",
     "client_name": r".{1,200}",
     "redirect_uris": r"[\x21-\x7e]+",

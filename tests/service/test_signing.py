@@ -40,7 +40,8 @@ def kid_of(token: str) -> str:
 
 
 def states(one: Host, purpose: str = "access") -> dict[str, str]:
-    return {row.kid.rpartition("-")[0]: row.state for row in one.runtime.signing_keys.rows() if row.purpose == purpose}
+    """By their places."""
+    return {row.kid.rsplit("-", 2)[0]: row.state for row in one.runtime.signing_keys.rows() if row.purpose == purpose}
 
 
 async def rotated(one: Host, **asked: Any) -> signing.Rotation:
