@@ -44,6 +44,7 @@ log = structlog.get_logger()
 Handler = Callable[[Runtime, Incoming], Awaitable[Response]]
 Doors = dict[str, dict[str, Handler]]
 
+_HEALTH = ("/health/live", "/health/ready", "/metrics")
 _RETRY_SECONDS = 0.2
 _START_SECONDS_MAX = 5.0
 
@@ -98,6 +99,8 @@ class App:
         self._litestar = litestar_app(self.runtime)
         self._doors_for_apps = _doors_for_apps(settings.issuer)
         self._doors = _doors() | self._doors_for_apps
+        # What is the same for everybody; other doors record who came, or show something once.
+        self._for_anybody = {"/", "/oauth2/jwks", *well_known_paths(settings.issuer), *assets(), *_HEALTH}
 
     def runtime(self) -> Runtime:
         """What handlers work with. Raises: Unavailable until the worker has started."""
@@ -108,6 +111,8 @@ class App:
     async def __rsgi__(self, scope: Any, protocol: Any) -> None:
         started = time.perf_counter()
         incoming = Incoming(scope, protocol)
+        if incoming.method == "HEAD" and incoming.path in self._for_anybody:
+            incoming.method = "GET"  # Granian sends no body then (RFC 9110 §9.3.2)
         door = self._doors.get(incoming.path)
         if door is None:
             await manage(self._litestar, incoming)

@@ -126,6 +126,12 @@ def http_server(target: str, settings: Settings, *, factory: bool, interface: st
             announce_stop()
             super().signal_handler_interrupt(*args, **kwargs)  # type: ignore[no-untyped-call]
 
+        def _respawn_workers(self, workers: list[int], *args: Any, **kwargs: Any) -> None:
+            for index in workers:  # Granian's own logs are off
+                ended = self.wrks[index].inner
+                log.error("api_worker_ended", pid=ended.pid, code=ended.exitcode, action="another one takes its place")
+            super()._respawn_workers(workers, *args, **kwargs)
+
     prepare_stop()
     return ServerThatTells(
         target,

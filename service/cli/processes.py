@@ -165,6 +165,9 @@ def admin_token(settings: Settings, output: str) -> None:
 
     answer = supervisor.admin_token(settings)
     show(answer, output, once="token" if "token" in answer else "admin_token")
+    if output == "table":
+        others = "Earlier administrators' tokens go on: look at `token-ledger token list --kind sat --status active`,"
+        click.echo(f"{others} and revoke what is lost.", err=True)
 
 
 @click.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import Any
 
@@ -100,6 +101,15 @@ def token_explain(session: Session, token_id: str, **asked: str | None) -> None:
     click.echo(f"\n{when} the token was {out.printable(word)}: {out.printable(failed)}.")
 
 
+_ENDINGS = ("token.revoked", "token.superseded", "grant.revoked")
+
+
+def _is_revoked(session: Session, token_id: str) -> bool:
+    with contextlib.suppress(out.Failed):
+        return bool(session.call("GET", f"/v1/tokens/{segment(token_id)}").get("status") == "revoked")
+    return False
+
+
 @token.command("history")
 @click.argument("token_id")
 @click.option("--uses", is_flag=True, help="Also every use of the token.")
@@ -114,6 +124,10 @@ def token_history(session: Session, token_id: str, uses: bool, paging: dict[str,
     else:
         out.print_timeline(page["items"])
         session.tell_more(page)
+        if not any(one["type"].startswith(_ENDINGS) for one in page["items"]) and _is_revoked(session, token_id):
+            click.echo(
+                f"Ended with more than this token: `token-ledger token explain {token_id}` says by what.", err=True
+            )
 
 
 @token.command("validate")

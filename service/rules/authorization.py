@@ -145,10 +145,13 @@ def parse(
 
 def target_of(parameters: Parameters, client: Client | None) -> tuple[Client, Target]:
     """Where every answer goes, success or error. Raises: PageError."""
-    if "client_id" in parameters.repeated or "redirect_uri" in parameters.repeated:
-        raise UnreadableRequest("client_id and redirect_uri may be given once only")
+    for name in ("client_id", "redirect_uri"):
+        if name in parameters.repeated:
+            raise UnreadableRequest(f"the parameter {name} may be given once only")
     if client is None or client.disabled_at is not None:
-        raise UnknownClient("no application is registered under this client_id")
+        named = parameters.get("client_id") is not None
+        missing = "the application does not say which one it is: client_id is missing"
+        raise UnknownClient("no application is registered under this client_id" if named else missing)
     uri = parameters.get("redirect_uri")
     if uri is None:
         raise UnregisteredRedirectUri("the application does not say where to go afterwards: redirect_uri is missing")

@@ -413,6 +413,22 @@ def test_form_that_is_sent_again_when_its_code_was_redeemed_brings_another_and_e
     assert service.code(tokens["access_token"]) == "valid"
 
 
+@pytest.mark.parametrize("redeemed", [False, True], ids=["not redeemed", "redeemed"])
+def test_deny_on_a_form_that_was_allowed_before_ends_what_it_gave(
+    *, service: Service, app: App, somebody: dict[str, Any], browser: Browser, redeemed: bool
+) -> None:
+    """Back, and another decision."""
+    made = flow(service, app)
+    page = browser.sign_in(browser.get(made.url), somebody)
+    code = browser.consent(page).answer["code"]
+    tokens = redeem(service, made, code).json() if redeemed else {}
+    assert browser.consent(page, allow=False).answer["error"] == "access_denied"
+    if redeemed:
+        assert service.code(tokens["access_token"]) == "revoked"
+    else:
+        assert redeem(service, made, code).json()["error"] == "invalid_grant"
+
+
 def test_two_consent_pages_of_one_request_bring_a_code_each(
     service: Service, app: App, somebody: dict[str, Any], browser: Browser
 ) -> None:

@@ -179,3 +179,19 @@ def test_rebuild_gives_the_same_again(tmp_path: Path) -> None:
         assert len(uses) == 2
     finally:
         second.stop()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/health/live", "/health/ready", "/metrics", "/oauth2/jwks", "/.well-known/openid-configuration"),
+        "/.well-known/oauth-authorization-server",
+    ],
+)
+def test_what_is_the_same_for_everybody_answers_head_as_get_without_a_body(service: Service, path: str) -> None:
+    """RFC 9110 §9.3.2: what watches a service asks so."""
+    told, asked = service.http.head(path), service.http.get(path)
+    assert (told.status_code, told.content) == (200, b"")
+    assert told.headers["content-type"] == asked.headers["content-type"]
+    assert int(told.headers["content-length"]) > 0
+    assert service.http.get(path).status_code == 200  # on the same connection: nothing was left on it

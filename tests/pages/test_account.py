@@ -114,6 +114,17 @@ def test_a_form_that_lacks_something_comes_back_as_it_was_and_issues_nothing(
     assert "You have no tokens." in answer.text
 
 
+@pytest.mark.parametrize("days", ["", "0", "31", "99999", "x"])
+def test_a_life_that_no_form_offers_issues_nothing(
+    service: Service, browser: Browser, scopes: tuple[str, str], days: str
+) -> None:
+    page = browser.get(ACCOUNT)
+    made, wanted = filled(page, scopes[0])
+    answer = browser.submit(page, made, **(wanted | {"days": days}))
+    assert (answer.status, TOKEN.findall(answer.text)) == (400, [])
+    assert "You have no tokens." in browser.get(ACCOUNT).text
+
+
 def test_a_scope_that_the_person_lacks_is_neither_offered_nor_given(
     service: Service, browser: Browser, scopes: tuple[str, str]
 ) -> None:

@@ -2,8 +2,8 @@
 -- finds: a revoked or expired token that is used from a network in which nobody has used a token of the same owner:
 --   a copy of it is in other hands, which may not know yet that it has ended.
 -- spares: clients that go on with an old token from where they always were, old tokens on new machines of an owner whose
---   other tokens are used there, and phones that wake up in another network with an expired token and the usual agent:
---   these give up after a few attempts and fetch another one.
+--   other tokens are used there, phones that wake up in another network with an expired token and the usual agent (these
+--   give up after a few attempts and fetch another one), and owners of whom nobody knows yet where they are.
 -- entity: token
 -- quiet_seconds: 86400
 -- parameter: attempts = 5 (uses; from one network, if the agent is one that the owner is known by)
@@ -22,6 +22,8 @@ WITH ended AS (
 SELECT c.occurred_at, c.token_no::VARCHAR AS entity, c.token_no, c.block_seq, c.use_index, c.first_at,
     c.all_reported AS reported, c.network, c.outcome, c.attempts
 FROM counted c
+JOIN (SELECT subject, min(first_at) AS first_at FROM subject_networks GROUP BY subject) known
+    ON known.subject = c.subject AND known.first_at <= c.occurred_at
 LEFT JOIN subject_networks n ON n.subject = c.subject AND n.network = c.network AND n.first_at <= c.occurred_at
 LEFT JOIN subject_agents a ON a.subject = c.subject AND a.agent = c.agent AND a.first_at <= c.occurred_at
 WHERE c.occurred_at >= $from AND c.occurred_at < $until AND n.subject IS NULL
