@@ -200,10 +200,10 @@ def write_cluster(
 
 
 def configured_url(data_dir: Path) -> str | None:
-    """Where the embedded server of the data directory listened last, None if there was none."""
+    """Where the embedded server of the data directory listened last, None if that is not known."""
     try:
         return f"nats://{json.loads((data_dir / 'nats' / CONFIG_FILE).read_bytes())['listen']}"
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError, KeyError):
         return None
 
 

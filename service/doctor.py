@@ -20,6 +20,7 @@ from msgspec import Struct
 
 from events.errors import LedgerError
 from events.ledger import Ledger
+from events.server import configured_url
 from events.streams import (
     LEDGER,
     MIN_SERVER_VERSION,
@@ -82,7 +83,7 @@ async def examine(settings: Settings, data_dir: Path | None, url: str | None) ->
     bootstrap = _bootstrap(settings.data_dir)
     findings = [*_files(settings), _disk(settings.data_dir), *_set_aside(settings.data_dir), *_addresses(settings)]
     findings += _api(settings, data_dir, url)
-    nats_url = settings.nats_url or bootstrap.get("nats_url")
+    nats_url = settings.nats_url or bootstrap.get("nats_url") or configured_url(settings.data_dir)
     if not isinstance(nats_url, str):
         findings.append(Finding("nats-server", "problem", "it is not known where it is", _UP + " or set nats_url"))
         findings += _view(settings, None)

@@ -53,6 +53,7 @@ _FRESH = timedelta(seconds=30)  # a key that another worker has made for the sam
 _RSA_BITS: dict[Purpose, int] = {"access": 3072, "id": 2048}
 _PREFIXES = {"EdDSA": "ed", "ES256": "es", "RS256": "rs"}
 _ID_PREFIX = "id-"
+_PLACE_PARTS = 3  # algorithm, number, deployment
 _THUMBPRINT_DIGITS = 8
 ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 ID_ALGORITHM: Algorithm = "RS256"  # OpenID Connect Core §15.1: every client can read it
@@ -101,6 +102,25 @@ def _thumbprint(alg: str, private: Any) -> str:
 
 def _number(kid: str) -> int:
     return int(kid.removeprefix(_ID_PREFIX).split("-")[1])
+
+
+def _kid(place: str, alg: str, private: Any) -> str:
+    return f"{place}-{_thumbprint(alg, private)[:_THUMBPRINT_DIGITS]}"
+
+
+def _place(kid: str) -> str:
+    """Where the private half of a key lies in the bucket. The ids of the oldest keys are their places."""
+    return kid if len(kid.removeprefix(_ID_PREFIX).split("-")) == _PLACE_PARTS else kid.rpartition("-")[0]
+
+
+def _alg(kid: str) -> str:
+    prefix = kid.removeprefix(_ID_PREFIX).partition("-")[0]
+    return next(alg for alg, known in _PREFIXES.items() if known == prefix)
+
+
+def _context(place: str) -> str:
+    """What the private half is sealed for."""
+    return f"signing key {place}"
 
 
 class SigningKeys:
@@ -186,12 +206,13 @@ class SigningKeys:
         return jwt.encode(claims, private, algorithm=row.alg, headers={"kid": row.kid, "typ": typ})
 
     async def _load(self, kid: str) -> Any:
-        sealed = await self._bucket.get(kid)
-        if sealed is None:
+        place = _place(kid)
+        sealed = await self._bucket.get(place)
+        private = self._opened(place, sealed) if sealed is not None else None
+        if private is None or kid not in {place, _kid(place, _alg(kid), private)}:
             raise KeyGone(f"the private half of signing key {kid} is gone; run `token-ledger key rotate`")
-        pem = self._runtime.master.unseal(sealed, f"signing key {kid}")
-        self._private[kid] = serialization.load_pem_private_key(pem, password=None)
-        return self._private[kid]
+        self._private[kid] = private
+        return private
 
     async def start(self) -> None:
         """Proves that the master key opens the keys. Raises: MasterKeyMismatch, LedgerError."""
@@ -270,20 +291,21 @@ class SigningKeys:
 
     async def _made(self, place: str, purpose: Purpose, alg: Algorithm) -> str:
         """The id of the key that has the place. It is made if there is none: the bucket decides whose it is."""
-        taken = f"{place}.kid"
-        if (known := await self._bucket.get(taken)) is not None:
-            return known.decode()
-        # Off the event loop: an RSA key takes a second.
-        private = await asyncio.to_thread(_generate, purpose, alg)
-        pem = private.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        kid = f"{place}-{_thumbprint(alg, private)[:_THUMBPRINT_DIGITS]}"
-        await self._bucket.create(kid, self._runtime.master.seal(pem, f"signing key {kid}"))
-        if await self._bucket.create(taken, kid.encode()):
-            return kid
-        await self._bucket.destroy(kid)
-        return await self._made(place, purpose, alg)
+        sealed = await self._bucket.get(place)
+        if sealed is None:
+            # Off the event loop: an RSA key takes a second.
+            private = await asyncio.to_thread(_generate, purpose, alg)
+            pem = private.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+            await self._bucket.create(place, self._runtime.master.seal(pem, _context(place)))
+            sealed = await self._bucket.get(place)
+        if sealed is None:
+            raise KeyGone(f"the signing key that was just made at {place} is gone; run `token-ledger key rotate`")
+        return _kid(place, alg, self._opened(place, sealed))
+
+    def _opened(self, place: str, sealed: bytes) -> Any:
+        return serialization.load_pem_private_key(self._runtime.master.unseal(sealed, _context(place)), password=None)
 
     async def rotate(
         self,
@@ -356,7 +378,9 @@ class SigningKeys:
 
     async def _destroy(self, kid: str) -> None:
         """The private half."""
-        await self._bucket.destroy(kid)
+        with contextlib.suppress(KeyGone):  # another key may have its place
+            await self._load(kid)
+            await self._bucket.destroy(_place(kid))
         self._private.pop(kid, None)
 
 

@@ -129,7 +129,9 @@ def http_server(target: str, settings: Settings, *, factory: bool, interface: st
         def _respawn_workers(self, workers: list[int], *args: Any, **kwargs: Any) -> None:
             for index in workers:  # Granian's own logs are off
                 ended = self.wrks[index].inner
-                log.error("api_worker_ended", pid=ended.pid, code=ended.exitcode, action="another one takes its place")
+                if ended.exitcode is not None:  # else it is asked to go
+                    action = "another one takes its place"
+                    log.error("api_worker_ended", pid=ended.pid, code=ended.exitcode, action=action)
             super()._respawn_workers(workers, *args, **kwargs)
 
     prepare_stop()
@@ -672,7 +674,7 @@ async def _announce(settings: Settings) -> None:
     while not await _is_ready(host, settings.port):  # noqa: ASYNC110 - nothing tells it
         await asyncio.sleep(_ROUND_SECONDS)
     path = settings.data_dir.absolute() / "bootstrap.json"
-    where = f"is in {path}" if path.exists() else "is lost: run `token-ledger admin-token` for a new one"
+    where = f"is in {path}" if path.exists() else "is not on this host (`token-ledger admin-token` makes another)"
     print(f"token-ledger is ready at {url}; the administrator's token {where}", flush=True)  # noqa: T201 - for a person, not for the log
 
 

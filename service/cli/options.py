@@ -213,7 +213,8 @@ def confirmed(command: Command) -> Command:
     def run(session: Session, *args: Any, yes: bool, **options: Any) -> None:
         context = click.get_current_context()
         names = [one.name or "" for one in context.command.params if isinstance(one, click.Argument)]
-        of_whom = ", ".join(str(options[name]) for name in names)
+        given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value and name not in names]
+        of_whom = " ".join([*(str(options[name]) for name in names), *given])
         confirm(session, f"{context.command.get_short_help_str(200).rstrip('.')}: {of_whom}", yes=yes)
         command(session, *args, **options)
 

@@ -163,11 +163,15 @@ def admin_token(settings: Settings, output: str) -> None:
     """Make a new token for administrators, for who lost it. Needs the data directory, no token."""
     from service import supervisor
 
+    knows_where = (settings.data_dir / "bootstrap.json").exists()
     answer = supervisor.admin_token(settings)
     show(answer, output, once="token" if "token" in answer else "admin_token")
     if output == "table":
         others = "Earlier administrators' tokens go on: look at `token-ledger token list --kind sat --status active`,"
         click.echo(f"{others} and revoke what is lost.", err=True)
+        if not knows_where:
+            where = "bootstrap.json has the default address of the service until it is started again"
+            click.echo(f"{where}; say --url to commands if it runs elsewhere.", err=True)
 
 
 @click.command()

@@ -124,7 +124,9 @@ def token_history(session: Session, token_id: str, uses: bool, paging: dict[str,
     else:
         out.print_timeline(page["items"])
         session.tell_more(page)
-        if not any(one["type"].startswith(_ENDINGS) for one in page["items"]) and _is_revoked(session, token_id):
+        whole = not page.get("next_cursor") and not paging.get("cursor")
+        told = any(one["type"].startswith(_ENDINGS) for one in page["items"])
+        if whole and not told and _is_revoked(session, token_id):
             click.echo(
                 f"Ended with more than this token: `token-ledger token explain {token_id}` says by what.", err=True
             )

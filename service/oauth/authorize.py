@@ -8,7 +8,6 @@ be asked anything: else whoever registers a client could lead strangers on from 
 
 from __future__ import annotations
 
-import contextlib
 from typing import Final
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -16,9 +15,10 @@ import msgspec
 from msgspec import Struct
 
 from events.types import Reason
+from projections.grants import facts
 from projections.registry import Client, Consent, Session, User
 from service.commands import expand, known_scopes
-from service.consents import give
+from service.consents import give, withdraw
 from service.errors import InvalidRequest, InvalidScope, NotFound, TooManyRequests
 from service.grants import check_resources, revoke_grant
 from service.incoming import Incoming, parse_form
@@ -89,12 +89,16 @@ class Asked(Struct, frozen=True):
 
 
 class Shown(Struct, frozen=True):
-    """What the consent page carries: who saw it, what they saw, and the code that their consent will give."""
+    """What the consent page carries: who saw it, what they saw, and the code that their consent will give.
+
+    `consented`: whether they allowed the client something already.
+    """
 
     session_id: str
     scope: str
     query: str
     gives: CodeOfForm
+    consented: bool = True
 
 
 class Granting(Struct, frozen=True):
@@ -159,13 +163,12 @@ async def consent(runtime: Runtime, incoming: Incoming) -> Response:
     decision = form.get("decision")
     if decision not in {"allow", "deny"}:
         raise InvalidRequest("neither Allow nor Deny was chosen", fix="go back to the page that asked, and choose one")
+    if decision == "deny":
+        await _take_back(runtime, incoming, shown, session)
     try:
         given = Parameters(parse_form(shown.query.encode()))
         asked = await _understood(runtime, incoming, given, session)
         if decision == "deny":
-            with contextlib.suppress(NotFound):  # unless it was allowed before, and the person has gone back to it
-                by, grant_id, request_id = session.session_id, shown.gives.grant_id, incoming.request_id
-                await revoke_grant(runtime, by, grant_id, Reason.OWNER_REQUEST, None, request_id=request_id)
             raise _at(AccessDenied("the person refused"), asked)
         granting = _granting(runtime, asked, session)
         if granting.scope != shown.scope:
@@ -179,6 +182,18 @@ async def consent(runtime: Runtime, incoming: Incoming) -> Response:
         return again
     except RedirectError as error:
         return _refusal(runtime, error, to_form=True)
+
+
+async def _take_back(runtime: Runtime, incoming: Incoming, shown: Shown, session: Session) -> None:
+    """What the form gave, if it was allowed before and the person has gone back to it. Raises: Unavailable."""
+    by, grant_id, request_id = session.session_id, shown.gives.grant_id, incoming.request_id
+    try:
+        await revoke_grant(runtime, by, grant_id, Reason.OWNER_REQUEST, None, request_id=request_id)
+    except NotFound:
+        return
+    known = facts(runtime.view.family(grant_id).grant)
+    if known is not None and known.client_id is not None and not shown.consented:
+        await withdraw(runtime, session.user_id, known.client_id, by=by, request_id=request_id)
 
 
 # Understanding what is asked
@@ -293,7 +308,7 @@ async def _consent_page(runtime: Runtime, incoming: Incoming, asked: Asked, gran
     native = is_of_native_app(client, redirect_uri)
     before = granting.consent.scope if granting.consent is not None else ""
     query = _resumed(runtime, browser, asked)
-    shown = Shown(granting.session.session_id, granting.scope, query, code_of_form())
+    shown = Shown(granting.session.session_id, granting.scope, query, code_of_form(), bool(before))
     profile = await profile_of(runtime, granting.user)
     values = ConsentPage(
         app=client.metadata.client_name,

@@ -413,20 +413,39 @@ def test_form_that_is_sent_again_when_its_code_was_redeemed_brings_another_and_e
     assert service.code(tokens["access_token"]) == "valid"
 
 
+@pytest.mark.parametrize("by_push", [False, True], ids=["plain", "pushed"])
 @pytest.mark.parametrize("redeemed", [False, True], ids=["not redeemed", "redeemed"])
 def test_deny_on_a_form_that_was_allowed_before_ends_what_it_gave(
-    *, service: Service, app: App, somebody: dict[str, Any], browser: Browser, redeemed: bool
+    *, service: Service, app: App, somebody: dict[str, Any], browser: Browser, redeemed: bool, by_push: bool
 ) -> None:
     """Back, and another decision."""
     made = flow(service, app)
-    page = browser.sign_in(browser.get(made.url), somebody)
+    page = browser.sign_in(browser.get(pushed(service, made) if by_push else made.url), somebody)
     code = browser.consent(page).answer["code"]
     tokens = redeem(service, made, code).json() if redeemed else {}
-    assert browser.consent(page, allow=False).answer["error"] == "access_denied"
+    answer = browser.consent(page, allow=False)
+    if redeemed and by_push:
+        assert answer.status == 400  # the request was spent; what it gave ends all the same
+    else:
+        assert answer.answer["error"] == "access_denied"
     if redeemed:
         assert service.code(tokens["access_token"]) == "revoked"
     else:
         assert redeem(service, made, code).json()["error"] == "invalid_grant"
+    again = browser.get(flow(service, app).url)
+    assert ("decision", "allow") in again.form.buttons  # nothing is remembered
+
+
+def test_deny_on_a_form_that_was_allowed_before_leaves_what_was_consented_before(
+    service: Service, app: App, somebody: dict[str, Any], browser: Browser
+) -> None:
+    first = flow(service, app)
+    tokens = redeem(service, first, browser.visit(first.url, somebody).answer["code"]).json()
+    page = browser.get(flow(service, app, prompt="consent").url)
+    browser.consent(page)
+    assert browser.consent(page, allow=False).answer["error"] == "access_denied"
+    assert service.code(tokens["access_token"]) == "valid"
+    assert "code" in browser.get(flow(service, app).url).answer
 
 
 def test_two_consent_pages_of_one_request_bring_a_code_each(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -94,6 +95,8 @@ def test_withdrawal_is_completed_when_its_worker_was_killed(own_service: StartSe
     assert service.done("GET", path)["items"][0]["status"] == "withdrawn"
     done = service.done("DELETE", path, params={"client_id": app.client_id})
     assert done["grants"] == 0
+    ended = [line for line in service.log_path.read_text().splitlines() if "api_worker_ended" in line]
+    assert {json.loads(line)["code"] for line in ended} == {-signal.SIGKILL}
 
 
 def test_sign_in_whose_worker_was_killed_is_done_again(own_service: StartService) -> None:

@@ -330,6 +330,13 @@ def phone_wakes_up_elsewhere(story: Story) -> None:
     story.use(7, NOON + seconds(3), ip="203.0.113.5")
 
 
+def first_use_comes_too_late(story: Story) -> None:
+    """Somebody tries out a token that they have just revoked: nobody knows yet where they are."""
+    story.issue(8, Kind.PAT, usr(8), at=NOON)
+    for number in range(6):
+        story.use(8, NOON + seconds(number), ip="203.0.113.5", agent="curl/8", outcome="revoked")
+
+
 def deployment(story: Story) -> None:
     """All tokens at once: a new version of the agent on new machines of the same network, then another agent there."""
     for number in range(1, 6):
@@ -542,6 +549,7 @@ NOT_FOUND = [
     *(double_click, second_tab, second_tabs_of_a_busy_client, release_that_loses_verifiers, page_loaded_again),
     *(replay_within_the_window, old_token_at_home, phone_wakes_up_elsewhere, deployment, move_to_another_cloud),
     *(roaming_phone, one_phone_on_two_networks, office, runners, first_runners, hourly_job, many_at_once),
+    first_use_comes_too_late,
     *(nightly_job_with_more_to_do, load_test),
     *(retries, rotation, monthly_job, seldom_used, first_use_ever, upgrade_of_the_agent, tools_of_one_person),
     *(missing_scope, missing_scope_on_new_machines, noisy_gateway, old_secret, resource_server_moves),

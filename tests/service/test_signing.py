@@ -127,7 +127,7 @@ async def test_revoked_keys_leave_the_key_set_and_their_private_halves_are_destr
         assert (done.kid in listed, set(listed) & old) == (True, set())
         assert kid_of(await access_token(one)) == done.kid
         for kid in old:
-            assert await keys._bucket.get(kid) is None
+            assert await keys._bucket.get(signing._place(kid)) is None
 
 
 async def test_announced_key_is_revoked_with_the_one_that_it_lay_beside(
@@ -216,7 +216,7 @@ async def test_private_half_that_was_left_is_destroyed_by_whoever_keeps_the_keys
             patched.setattr(keys, "_destroy", killed)
             with pytest.raises(asyncio.CancelledError):
                 await rotated(one, revoke=Reason.COMPROMISED)
-        assert await keys._bucket.get(old.kid) is not None
+        assert await keys._bucket.get(signing._place(old.kid)) is not None
         settings = one.runtime.settings
         await one.runtime.stop()
         gone, made = asyncio.Event(), signing.SigningKeys._destroy
@@ -228,7 +228,7 @@ async def test_private_half_that_was_left_is_destroyed_by_whoever_keeps_the_keys
         monkeypatch.setattr(signing.SigningKeys, "_destroy", destroyed)
         one.runtime = await Runtime.start(settings)
         await one.projecting(asyncio.wait_for(gone.wait(), 60))
-        assert await one.runtime.signing_keys._bucket.get(old.kid) is None
+        assert await one.runtime.signing_keys._bucket.get(signing._place(old.kid)) is None
         assert states(one) == {"ed-1": "revoked", "ed-2": "active"}
 
 
@@ -236,7 +236,7 @@ async def test_start_with_a_view_that_does_not_show_the_revocation_yet(tmp_path:
     async with host(tmp_path) as one:
         active = one.runtime.signing_keys.active("EdDSA")
         assert active is not None
-        await one.runtime.signing_keys._bucket.destroy(active.kid)
+        await one.runtime.signing_keys._bucket.destroy(signing._place(active.kid))
         settings = one.runtime.settings
         await one.runtime.stop()
         one.runtime = await Runtime.start(settings)
