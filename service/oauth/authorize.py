@@ -163,11 +163,13 @@ async def consent(runtime: Runtime, incoming: Incoming) -> Response:
     decision = form.get("decision")
     if decision not in {"allow", "deny"}:
         raise InvalidRequest("neither Allow nor Deny was chosen", fix="go back to the page that asked, and choose one")
-    if decision == "deny":
-        await _take_back(runtime, incoming, shown, session)
     try:
         given = Parameters(parse_form(shown.query.encode()))
-        asked = await _understood(runtime, incoming, given, session)
+        try:
+            asked = await _understood(runtime, incoming, given, session)
+        finally:
+            if decision == "deny":  # whatever has become of the request: a pushed one is spent by what it gave
+                await _take_back(runtime, incoming, shown, session)
         if decision == "deny":
             raise _at(AccessDenied("the person refused"), asked)
         granting = _granting(runtime, asked, session)
