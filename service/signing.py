@@ -268,7 +268,7 @@ class SigningKeys:
             recorded = await runtime.ledger.read(f"ledger.{TENANT}.key.{kid}")
             if not recorded:
                 break
-            if isinstance(recorded[-1].event, KeyIntroduced):  # announced by another host, and not yet in this view
+            if not isinstance(recorded[-1].event, KeyRemoved):  # another host has just made it; this view lags behind
                 await runtime.applied(recorded[-1].seq)
                 self._rows_at = -1
                 return next(row for row in self.rows() if row.kid == kid)

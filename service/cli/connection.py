@@ -60,7 +60,7 @@ def read_bootstrap(data_dir: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise Failed(
             f"there is no {path}",
-            f"{START} and TOKEN_LEDGER_TOKEN",
+            f"{START} and TOKEN_LEDGER_TOKEN; `token-ledger admin-token` makes a file that was lost",
             exit_code=WRONG_USE,
         ) from None
     except (OSError, ValueError) as error:

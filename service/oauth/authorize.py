@@ -157,7 +157,7 @@ async def consent(runtime: Runtime, incoming: Incoming) -> Response:
     session = await session_of(runtime, incoming)
     browser = check_csrf(runtime, incoming, form, CONSENT)
     shown = open_carried(runtime, browser, form.need(REQUEST), CONSENT, _decode_shown)
-    again = Response(303, b"", (*_NO_STORE, ("location", _again(runtime, shown.query))))
+    again = onward(_again(runtime, shown.query))
     if session is None or session.session_id != shown.session_id:
         return again  # another person may be here by now, or nobody
     decision = form.get("decision")

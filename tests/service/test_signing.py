@@ -175,6 +175,19 @@ async def test_two_workers_that_revoke_at_once_make_one_key(tmp_path: Path) -> N
         assert winner.kid.startswith("ed-2-")
 
 
+async def test_worker_whose_view_lags_behind_makes_no_second_first_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has read that there is none before another one has made and activated it."""
+    async with host(tmp_path) as one:
+        assert states(one) == {"ed-1": "active"}
+        late = signing.SigningKeys(one.runtime)
+        monkeypatch.setattr(late, "_of", lambda *_: [])
+        with pytest.raises(Conflict):
+            await one.projecting(late.rotate("EdDSA", by="system"))
+        assert states(one) == {"ed-1": "active"}
+
+
 # Stopped half-way
 
 
