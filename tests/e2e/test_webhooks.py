@@ -166,7 +166,7 @@ def test_receiver_that_says_gone_is_disabled_and_loses_nothing(service: Service)
         first = revoke(service)
         until(lambda: not shown(service, made)["enabled"], seconds=SECONDS)
         assert shown(service, made)["disabled_reason"] == "gone"
-        assert '"webhook_disabled"' in service.log_path.read_text()
+        until(lambda: '"webhook_disabled"' in service.log_path.read_text(), seconds=SECONDS)  # told behind its event
         doctor = CliRunner().invoke(main, ["doctor", "--data-dir", str(service.data_dir), "-o", "json"])
         (found,) = [one for one in json.loads(doctor.stdout)["checks"] if made["webhook_id"] in one["found"]]
         assert found["found"].endswith("disabled, gone")
