@@ -130,12 +130,20 @@ async def prepare_client(runtime: Runtime, asker: Asker, changes: Mapping[str, A
         issuer=runtime.settings.issuer,
     )
     event = decide_register_client(command, known_scopes(runtime))
-    runtime.signing_keys.want_for_id_tokens(event.metadata.id_token_signed_response_alg)
+    await _key_for_id_tokens(runtime, event.metadata)
     answer = client_answer(event.client_id, event.metadata)
     answer["client_id_issued_at"] = int(event.occurred_at.timestamp())
     if event.secret_sha256 is not None:
         answer |= {"client_secret": secret, "client_secret_expires_at": 0}
     return Prepared((Append(subject("client", event.client_id), event, 0),), answer)
+
+
+async def _key_for_id_tokens(runtime: Runtime, metadata: ClientMetadata) -> None:
+    """The first of its kind is there before the client is: strict ones fetch the keys once, at their start."""
+    if "authorization_code" in metadata.grant_types:
+        await runtime.signing_keys.first_for_id_tokens(metadata.id_token_signed_response_alg)
+    else:
+        runtime.signing_keys.want_for_id_tokens(metadata.id_token_signed_response_alg)
 
 
 async def change_client(
@@ -153,7 +161,7 @@ async def change_client(
         *_client(runtime, client_id),
         lambda client: decide_change_client(command, client, known_scopes(runtime)),
     )
-    runtime.signing_keys.want_for_id_tokens(changed.metadata.id_token_signed_response_alg)
+    await _key_for_id_tokens(runtime, changed.metadata)
     return changed, seq
 
 

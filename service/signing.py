@@ -193,13 +193,18 @@ class SigningKeys:
 
     async def sign_id_token(self, claims: dict[str, Any], alg: Algorithm) -> str:
         """Waits for the first key of its kind. Raises: Unavailable, LedgerError."""
+        row = await self.first_for_id_tokens(alg)
+        if row is None:
+            raise Unavailable(f"the {alg} key for ID tokens is still being made", fix="repeat the request")
+        return await self._signed(row, claims, "JWT")
+
+    async def first_for_id_tokens(self, alg: Algorithm) -> SigningKey | None:
+        """The key that signs ID tokens so. It is made if there is none, which is waited for, but not for ever."""
         self.want_for_id_tokens(alg)
         deadline = time.monotonic() + ID_KEY_SECONDS_MAX
-        while (row := self.active(alg, "id")) is None:
-            if time.monotonic() > deadline:
-                raise Unavailable(f"the {alg} key for ID tokens is still being made", fix="repeat the request")
+        while (row := self.active(alg, "id")) is None and time.monotonic() < deadline:  # noqa: ASYNC110 - as the view
             await asyncio.sleep(_POLL_SECONDS)
-        return await self._signed(row, claims, "JWT")
+        return row
 
     async def _signed(self, row: SigningKey, claims: dict[str, Any], typ: str) -> str:
         private = self._private.get(row.kid) or await self._load(row.kid)
